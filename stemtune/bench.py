@@ -1,0 +1,103 @@
+"""`stemtune bench`: the speed figures of the README, each measured beside its peer or its limit in one run.
+
+Machines are shared and noisy: the ratio of two figures of one run can be trusted, a single figure less.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from stemtune.config import Config, SimulateConfig
+from stemtune.errors import UserError, did_you_mean
+
+Figures = Mapping[str, object]
+
+MODELS: dict[str, dict[str, object]] = {
+    "cnn": {"model.name": "cnn", "model.input_size": 64},
+    "polar": {"model.name": "polar"},
+}
+"""The settings whose training loop is measured: models of the size that two cores can train."""
+
+
+def run(names: Sequence[str] = ()) -> None:
+    """Measure what `names` says (all without names) and print each figure.
+
+    Raises
+    ------
+    UserError
+        For a name that is not a measurement.
+    """
+    for name in names:
+        if name not in _MEASUREMENTS:
+            known = ", ".join(_MEASUREMENTS)
+            raise UserError(f"no measurement is called '{name}'{did_you_mean(name, _MEASUREMENTS)}; there are {known}")
+    with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
+        for name in names or _MEASUREMENTS:
+            about, measure = _MEASUREMENTS[name]
+            print(f"{name}: {about}", flush=True)
+            for key, value in measure(Path(folder)).items():
+                shown = f"{value:,.4g}" if isinstance(value, float) else value
+                print(f"  {key:32s} {shown}", flush=True)
+
+
+def _store(folder: Path, patterns: int = 4096) -> Path:
+    from stemtune.data.simulate import simulate_store
+
+    path = folder / f"{patterns}.h5"
+    if not path.exists():
+        simulate_store("linio2", path, patterns, SimulateConfig(), seed=0)
+    return path
+
+
+def _simulate(_: Path) -> Figures:
+    from stemtune.diffraction.rates import simulation_rate
+
+    return simulation_rate()
+
+
+def _loading(folder: Path) -> Figures:
+    from stemtune.data.measure import loading_rate, sharing
+
+    store = _store(folder, 16384)
+    return loading_rate(store) | sharing(store)
+
+
+def _matched(_: Path) -> Figures:
+    from stemtune.learning.rates import matching_rate
+
+    return matching_rate()
+
+
+def _train(folder: Path) -> Figures:
+    from stemtune.learning.rates import loop_rate
+
+    figures: dict[str, object] = {}
+    for name, settings in MODELS.items():
+        config = Config.from_flat({"data.store": str(_store(folder)), **settings})
+        figures |= {f"{name} {key}": value for key, value in loop_rate(config).items()}
+    return figures
+
+
+def _predict(folder: Path) -> Figures:
+    from stemtune.data.store import Store
+    from stemtune.learning.models import build
+    from stemtune.maps.rates import predict_rate
+
+    figures: dict[str, object] = {}
+    with Store.open(_store(folder)) as store:
+        for name in ("matched", *MODELS):
+            config = Config.from_flat({"model.name": name, **MODELS.get(name, {})})
+            model = build(config, store.phases[0], store.geometry).eval()
+            figures |= {f"{name} {key}": value for key, value in predict_rate(store, model).items()}
+    return figures
+
+
+_MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
+    "simulate": ("kinematic patterns per second, beside diffsims", _simulate),
+    "loading": ("shuffled batches from a store beside an array in memory; one copy among four readers", _loading),
+    "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
+    "train": ("the training loop beside the bare forward, backward and step", _train),
+    "predict": ("prediction from file to map beside the bare forward pass", _predict),
+}

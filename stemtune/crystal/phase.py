@@ -1,0 +1,281 @@
+"""A crystal phase: its cell, atoms and symmetry from a CIF, and the reflections it has.
+
+Crystal coordinates are Cartesian with e1 along a and e3 along c*, lengths in Å, reciprocal lengths in 1/Å without
+2 pi. Rhombohedral cells are rewritten on hexagonal axes (obverse setting), so that the three-fold axis is e3.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stemtune.crystal.cif import CifCrystal, parse_cif
+from stemtune.crystal.scattering import is_known, scattering_factors
+from stemtune.crystal.symmetry import Symmetry
+from stemtune.errors import UserError
+from stemtune.files import existing
+
+DEFAULT_U_ISO = 0.005
+"""Mean square displacement in Å² of atoms for which the CIF gives none, or gives 0: B = 8 pi² U = 0.39 Å², typical
+of oxides and metals at room temperature."""
+
+_ABSENT = 1e-4
+"""Reflections with |F| below this part of the strongest count as absent; the rest is rounding of coordinates."""
+
+
+class Lattice(NamedTuple):
+    """Lattice parameters: lengths in Å, angles in degrees."""
+
+    a: float
+    b: float
+    c: float
+    alpha: float
+    beta: float
+    gamma: float
+
+    def matrix(self) -> Tensor:
+        """Return the lattice vectors a, b and c as rows (3, 3), in the crystal frame: e1 along a, e3 along c*."""
+        cos_a, cos_b, cos_c = (math.cos(math.radians(angle)) for angle in self[3:])
+        sin_c = math.sin(math.radians(self.gamma))
+        y = (cos_a - cos_b * cos_c) / sin_c
+        z = math.sqrt(max(0.0, 1 - cos_b**2 - y**2))
+        return torch.tensor(
+            [
+                [self.a, 0, 0],
+                [self.b * cos_c, self.b * sin_c, 0],
+                [self.c * cos_b, self.c * y, self.c * z],
+            ],
+            dtype=torch.float64,
+        )
+
+
+class Reflections(NamedTuple):
+    """Reflections that are not systematically absent, sorted by length, without 000.
+
+    `hkl` (N, 3) int64; `g` (N, 3) float64 in 1/Å, crystal frame; `structure_factor` (N,) complex128 in Å.
+    """
+
+    hkl: Tensor
+    g: Tensor
+    structure_factor: Tensor
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One crystal structure; equal to another if their CIF text is.
+
+    Attributes
+    ----------
+    name
+        Formula or name, for people.
+    space_group
+        Number in the International Tables.
+    symmetry
+        Of its diffraction, from the symmetry operations of the CIF, so that unusual settings count as they stand.
+    lattice
+        Å and degrees.
+    elements
+        M chemical symbols, one for each atom of the whole cell.
+    fractional
+        (M, 3) float64 positions in the cell.
+    occupancy
+        (M,) float64.
+    u_iso
+        (M,) float64 mean square displacement in Å²; anisotropic ones count with their mean.
+    cif
+        The text it was made from.
+    """
+
+    name: str = field(compare=False)
+    space_group: int = field(compare=False)
+    symmetry: Symmetry = field(compare=False)
+    lattice: Lattice = field(compare=False)
+    elements: tuple[str, ...] = field(compare=False, repr=False)
+    fractional: Tensor = field(compare=False, repr=False)
+    occupancy: Tensor = field(compare=False, repr=False)
+    u_iso: Tensor = field(compare=False, repr=False)
+    cif: str = field(repr=False)
+
+    @staticmethod
+    def from_cif(path: str | os.PathLike[str]) -> Phase:
+        """Read the first structure of a CIF.
+
+        Raises
+        ------
+        UserError
+            Where the file is absent, does not parse, or holds no usable structure.
+        """
+        found = existing(path, "the CIF")
+        try:
+            text = found.read_text(encoding="utf-8", errors="replace")
+        except OSError as problem:
+            raise UserError(f"cannot read the CIF '{path}': {problem.strerror or problem}") from None
+        return Phase.from_cif_text(text, f"the CIF '{path}'")
+
+    @staticmethod
+    def from_cif_text(text: str, source: str = "the CIF text") -> Phase:
+        """Read the first structure of a CIF's text; `source` names it in errors."""
+        crystal = parse_cif(text, source)
+        unknown = [element for element in crystal.elements if not is_known(element)]
+        if unknown:
+            raise UserError(f"{source} has an atom of unknown element '{unknown[0]}'; give its _atom_site_type_symbol")
+        return _from_crystal(crystal, text, source)
+
+    @property
+    def a(self) -> float:
+        """Lattice parameter in Å."""
+        return self.lattice.a
+
+    @property
+    def b(self) -> float:
+        """Lattice parameter in Å."""
+        return self.lattice.b
+
+    @property
+    def c(self) -> float:
+        """Lattice parameter in Å."""
+        return self.lattice.c
+
+    @property
+    def alpha(self) -> float:
+        """Lattice angle in degrees."""
+        return self.lattice.alpha
+
+    @property
+    def beta(self) -> float:
+        """Lattice angle in degrees."""
+        return self.lattice.beta
+
+    @property
+    def gamma(self) -> float:
+        """Lattice angle in degrees."""
+        return self.lattice.gamma
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell in Å³."""
+        return float(torch.linalg.det(self.lattice.matrix()))
+
+    @property
+    def reciprocal_matrix(self) -> Tensor:
+        """(3, 3) float64 with `g = hkl @ reciprocal_matrix` in 1/Å: rows a*, b*, c* in the crystal frame."""
+        inverse: Tensor = torch.linalg.inv(self.lattice.matrix())
+        return inverse.T
+
+    def structure_factors(self, hkl: Tensor) -> Tensor:
+        """Return the kinematic structure factors (N,) complex128 in Å of any `hkl` (N, 3).
+
+        F = sum over atoms of occupancy · f(g) · exp(-2 pi² U g²) · exp(2 pi i hkl·x), f as in `scattering`.
+        """
+        sums = []
+        for part in torch.split(hkl.to(torch.float64), 4096):
+            g_squared = (part @ self.reciprocal_matrix).square().sum(-1)
+            damped = torch.exp(-2 * math.pi**2 * g_squared[:, None] * self.u_iso)
+            amplitude = self.occupancy * scattering_factors(self.elements, g_squared) * damped
+            phase = 2 * math.pi * part @ self.fractional.T
+            sums.append(torch.complex((amplitude * phase.cos()).sum(-1), (amplitude * phase.sin()).sum(-1)))
+        return torch.cat(sums)
+
+    def reflections(self, max_inv_angstrom: float) -> Reflections:
+        """Return the reflections with |g| up to `max_inv_angstrom` (1/Å) that are not absent."""
+        largest = [int(max_inv_angstrom * edge * (1 + 1e-9)) for edge in self.lattice[:3]]  # |h| = |g · a| <= |g| a
+        hkl = torch.cartesian_prod(*(torch.arange(-n, n + 1) for n in largest))
+        g = hkl.to(torch.float64) @ self.reciprocal_matrix
+        length = torch.linalg.vector_norm(g, dim=-1)
+        inside = (length <= max_inv_angstrom * (1 + 1e-12)) & (length > 0)
+        hkl, g, length = hkl[inside], g[inside], length[inside]
+        order = torch.argsort(length, stable=True)
+        hkl, g = hkl[order], g[order]
+        if not len(hkl):
+            return Reflections(hkl, g, torch.zeros(0, dtype=torch.complex128))
+        factor = self.structure_factors(hkl)
+        present = factor.abs() > _ABSENT * factor.abs().max()
+        return Reflections(hkl[present], g[present], factor[present])
+
+
+def _from_crystal(crystal: CifCrystal, text: str, source: str) -> Phase:
+    """Give the parsed crystal its symmetry, on hexagonal axes if it is rhombohedral, and its displacements."""
+    lattice, fractional, operations = Lattice(*crystal.lattice), crystal.fractional, crystal.rotations
+    atoms = torch.arange(len(fractional))
+    if _is_rhombohedral(lattice, len(operations)):
+        lattice, fractional, operations, atoms = _on_hexagonal_axes(lattice, fractional, operations)
+    columns = lattice.matrix().T
+    symmetry = Symmetry.of_matrices(columns @ operations @ torch.linalg.inv(columns))
+    if symmetry is None:
+        raise UserError(
+            f"{source}: its symmetry operations do not fit its cell, or its axes are not a standard setting; "
+            "write it in the setting of the International Tables"
+        )
+    u_iso = torch.where(crystal.u_iso > 0, crystal.u_iso, DEFAULT_U_ISO)
+    return Phase(
+        name=crystal.name,
+        space_group=crystal.space_group or _FIRST_GROUP[symmetry.laue],
+        symmetry=symmetry,
+        lattice=lattice,
+        elements=tuple(crystal.elements[int(atom)] for atom in atoms),
+        fractional=fractional,
+        occupancy=crystal.occupancy[atoms],
+        u_iso=u_iso[atoms],
+        cif=text,
+    )
+
+
+# The simplest centrosymmetric space group of each Laue class, for a CIF that lists operations but names no group.
+_FIRST_GROUP = {
+    "-1": 2,
+    "2/m": 10,
+    "mmm": 47,
+    "4/m": 83,
+    "4/mmm": 123,
+    "-3": 147,
+    "-3m": 164,
+    "6/m": 175,
+    "6/mmm": 191,
+    "m-3": 200,
+    "m-3m": 221,
+}
+
+
+def _is_rhombohedral(lattice: Lattice, operations: int) -> bool:
+    """Say whether the cell has three equal edges and angles, not 90 degrees, and more symmetry than triclinic."""
+    edges = max(lattice[:3]) - min(lattice[:3]) < 1e-3 * lattice.a
+    angles = max(lattice[3:]) - min(lattice[3:]) < 0.05
+    return edges and angles and abs(lattice.alpha - 90) > 0.05 and operations % 3 == 0
+
+
+def _on_hexagonal_axes(
+    lattice: Lattice, fractional: Tensor, operations: Tensor
+) -> tuple[Lattice, Tensor, Tensor, Tensor]:
+    """Return lattice, atoms (3 M, 3), operations and the original index of each atom, in the obverse setting."""
+    edge, angle = lattice.a, math.radians(lattice.alpha)
+    a = 2 * edge * math.sin(angle / 2)
+    c = edge * math.sqrt(3 + 6 * math.cos(angle))
+    # Columns are the hexagonal axes in rhombohedral ones: a - b, b - c, a + b + c.
+    axes = torch.tensor([[1, 0, 1], [-1, 1, 1], [0, -1, 1]], dtype=torch.float64)
+    back = torch.linalg.inv(axes)
+    centring = torch.tensor([[0, 0, 0], [2, 1, 1], [1, 2, 2]], dtype=torch.float64) / 3
+    positions = ((fractional @ back.T)[:, None] + centring).flatten(0, 1) % 1.0
+    index = torch.arange(len(fractional)).repeat_interleave(3)
+    return Lattice(a, a, c, 90.0, 90.0, 120.0), positions, back @ operations @ axes, index
+
+
+@cache
+def linio2() -> Phase:
+    """Return LiNiO2 (R-3m, hexagonal axes, 12 atoms per cell), from the CIF that ships with the package."""
+    text = resources.files("stemtune.crystal").joinpath("linio2.cif").read_text(encoding="utf-8")
+    return Phase.from_cif_text(text, "the shipped linio2.cif")
+
+
+def phase_from(spec: str | os.PathLike[str]) -> Phase:
+    """Return the phase called `spec`: the path of a CIF, or "" or "linio2" for the shipped LiNiO2."""
+    if str(spec).lower() in ("", "linio2") and not Path(spec).is_file():
+        return linio2()
+    return Phase.from_cif(spec)

@@ -1,0 +1,295 @@
+"""The eleven Laue classes: which orientations a diffraction pattern cannot tell apart, and how far apart two are.
+
+Diffraction adds a centre of symmetry, so a crystal counts with its Laue class; the proper rotations of that class
+act on orientations from the left, `g ~ s * g`. Disorientation is the smallest angle over that group.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import product
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stemtune.crystal import rotations
+from stemtune.errors import UserError, did_you_mean
+
+LAUE_CLASSES = ("-1", "2/m", "mmm", "4/m", "4/mmm", "-3", "-3m", "6/m", "6/mmm", "m-3", "m-3m")
+"""Names of the Laue classes, from the lowest to the highest symmetry of each family."""
+
+_X, _Y, _Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+_DIAGONAL = (1.0, 1.0, 1.0)
+
+# Proper point group -> (Laue class, generators as (order, axis)). Two-fold axes of 32 and 622 lie along a, as in orix.
+_GROUPS: dict[str, tuple[str, tuple[tuple[int, tuple[float, float, float]], ...]]] = {
+    "1": ("-1", ()),
+    "2": ("2/m", ((2, _Z),)),
+    "121": ("2/m", ((2, _Y),)),
+    "211": ("2/m", ((2, _X),)),
+    "222": ("mmm", ((2, _Z), (2, _X))),
+    "4": ("4/m", ((4, _Z),)),
+    "422": ("4/mmm", ((4, _Z), (2, _X))),
+    "3": ("-3", ((3, _Z),)),
+    "32": ("-3m", ((3, _Z), (2, _X))),
+    "312": ("-3m", ((3, _Z), (2, _Y))),
+    "6": ("6/m", ((6, _Z),)),
+    "622": ("6/mmm", ((6, _Z), (2, _X))),
+    "23": ("m-3", ((2, _Z), (3, _DIAGONAL))),
+    "432": ("m-3m", ((4, _Z), (3, _DIAGONAL))),
+}
+_OF_LAUE = dict(zip(LAUE_CLASSES, ("1", "2", "222", "4", "422", "3", "32", "6", "622", "23", "432"), strict=True))
+_LAST_OF_LAUE = dict(zip(LAUE_CLASSES, (2, 15, 74, 88, 142, 148, 167, 176, 194, 206, 230), strict=True))
+_TWO_FOLD_ACROSS_A = (149, 151, 153, 157, 159, 162, 163)
+"""Trigonal space groups whose two-fold axes (or mirror normals) stand across a: the setting 312, not 321."""
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """The symmetry of a crystal as diffraction sees it.
+
+    Attributes
+    ----------
+    laue
+        Name of the Laue class, one of `LAUE_CLASSES`.
+    proper
+        Name of its group of proper rotations. "2" has its axis along e3, "121" along e2, "211" along e1; the two-fold
+        axes of "32" lie along e1 (a), those of "312" along e2.
+    operations
+        (n, 4) float64 unit quaternions, the identity first.
+    """
+
+    laue: str
+    proper: str
+    operations: Tensor = field(compare=False, repr=False)
+
+    @staticmethod
+    def of_laue(name: str) -> Symmetry:
+        """Return the Laue class `name` in orix's setting: 2/m about e3, the two-fold axes of -3m along a."""
+        if name not in _OF_LAUE:
+            raise UserError(f"no Laue class is called '{name}'{did_you_mean(name, LAUE_CLASSES)}")
+        return Symmetry.of_proper(_OF_LAUE[name])
+
+    @staticmethod
+    def of_proper(name: str) -> Symmetry:
+        """Return the Laue class with the proper group `name`, which also fixes the setting ("121" and "312")."""
+        if name not in _GROUPS:
+            raise UserError(f"no proper point group is called '{name}'{did_you_mean(name, _GROUPS)}")
+        return Symmetry(_GROUPS[name][0], name, _closure(name))
+
+    @staticmethod
+    def of_space_group(number: int) -> Symmetry:
+        """Return the symmetry of a space group in its standard setting with e1 along a and e3 along c*.
+
+        Monoclinic groups have their unique axis along b, that is e2. orix's `get_point_group` puts it along e3,
+        and takes 321 for 312.
+        """
+        if not 1 <= number <= 230:
+            raise UserError(f"the space group number is {number}, but must be in [1, 230]")
+        laue = next(name for name in LAUE_CLASSES if number <= _LAST_OF_LAUE[name])
+        if laue == "2/m":
+            return Symmetry.of_proper("121")
+        return Symmetry.of_proper("312" if number in _TWO_FOLD_ACROSS_A else _OF_LAUE[laue])
+
+    @staticmethod
+    def of_matrices(matrices: Tensor, tolerance: float = 0.02) -> Symmetry | None:
+        """Return the symmetry whose proper rotations are `matrices` (n, 3, 3), in the crystal frame.
+
+        Improper operations count with their inverted twin. None where no setting known here fits, each operation to
+        within `tolerance` (a sine).
+        """
+        proper = matrices * torch.linalg.det(matrices).sign()[:, None, None]
+        for name in _GROUPS:
+            known = rotations.to_matrix(_closure(name))
+            apart = (proper[:, None] - known).abs().amax((-1, -2))
+            if bool((apart.amin(0) < tolerance).all()) and bool((apart.amin(1) < tolerance).all()):
+                return Symmetry.of_proper(name)
+        return None
+
+    @property
+    def order(self) -> int:
+        """The number of proper rotations."""
+        return len(self.operations)
+
+    def operations_like(self, q: Tensor) -> Tensor:
+        """Return the operations (n, 4) in the number format and on the device of `q`."""
+        return _operations_on(self.proper, q.dtype, q.device)
+
+    def to_orix(self) -> Any:
+        """Return the Laue class as an orix `Symmetry`, for its colour keys and files. orix has no -3m of 312."""
+        from orix.quaternion import symmetry as named
+
+        turn = {"121": named.C2y, "211": named.C2x, "312": named.D3y}.get(self.proper)
+        if turn is not None:
+            group = named.Symmetry.from_generators(turn, named.Ci)
+            group.name = self.laue
+            return group
+        return next(group for group in named._groups if group.name == self.laue)
+
+
+@cache
+def _closure(name: str) -> Tensor:
+    """Return all operations (n, 4) of a proper group, the identity first, by multiplying until nothing is new."""
+    generators = [
+        rotations.from_axis_angle_deg(torch.tensor(axis, dtype=torch.float64), 360 / order)
+        for order, axis in _GROUPS[name][1]
+    ]
+    found = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    fresh = found
+    while len(fresh):
+        grown: list[Tensor] = []
+        for q, generator in product(fresh, generators):
+            candidate = _exact(rotations.multiply(generator, q))
+            known = torch.cat([found, *[item[None] for item in grown]])
+            if float((known @ candidate).abs().max()) < 0.999:
+                grown.append(candidate)
+        fresh = torch.stack(grown) if grown else found[:0]
+        found = torch.cat((found, fresh))
+    return found
+
+
+@cache
+def _operations_on(proper: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the operations on `device`, copied there once: a copy for every step of training would stall a GPU."""
+    return _closure(proper).to(dtype=dtype, device=device)
+
+
+def _exact(q: Tensor) -> Tensor:
+    """Snap components to the few values that occur in point groups, and make the first non-zero one positive."""
+    values = torch.tensor([0, 0.5, math.sqrt(0.5), math.sqrt(0.75), 1], dtype=q.dtype)
+    snapped = q.sign() * values[(q.abs()[:, None] - values).abs().argmin(-1)]
+    return snapped * snapped[snapped != 0][0].sign()
+
+
+def _scalar_parts(q: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return the scalar part (..., n) of `s * q` for each operation `s`, without making the products.
+
+    In full precision even inside autocast, which would round a matrix product to three digits.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        return q @ rotations.inverse(symmetry.operations_like(q)).T
+
+
+def _smallest(q: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return that of the rotations `s * q` (..., 4) which turns least; among equals, the first operation's."""
+    with torch.no_grad():
+        scalar = _scalar_parts(q, symmetry).abs()
+        close = scalar >= scalar.amax(-1, keepdim=True) - 16 * torch.finfo(q.dtype).eps
+        best = close.to(torch.uint8).argmax(-1)
+    return rotations.multiply(symmetry.operations_like(q)[best], q)
+
+
+def disorientation_deg(g1: Tensor, g2: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return the smallest angle in degrees (...) between symmetry equivalents of `g1` and `g2` (..., 4).
+
+    One product per pair: `inverse(s1 g1) * s2 g2` turns as much as `s * g2 * inverse(g1)` with `s = inverse(s1) s2`,
+    so one sum over the group serves both sides. Accurate to rounding near 0, with a finite gradient there; NaN where
+    an orientation is NaN. Crystals of the same phase only.
+    """
+    return rotations.angle_deg(_smallest(rotations.multiply(g2, rotations.inverse(g1)), symmetry))
+
+
+def reduce_to_fundamental_zone(g: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return the symmetry equivalent of `g` (..., 4) with the smallest rotation angle and scalar part >= 0.
+
+    On the surface of the zone, where several equivalents turn equally far, `g` is kept if it is one of them.
+    """
+    reduced = _smallest(g, symmetry)
+    return torch.where(reduced[..., :1] < 0, -reduced, reduced)
+
+
+def beam180(g: Tensor) -> Tensor:
+    """Return the twin of `g` (..., 4) turned by 180 degrees about the beam, `g * Rz(180)`.
+
+    Friedel's law gives both the same pattern as long as only the zero-order Laue zone is excited: the pattern is
+    turned by 180 degrees, and reflections g and -g are equally strong.
+    """
+    q0, q1, q2, q3 = g.unbind(-1)
+    return torch.stack((-q3, q2, -q1, q0), dim=-1)
+
+
+def disorientation_beam180_deg(g1: Tensor, g2: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return the disorientation in degrees (...) modulo the beam-180 ambiguity: the lesser of `g2` and its twin."""
+    return torch.minimum(disorientation_deg(g1, g2, symmetry), disorientation_deg(g1, beam180(g2), symmetry))
+
+
+def mean_orientation(g: Tensor, symmetry: Symmetry, weight: Tensor | None = None) -> Tensor:
+    """Return the mean (4,) of the orientations `g` (n, 4) of one grain, reduced to the fundamental zone.
+
+    Each is replaced by its equivalent nearest to a running mean that starts at the orientation of the largest weight
+    (or the first), which is right while the grain spreads less than half the smallest angle between equivalents.
+    """
+    start = 0 if weight is None else int(weight.argmax())
+    centre = g[start]
+    for _ in range(3):
+        nearest = rotations.multiply(_smallest(rotations.multiply(g, rotations.inverse(centre)), symmetry), centre)
+        centre = rotations.mean(nearest, weight)
+    return reduce_to_fundamental_zone(centre, symmetry)
+
+
+class Crystal(Protocol):
+    """What `pseudo_variants` needs to know of a phase."""
+
+    @property
+    def space_group(self) -> int: ...
+    @property
+    def lattice(self) -> Any: ...
+    @property
+    def symmetry(self) -> Symmetry: ...
+
+
+def pseudo_variants(phase: Crystal, tolerance: float = 0.02) -> list[tuple[str, Tensor]]:
+    """Return the orientations that a layered oxide is easily mistaken for, as (name, quaternion v), `v * g` for `g`.
+
+    The layered oxides (R-3m, hexagonal axes) are rock salt with its cations sorted into layers along one of the four
+    cubic <111>. With c/a near 2√6 the oxygen lattice stays nearly cubic, and so do the strong reflections:
+
+    - "90": the layers lie along another <111> of the same oxygen lattice (90 degrees about a cubic axis; c is then
+      70.5 degrees away), three variants;
+    - "60 about c": the oxygen stacking is reversed, the spinel twin;
+    - "70.5": both at once (70.5 degrees about a cubic <110> across c), three variants.
+
+    Taken over all symmetry equivalents of `g` the seven are a closed set: which of "90 #1" to "90 #3" is which
+    depends on the representative of `g`, that it is one of them does not.
+
+    Parameters
+    ----------
+    phase
+        The crystal.
+    tolerance
+        Largest relative difference of c/a from 2√6.
+
+    Returns
+    -------
+    list
+        Seven pairs; empty for any other phase.
+    """
+    ideal = 2 * math.sqrt(6)
+    if phase.space_group not in (155, 160, 166) or phase.symmetry.proper != "32":
+        return []
+    if abs(phase.lattice.c / phase.lattice.a / ideal - 1) > tolerance:
+        return []
+    # Columns are e1, e2, e3 of the crystal in the cubic setting: c on [111], and (104) on a cubic axis, since 104
+    # obeys -h+k+l=3n. The azimuth of 104 is 30 degrees from a.
+    third = torch.tensor([1, 1, 1], dtype=torch.float64) / math.sqrt(3)
+    towards_104 = torch.tensor([2, -1, -1], dtype=torch.float64) / math.sqrt(6)
+    across = torch.linalg.cross(third, towards_104)
+    first = math.sqrt(0.75) * towards_104 - 0.5 * across
+    to_cubic = rotations.from_matrix(torch.stack((first, torch.linalg.cross(third, first), third), dim=-1))
+    cubic = rotations.multiply(
+        rotations.multiply(rotations.inverse(to_cubic), Symmetry.of_laue("m-3m").operations), to_cubic
+    )
+    axis_c = torch.tensor([0, 0, 1], dtype=torch.float64)
+    twin = rotations.from_axis_angle_deg(axis_c, 60.0)
+    along_c = torch.stack((phase.symmetry.operations[0], twin))
+    variants = [("60 about c", twin)]
+    for name, family in (("70.5", rotations.multiply(twin, cubic)), ("90", cubic)):
+        known = along_c
+        for v in family:
+            if float(disorientation_deg(v, known, phase.symmetry).min()) > 1:
+                known = torch.cat((known, v[None]))
+                variants.append((f"{name} #{len(known) - 2}", reduce_to_fundamental_zone(v, phase.symmetry)))
+    return variants

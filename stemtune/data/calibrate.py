@@ -1,0 +1,171 @@
+"""Calibration of measured patterns: where the direct beam is, and patterns moved so that it is in the middle.
+
+Pixel coordinates are (row, column); whole numbers are pixel centres.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from stemtune.errors import UserError
+
+FloatArray = npt.NDArray[np.float64]
+
+_ROUNDS = 20  # of moving the window after the centroid
+_ALIGNED_PX = 0.02  # patterns that are off their pixels by less are copied, not interpolated
+
+
+class Centre(NamedTuple):
+    """The direct beam of a scan.
+
+    Attributes
+    ----------
+    row, column
+        Its position in pixels: the median over the patterns.
+    spread_px
+        How far it wanders over the scan, in pixels: the robust standard deviation along the worse axis.
+    """
+
+    row: float
+    column: float
+    spread_px: float
+
+
+def fit_centre(patterns: npt.NDArray[Any]) -> Centre:
+    """Find the direct beam in patterns sampled from one scan.
+
+    The beam is the brightest place, near the middle, of what most patterns have in common (their median: spots of
+    single orientations drop out). It is then measured in every pattern as the centroid of the counts above the
+    surroundings, cut off at half of the maximum, so that neither the inside of a disk nor one hot pixel counts
+    for much; the answer is the median over the patterns.
+
+    Parameters
+    ----------
+    patterns
+        Counts (N, H, W).
+
+    Raises
+    ------
+    UserError
+        When the patterns are empty.
+    """
+    counts = np.asarray(patterns, dtype=np.float64)
+    common = np.median(counts, axis=0)
+    common = common if common.max() > 0 else counts.mean(axis=0)
+    if not common.max() > 0:
+        raise UserError("the sampled patterns hold no counts, so there is no direct beam to find; give --centre y,x")
+    height, width = common.shape
+    around = ndimage.maximum_filter(common, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
+    smooth = ndimage.gaussian_filter(np.minimum(common, 3 * around), 1.5, mode="constant")  # without hot pixels
+    row, column = (np.indices(common.shape) - np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]) / min(
+        common.shape
+    )
+    start = np.unravel_index(np.argmax(smooth * np.exp(-4 * (row**2 + column**2))), common.shape)
+    blob, _ = ndimage.label(smooth > smooth[start] / 2)
+    radius = math.sqrt((blob == blob[start]).sum() / math.pi)
+    reach = min(max(2.0 * radius, 3.0), min(common.shape) / 2)
+    first = _centroids(common[None], (float(start[0]), float(start[1])), reach)[0]
+    each = _centroids(counts, (first[0], first[1]), reach)
+    each = each[np.isfinite(each).all(axis=1)]
+    if not len(each):
+        return Centre(float(first[0]), float(first[1]), 0.0)
+    centre = np.median(each, axis=0)
+    spread = 1.4826 * float(np.median(np.abs(each - centre), axis=0).max())
+    return Centre(float(centre[0]), float(centre[1]), spread)
+
+
+def _centroids(counts: FloatArray, start: tuple[float, float], reach: float) -> FloatArray:
+    """Return the centroid (N, 2) of the spot near `start` in each pattern (N, H, W); NaN where there is none."""
+    low = [max(0, round(value - 2 * reach)) for value in start]
+    high = [min(length, round(value + 2 * reach) + 1) for value, length in zip(start, counts.shape[1:], strict=True)]
+    part = counts[:, low[0] : high[0], low[1] : high[1]]
+    row, column = np.mgrid[low[0] : high[0], low[1] : high[1]].astype(np.float64)
+    ground = np.median(part, axis=(1, 2))[:, None, None]
+    part = np.clip(part - ground, 0, None)
+    peak = part.max(axis=(1, 2), initial=0)
+    part = np.minimum(part, peak[:, None, None] / 2)
+    centre = np.tile(np.asarray(start), (len(part), 1))
+    for _ in range(_ROUNDS):
+        distance = np.hypot(row - centre[:, 0, None, None], column - centre[:, 1, None, None])
+        weight = part * np.clip(reach + 0.5 - distance, 0, 1)  # pixels at the rim count in part
+        total = weight.sum(axis=(1, 2))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            moved = np.stack([(weight * row).sum(axis=(1, 2)), (weight * column).sum(axis=(1, 2))], axis=1)
+            centre = moved / total[:, None]
+    centre[peak < 0.1 * np.median(peak)] = np.nan
+    return centre
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Moves the direct beam to the middle and resamples to `size` pixels, keeping the sum of the counts.
+
+    Every new pixel is a square of the old pattern and gets the counts of the old pixels it covers, in proportion
+    to the covered area. The new pattern shows a square as wide as the shorter edge of the old one; where that
+    reaches over an edge, it is 0.
+
+    Parameters
+    ----------
+    shape
+        Height and width of the measured patterns.
+    centre_px
+        (row, column) of the direct beam in them.
+    size
+        Width and height of the new patterns.
+    """
+
+    shape: tuple[int, int]
+    centre_px: tuple[float, float]
+    size: int
+
+    @property
+    def factor(self) -> float:
+        """Old pixels per new pixel along an edge."""
+        return min(self.shape) / self.size
+
+    @property
+    def exact(self) -> bool:
+        """Whether new pixels are old pixels, so that the counts are copied as they are."""
+        off = [value - (self.size - 1) / 2 for value in self.centre_px]
+        return self.factor == 1 and all(abs(value - round(value)) < _ALIGNED_PX for value in off)
+
+    @cached_property
+    def _weights(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        first, second = (
+            self._overlap(length, centre) for length, centre in zip(self.shape, self.centre_px, strict=True)
+        )
+        return np.ascontiguousarray(first.T), np.ascontiguousarray(second.T)
+
+    def _overlap(self, length: int, centre: float) -> npt.NDArray[np.float32]:
+        """Return how much of each old pixel (columns) lies in each new one (rows), along one axis."""
+        if self.exact:
+            centre = round(centre - (self.size - 1) / 2) + (self.size - 1) / 2
+        edges = centre + (np.arange(self.size + 1) - self.size / 2) * self.factor
+        old = np.arange(length)
+        low = np.maximum(edges[:-1, None], old - 0.5)
+        high = np.minimum(edges[1:, None], old + 0.5)
+        return np.asarray(np.clip(high - low, 0, None), dtype=np.float32)
+
+    def __call__(self, patterns: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return `patterns` (B, H, W) as (B, size, size): the same type where `exact`, else float32."""
+        if not self.exact:
+            rows, columns = self._weights
+            narrow = patterns.reshape(-1, self.shape[1]).astype(np.float32) @ columns
+            upright = narrow.reshape(len(patterns), self.shape[0], self.size).swapaxes(1, 2)
+            low = upright.reshape(-1, self.shape[0]) @ rows
+            return low.reshape(len(patterns), self.size, self.size).swapaxes(1, 2)
+        moved = np.zeros((len(patterns), self.size, self.size), dtype=patterns.dtype)
+        shift = [round(value - (self.size - 1) / 2) for value in self.centre_px]
+        new, old = [], []
+        for offset, length in zip(shift, self.shape, strict=True):
+            new.append(slice(max(0, -offset), max(0, min(self.size, length - offset))))
+            old.append(slice(max(0, offset), max(0, min(length, self.size + offset))))
+        moved[:, new[0], new[1]] = patterns[:, old[0], old[1]]
+        return moved

@@ -1,0 +1,118 @@
+"""How a store is laid out in HDF5, and what keeps a file from being one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stemtune.errors import UserError
+
+SCHEMA = 1
+"""Version of the layout below; it goes up when a reader of the old one would go wrong."""
+
+PATTERN_TYPES = ("uint8", "uint16", "float32")
+
+COLUMNS: dict[str, tuple[tuple[int, ...], str, float]] = {
+    "orientation": ((4,), "float64", np.nan),
+    "confidence": ((), "float32", np.nan),
+    "phase": ((), "int16", -1),
+    "position": ((2,), "int32", -1),
+    "group": ((), "int32", -1),
+    "split": ((), "int8", -1),
+}
+"""What is kept per pattern beside the pattern itself: shape, type and the value that means "not known"."""
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open the file `path` for reading, or raise a `UserError` that says why it is no (whole) HDF5 file."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as problem:
+        raise UserError(f"'{path}' {_why_no_hdf5(path, str(problem))}") from None
+
+
+def _why_no_hdf5(path: Path, problem: str) -> str:
+    if path.is_dir():
+        return "is a folder, not a store"
+    if "truncated" in problem:
+        return f"is truncated: it has {path.stat().st_size:,} bytes, fewer than its header says; make or copy it again"
+    if "signature not found" in problem:
+        return "is no HDF5 file, so it is not a store"
+    return f"cannot be opened as HDF5: {problem}"
+
+
+def check_layout(path: Path, file: h5py.File) -> None:
+    """Raise a `UserError` that says what keeps the open `file` from being a store."""
+    refuse = f"'{path}' is not a stemtune store"
+    if "schema" not in file.attrs or "patterns" not in file:
+        kept = ", ".join(list(file)[:4]) or "nothing"
+        raise UserError(f"{refuse} (it holds {kept}); `stemtune ingest` makes one from a scan")
+    schema = plain(file.attrs["schema"])
+    if schema != SCHEMA:
+        raise UserError(
+            f"'{path}' has store schema {schema}, but this stemtune reads schema {SCHEMA}; upgrade stemtune"
+        )
+    data = file["patterns"]
+    if not isinstance(data, h5py.Dataset):
+        raise UserError(f"{refuse}: `patterns` is a group, but must be an array")
+    if data.ndim != 3 or data.shape[1] != data.shape[2] or not data.size or data.dtype.name not in PATTERN_TYPES:
+        wanted = f"(n, size, size) of {', '.join(PATTERN_TYPES)}"
+        raise UserError(f"{refuse}: `patterns` is {data.shape} {data.dtype}, but must be {wanted}")
+    for name, (shape, _, _) in COLUMNS.items():
+        if name not in file:
+            raise UserError(f"{refuse}: `{name}` is missing")
+        if getattr(file[name], "shape", None) != (data.shape[0], *shape):
+            found = getattr(file[name], "shape", "a group")
+            raise UserError(f"{refuse}: `{name}` is {found}, but must be {(data.shape[0], *shape)}")
+    missing = [name for name in ("kv", "scale_inv_angstrom") if name not in file.attrs]
+    if missing:
+        raise UserError(f"{refuse}: the attribute `{missing[0]}` is missing")
+
+
+def replaceable_store(path: str | os.PathLike[str]) -> Path:
+    """Return `path` if a store may be written there: nothing is, or an empty file, or a store.
+
+    Raises
+    ------
+    UserError
+        When another file lies there, the scan itself for instance.
+    """
+    target = Path(path).expanduser()
+    if target.is_file() and target.stat().st_size:
+        try:
+            with h5py.File(target, "r") as file:
+                store = "schema" in file.attrs and "patterns" in file
+        except OSError:
+            store = False
+        if not store:
+            raise UserError(f"the file '{path}' is no store, so it is not replaced; choose another --out or remove it")
+    return target
+
+
+def set_attribute(file: h5py.File, name: str, value: Any) -> None:
+    """Keep `value` as an attribute: texts and paths as text, mappings as JSON, None not at all."""
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        value = json.dumps(value, default=str)
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        file.attrs.create(name, np.asarray(value, dtype=object), shape=(len(value),), dtype=h5py.string_dtype())
+    else:
+        file.attrs[name] = str(value) if isinstance(value, Path) else value
+
+
+def plain(value: Any) -> Any:
+    """Return an HDF5 attribute as text, number, list or None."""
+    if isinstance(value, h5py.Empty):
+        return None
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, np.ndarray):
+        return [plain(item) for item in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,378 @@
+"""Batches for training and validation, from a store or simulated afresh.
+
+What a loader yields depends on the seed, the epoch, the rank and the number of ranks, and on nothing else: a run
+that resumes at epoch 7 sees what an uninterrupted one would have seen. The patterns of a store are memory-mapped, so
+all processes of a node share the page cache, and a store larger than memory only costs the disk what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stemtune.config import Config, DataConfig
+from stemtune.crystal.phase import Phase, phase_from
+from stemtune.crystal.sampling import random_orientations
+from stemtune.data.augment import augment
+from stemtune.data.store import SPLITS, Store
+from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.errors import UserError
+
+Rows = npt.NDArray[np.intp]
+
+_TRAINING, _VALIDATION = 1, 2  # keep the random numbers of simulated training and validation apart
+_AHEAD = 2  # batches that are fetched while one is being worked on
+
+
+class Batch(NamedTuple):
+    """Patterns and what they show.
+
+    Attributes
+    ----------
+    patterns
+        Counts (B, H, W), uint8, uint16 or float32.
+    orientation
+        Unit quaternions (B, 4) float32, lab-to-crystal, scalar first.
+    """
+
+    patterns: Tensor
+    orientation: Tensor
+
+
+class Loader(Protocol):
+    """A source of batches, the same again for the same epoch."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches that `epoch` yields on this rank."""
+        ...
+
+    @property
+    def geometry(self) -> Geometry:
+        """Calibration of the patterns."""
+        ...
+
+    @property
+    def phase(self) -> Phase:
+        """The crystal that the orientations belong to."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `epoch` (counted from 0)."""
+        ...
+
+
+class StoreLoader:
+    """Batches of chosen rows of a store.
+
+    Parameters
+    ----------
+    store
+        The opened store.
+    rows
+        Row numbers (N,) to draw from, in order of use where `shuffled` is False.
+    batch_size
+        Patterns per batch on this rank.
+    phase
+        The crystal that the orientations of `rows` belong to.
+    seed
+        Seed of order and augmentation.
+    rank, world
+        Which of how many data-parallel processes this is. All of them together see every row once.
+    training
+        True: only whole batches, the same number on every rank, augmented. False: every row, in batches of which
+        the last may be smaller.
+    shuffled
+        Whether the order is random, and new in each epoch.
+    augmentation
+        See `stemtune.data.augment`.
+    device
+        Where the batches are going: for a GPU they come in pinned memory, or on it where they are interpolated.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: Rows,
+        batch_size: int,
+        phase: Phase,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        training: bool = True,
+        shuffled: bool = True,
+        augmentation: str = "none",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.store, self.rows, self.batch_size, self._phase = store, rows, batch_size, phase
+        self.seed, self.rank, self.world = seed, rank, world
+        self.training, self.shuffled, self.augmentation = training, shuffled, augmentation
+        self.device = torch.device(device)
+        self.take: Callable[[Rows], npt.NDArray[Any]] = store.take
+        self._cold = True
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches that `epoch` yields on this rank."""
+        if self.training:
+            return len(self.rows) // (self.batch_size * self.world)
+        return math.ceil(len(self.rows[self.rank :: self.world]) / self.batch_size)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Calibration of the store."""
+        return self.store.geometry
+
+    @property
+    def phase(self) -> Phase:
+        """The crystal that the orientations belong to."""
+        return self._phase
+
+    def rows_of(self, epoch: int) -> list[Rows]:
+        """Return the rows of every batch of an epoch on this rank.
+
+        The rows that all ranks together use in one training step are the same for every number of ranks.
+        """
+        rows = self.rows
+        if self.shuffled:
+            rows = np.random.default_rng([self.seed, epoch]).permutation(rows)
+        if not self.training:
+            mine = rows[self.rank :: self.world]
+            return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        whole = self.batches_per_epoch * self.world
+        blocks = rows[: whole * self.batch_size].reshape(-1, self.world, self.batch_size)
+        return list(blocks[:, self.rank])
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `epoch`, fetched ahead of their use by a thread."""
+        plan = [np.sort(rows) for rows in self.rows_of(epoch)]
+        hint = self._cold or self.store.path.stat().st_size > _memory_bytes() // 2
+
+        def fetch(number: int) -> Batch:
+            if hint and number + 1 < len(plan):
+                self.store.expect(plan[number + 1])
+            rows = plan[number]
+            patterns = torch.from_numpy(self.take(rows))
+            orientation = torch.from_numpy(self.store.orientation[rows].astype(np.float32))
+            if self.augmentation == "rotate":  # interpolating is work for the device
+                patterns = patterns.to(self.device)
+            seed = _seed(self.seed, epoch, number, self.rank)
+            batch = Batch(*augment(patterns, orientation, self.augmentation, torch.Generator().manual_seed(seed)))
+            if self.device.type != "cuda":
+                return batch
+            return Batch(*(part if part.is_cuda else part.pin_memory() for part in batch))
+
+        yield from ahead(fetch, len(plan))
+        self._cold = False
+
+
+class SimulatedLoader:
+    """Batches of patterns that are simulated when they are asked for, of uniformly random orientations.
+
+    Parameters
+    ----------
+    simulator
+        Makes the patterns, on its own device.
+    patterns
+        Patterns in an epoch, over all ranks.
+    batch_size
+        Patterns per batch on this rank.
+    seed, rank, world
+        As in `StoreLoader`.
+    training
+        True: fresh patterns in every epoch. False: the same ones, made once and kept.
+    """
+
+    def __init__(
+        self,
+        simulator: KinematicSimulator,
+        patterns: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        training: bool = True,
+    ) -> None:
+        self.simulator, self.patterns, self.batch_size = simulator, patterns, batch_size
+        self.seed, self.rank, self.world, self.training = seed, rank, world, training
+        self._kept: list[Batch] = []
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches that `epoch` yields on this rank."""
+        if self.training:
+            return self.patterns // (self.batch_size * self.world)
+        return len(range(self.rank, math.ceil(self.patterns / self.batch_size), self.world))
+
+    @property
+    def geometry(self) -> Geometry:
+        """Calibration of the patterns."""
+        return self.simulator.geometry
+
+    @property
+    def phase(self) -> Phase:
+        """The crystal that is simulated."""
+        return self.simulator.phase
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `epoch`, simulated ahead of their use by a thread."""
+        if self._kept:
+            yield from self._kept
+            return
+        kept = []
+        for batch in ahead(lambda number: self._simulate(epoch, number), self.batches_per_epoch):
+            if not self.training:
+                kept.append(batch)
+            yield batch
+        self._kept = kept
+
+    def _simulate(self, epoch: int, number: int) -> Batch:
+        block = number * self.world + self.rank
+        count = min(self.batch_size, self.patterns - block * self.batch_size)
+        seed = _seed(self.seed, _TRAINING if self.training else _VALIDATION, epoch * self.training, block)
+        generator = torch.Generator(self.simulator.device).manual_seed(seed)
+        orientation = random_orientations(count, generator)
+        return Batch(self.simulator.patterns(orientation, generator), orientation.to(torch.float32))
+
+
+def ahead(fetch: Callable[[int], Batch], count: int) -> Iterator[Batch]:
+    """Yield `fetch(0)` to `fetch(count - 1)`, each made by a thread while the ones before are worked on."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix="stemtune-loader")
+    waiting: deque[Future[Batch]] = deque()
+    try:
+        for number in range(count):
+            waiting.append(executor.submit(fetch, number))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> tuple[Loader, Loader]:
+    """Return the loaders of training and validation batches.
+
+    Parameters
+    ----------
+    config
+        `data`, `train.batch_size` (over all ranks together) and `train.seed` are read, and `simulate` where
+        `data.source` is "simulate".
+    rank, world
+        Which of how many data-parallel processes this is.
+    device
+        Where the batches are going, and where patterns are simulated; left out, the current GPU, else the CPU.
+
+    Raises
+    ------
+    UserError
+        When the store has nothing to learn from, a split is empty, or the batch does not fit.
+    """
+    size = config.train.batch_size
+    if size % world:
+        raise UserError(f"`train.batch_size` is {size}, but must be a multiple of the {world} workers that share it")
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if config.data.source == "simulate":
+        return _simulated(config, rank, world, device)
+    if not config.data.store:
+        raise UserError("`data.store` is not set; give a store with --store, or set data.source=simulate")
+    store = Store.open(config.data.store)
+    _check_middle(store, config.data.augment)
+    number, phase = _phase_of(store)
+    learnable = store.labelled & (store.phase == number)
+    train, validation = (_rows_of_split(store, learnable, split) for split in (0, 1))
+    train = confident_rows(store, train, config.data)
+    if size > len(train):
+        raise UserError(f"`train.batch_size` is {size}, but '{store.path}' has {len(train)} patterns to train on")
+    common: dict[str, Any] = {"seed": config.train.seed, "rank": rank, "world": world, "device": device}
+    shuffled = config.data.order == "shuffled"
+    return (
+        StoreLoader(store, train, size // world, phase, shuffled=shuffled, augmentation=config.data.augment, **common),
+        StoreLoader(store, validation, size // world, phase, training=False, shuffled=False, **common),
+    )
+
+
+def _simulated(config: Config, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader]:
+    size, wanted, simulate = config.train.batch_size, config.data.patterns_per_epoch, config.simulate
+    if size > wanted:
+        raise UserError(f"`train.batch_size` is {size}, but `data.patterns_per_epoch` is {wanted}")
+    geometry = Geometry(simulate.size, simulate.scale, simulate.kv)
+    simulator = KinematicSimulator(phase_from(config.data.cif), geometry, simulate, device)
+    seed, each = config.train.seed, size // world
+    return (
+        SimulatedLoader(simulator, wanted, each, seed=seed, rank=rank, world=world),
+        SimulatedLoader(
+            simulator, config.data.validation_patterns, each, seed=seed, rank=rank, world=world, training=False
+        ),
+    )
+
+
+def confident_rows(store: Store, rows: Rows, data: DataConfig) -> Rows:
+    """Return the rows whose labels pass `data.min_confidence` and `data.keep_fraction`.
+
+    They come in the order of use: by falling confidence where `data.order` is "confidence", else by row. A label
+    without a confidence counts as the least confident.
+    """
+    confidence = np.nan_to_num(store.confidence[rows], nan=-np.inf)
+    if data.min_confidence > 0:
+        rows, confidence = rows[confidence >= data.min_confidence], confidence[confidence >= data.min_confidence]
+        if not len(rows):
+            raise UserError(
+                f"`data.min_confidence` is {data.min_confidence:g}, but no training label of '{store.path}' reaches it"
+            )
+    best_first = rows[np.argsort(-confidence, kind="stable")]
+    kept = best_first[: math.ceil(data.keep_fraction * len(rows))]
+    return kept if data.order == "confidence" else np.sort(kept)
+
+
+def _phase_of(store: Store) -> tuple[int, Phase]:
+    """Return number and crystal of the phase that most labelled patterns have; the others are not trained on."""
+    if not store.labelled.any():
+        raise UserError(f"'{store.path}' has no labelled patterns; `stemtune simulate` makes labelled ones")
+    number = int(np.bincount(store.phase[store.labelled]).argmax())
+    if number >= len(store.phases):
+        raise UserError(f"'{store.path}' labels patterns as phase {number}, but holds {len(store.phases)} phases")
+    return number, store.phases[number]
+
+
+def _rows_of_split(store: Store, learnable: npt.NDArray[np.bool_], split: int) -> Rows:
+    rows = np.flatnonzero(learnable & (store.split == split))
+    if not len(rows):
+        groups = len(np.unique(store.group[learnable]))
+        raise UserError(
+            f"the {SPLITS[split]} split of '{store.path}' has no labelled patterns (it has {groups} groups, "
+            "and a split takes whole groups); use a store with more of them"
+        )
+    return rows
+
+
+def _check_middle(store: Store, augmentation: str) -> None:
+    """Refuse to turn or mirror patterns about a middle where the direct beam is not."""
+    middle = (store.size - 1) / 2
+    row, column = store.geometry.centre_px
+    if augmentation != "none" and max(abs(row - middle), abs(column - middle)) > 0.01:
+        raise UserError(
+            f"`data.augment` is '{augmentation}', but the direct beam of '{store.path}' is at ({row:g}, {column:g}), "
+            f"not in the middle ({middle:g}, {middle:g}); ingest it again, or set data.augment=none"
+        )
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,328 @@
+"""Kinematic diffraction: which reflections are near the Ewald sphere, how strong, and where on the detector.
+
+A reflection g_hkl stands in the lab at `inverse(orientation) * g_hkl`. Its excitation error is measured along the
+beam, `s = z_sphere - z`, and its intensity is |F|² times a shape factor of s, averaged over the directions that
+convergence and precession let the beam take. Dynamical scattering is left out: intensities of thick crystals are
+only roughly right, positions are exact.
+
+References
+----------
+L. Palatinus et al., Acta Cryst. B75 (2019) 512-522, eq. 8: excitation error of a precessed beam.
+D. B. Williams and C. B. Carter, Transmission Electron Microscopy, ch. 12: shape factor of a thin foil.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stemtune.config import SimulateConfig
+from stemtune.crystal import rotations
+from stemtune.crystal.phase import Phase
+from stemtune.diffraction import detector
+from stemtune.diffraction.conditions import Conditions, check_settings, draw_conditions
+from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.threads import map_chunks
+from stemtune.errors import UserError
+
+CHUNK = 64
+"""Patterns rendered at once on a CPU: few enough for its cache, and enough that threads seldom wait for Python.
+Fixed, because it is part of a seed's meaning."""
+
+_GPU_CHUNK = 512
+_BEAMS = 32  # beam directions that precession and convergence are averaged over
+_FAINTEST = 1e-5  # reflections weaker than this share of the strongest possible one are left out
+
+
+class Spots(NamedTuple):
+    """Diffraction spots of B patterns, padded to K each.
+
+    Attributes
+    ----------
+    x, y
+        Lab coordinates (B, K) in 1/Å, x right and y up.
+    intensity
+        Intensity (B, K) in Å² (|F|² times the shape factor); 0 is padding.
+    hkl_index
+        Row (B, K) of the reflection in the simulator's `hkl`; -1 is padding.
+    """
+
+    x: Tensor
+    y: Tensor
+    intensity: Tensor
+    hkl_index: Tensor
+
+
+class _Excited(NamedTuple):
+    """Reflections near the Ewald sphere, one flat list (M,) over a batch, ordered by pattern."""
+
+    pattern: Tensor
+    reflection: Tensor
+    x: Tensor
+    y: Tensor
+    error: Tensor
+
+
+class KinematicSimulator:
+    """Simulates patterns of one phase, batched, on any torch device.
+
+    Parameters
+    ----------
+    phase
+        The crystal.
+    geometry
+        Size, scale, voltage and centre of the patterns; it takes precedence over those in `simulate`.
+    simulate
+        Ranges of everything else.
+    device
+        Where the work is done.
+
+    Attributes
+    ----------
+    hkl
+        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out.
+    g
+        Their reciprocal vectors (N, 3) in the crystal frame, 1/Å, float64.
+    strength
+        Their |F|² (N,), float64.
+
+    Raises
+    ------
+    UserError
+        For settings out of range, and when no reflection falls on the detector.
+    """
+
+    def __init__(
+        self, phase: Phase, geometry: Geometry, simulate: SimulateConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        check_settings(simulate)
+        self.phase, self.geometry, self.simulate = phase, geometry, simulate
+        self.device = torch.device(device)
+        slack = 1 + simulate.ellipticity / 2 + simulate.scale_error
+        reach = (geometry.corner_inv_angstrom + simulate.centre_error * geometry.scale_inv_angstrom) * slack
+        self.hkl, self.g, self.strength = _reflections(phase, min(reach, 1.99 / geometry.wavelength_angstrom))
+        if not len(self.hkl):
+            raise UserError(
+                f"no reflection of {phase.name} falls on a pattern of {geometry.size} px at "
+                f"{geometry.scale_inv_angstrom:g} 1/Å per pixel; raise `simulate.scale` or `simulate.size`"
+            )
+        self.g, self.strength = self.g.to(self.device), self.strength.to(self.device)
+
+    def spots(
+        self,
+        orientation: Tensor,
+        thickness_nm: float | Tensor = 50.0,
+        precession_deg: float | Tensor = 0.0,
+        convergence_mrad: float | Tensor = 0.0,
+        shape_width: float | Tensor = 0.01,
+    ) -> Spots:
+        """Return the spots of each orientation (B, 4) before the detector does anything to them.
+
+        Parameters
+        ----------
+        orientation
+            Unit quaternions, lab-to-crystal; their type (float64, float32) is the type of the answer.
+        thickness_nm, precession_deg, convergence_mrad
+            One number, or one per pattern (B,).
+        shape_width
+            Width (1/Å) of the shape factor when `simulate.shape` is gaussian; the thickness does not matter then.
+        """
+        orientation = orientation.to(self.device)
+        count = len(orientation)
+
+        def each(value: float | Tensor, unit: float) -> Tensor:
+            return (torch.as_tensor(value, dtype=orientation.dtype, device=self.device) * unit).expand(count)
+
+        thickness, width = each(thickness_nm, 10.0), each(shape_width, 1.0)
+        if not bool((thickness > 0).all() and (width > 0).all()):
+            raise UserError("the thickness and the width of the shape factor must be above 0")
+        inverse_width = thickness if self.simulate.shape == "sinc2" else 1 / width
+        tilts = each(precession_deg, math.pi / 180), each(convergence_mrad, 1e-3)
+        excited = self._excited(orientation, inverse_width, *tilts)
+        return self._padded(excited, self._intensity(excited, inverse_width, *tilts), count)
+
+    def template_spots(
+        self, orientation: Tensor, width: float, max_inv_angstrom: float | None = None, faintest: float = 1e-5
+    ) -> Spots:
+        """Return the spots (B, K) of templates: intensity |F|² exp(-(s / width)²), no microscope in between.
+
+        Parameters
+        ----------
+        orientation
+            Unit quaternions (B, 4), lab-to-crystal.
+        width
+            Width of the shape factor in 1/Å; a broad one (0.02 to 0.03) matches dynamical patterns best.
+        max_inv_angstrom
+            Leave out reflections beyond this distance from the direct beam.
+        faintest
+            Leave out reflections weaker than this share of the strongest possible one.
+        """
+        orientation = orientation.to(self.device)
+        inverse_width = torch.full_like(orientation[:, 0], 1 / width)
+        still = torch.zeros_like(inverse_width)
+        excited = self._excited(orientation, inverse_width, still, still, "gaussian", faintest)
+        intensity = self.strength.to(orientation.dtype)[excited.reflection]
+        intensity = intensity * torch.exp(-((excited.error / width) ** 2))
+        if max_inv_angstrom is not None:
+            inside = torch.hypot(excited.x, excited.y) <= max_inv_angstrom
+            excited, intensity = _Excited(*(part[inside] for part in excited)), intensity[inside]
+        return self._padded(excited, intensity, len(orientation))
+
+    def patterns(self, orientation: Tensor, generator: torch.Generator | None = None, noise: bool = True) -> Tensor:
+        """Return simulated patterns (B, size, size), float32, with everything else drawn from `simulate`'s ranges.
+
+        Electron counts, or noise-free expected intensities: of the drawn dose if `noise` is off, of sum 1 if
+        `simulate.dose` is 0. Equal generator states give equal patterns; on a CPU, how the patterns are
+        cut into batches makes no difference as long as these are multiples of `CHUNK`.
+
+        Parameters
+        ----------
+        orientation
+            Unit quaternions (B, 4), lab-to-crystal.
+        generator
+            Source of all randomness; one that lives on the simulator's device is fastest.
+        noise
+            Count electrons; otherwise leave the patterns smooth.
+        """
+        orientation = orientation.to(self.device, torch.float32)
+
+        def make(rows: slice, own: torch.Generator) -> Tensor:
+            part = orientation[rows]
+            conditions = draw_conditions(self.simulate, self.geometry, len(part), own, self.device)
+            return self.expose(part, conditions, own, noise)
+
+        return self.in_chunks(len(orientation), generator, make)
+
+    def in_chunks(
+        self, count: int, generator: torch.Generator | None, make: Callable[[slice, torch.Generator], Tensor]
+    ) -> Tensor:
+        """Return `count` patterns (count, size, size) put together from chunks `make(rows, generator of its own)`.
+
+        On a CPU every thread that torch may use works on chunks of its own: the pieces of one chunk are too small to
+        be shared out.
+        """
+        chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
+        size = self.geometry.size
+        result = torch.empty(count, size, size, dtype=torch.float32, device=self.device)
+        starts = range(0, count, chunk)
+        source = generator.device if generator is not None else torch.device("cpu")
+        seeds = torch.randint(2**62, (len(starts),), generator=generator, device=source).tolist()
+
+        def fill(begin: tuple[int, int]) -> None:
+            start, seed = begin
+            rows = slice(start, min(start + chunk, count))
+            result[rows] = make(rows, torch.Generator(self.device).manual_seed(seed))
+
+        begins = list(zip(starts, seeds, strict=True))
+        if self.device.type == "cpu":
+            map_chunks(fill, begins)
+        else:
+            for begin in begins:
+                fill(begin)
+        return result
+
+    def expose(
+        self, orientation: Tensor, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
+    ) -> Tensor:
+        """Return patterns (B, size, size) of orientations (B, 4), float32, under given conditions (B,).
+
+        An orientation of NaN stands for vacuum: it has no spots.
+        """
+        inverse_width = conditions.thickness_angstrom if self.simulate.shape == "sinc2" else 1 / conditions.shape_width
+        tilts = conditions.precession_rad, conditions.convergence_rad
+        excited = self._excited(orientation, inverse_width, *tilts)
+        intensity = self._intensity(excited, inverse_width, *tilts)
+        powered = intensity ** conditions.intensity_power[excited.pattern]
+        image = detector.render(excited.pattern, excited.x, excited.y, powered, conditions, self.geometry)
+        counted = self.simulate.dose.high > 0
+        if counted:
+            image.mul_(conditions.dose[:, None, None])
+        detector.block(image, conditions, self.simulate.dead_pixels, generator)
+        return detector.count_electrons(image, generator) if noise and counted else image
+
+    def _excited(
+        self,
+        orientation: Tensor,
+        inverse_width: Tensor,
+        precession: Tensor,
+        convergence: Tensor,
+        shape: str | None = None,
+        faintest: float = _FAINTEST,
+    ) -> _Excited:
+        """Find the reflections whose intensity can exceed `faintest` of the strongest; (B,) settings in 1/Å, rad."""
+        g, strength = self.g.to(orientation.dtype), self.strength.to(orientation.dtype)
+        axes = torch.eye(3, dtype=orientation.dtype, device=self.device)
+        lab = rotations.rotate(rotations.inverse(orientation)[:, None], axes)  # crystal axes in the lab (B, 3, 3)
+        length_squared = (g**2).sum(1)
+        z = lab[:, :, 2] @ g.T
+        radius = 1 / self.geometry.wavelength_angstrom
+        across = (length_squared - z**2).clamp_min_(0)
+        error = across / (radius + (radius**2 - across).clamp_min_(0).sqrt_()) - z
+        above = (strength / (faintest * strength.max())).clamp_min_(1)
+        if (shape or self.simulate.shape) == "sinc2":
+            extent = above.sqrt() / math.pi
+        else:
+            extent = above.log().sqrt()
+        allowed = torch.outer(1 / inverse_width, extent)
+        allowed.addr_(precession + convergence, length_squared.sqrt())
+        pattern, reflection = (error.abs() < allowed).nonzero(as_tuple=True)
+        place = torch.einsum("mi,mij->mj", g[reflection], lab[pattern][:, :, :2])
+        return _Excited(pattern, reflection, place[:, 0], place[:, 1], error[pattern, reflection])
+
+    def _intensity(self, excited: _Excited, inverse_width: Tensor, precession: Tensor, convergence: Tensor) -> Tensor:
+        """Return |F|² times the shape factor (M,), averaged over the beam's directions."""
+        around, aside = (part.to(excited.error) for part in _beams(_BEAMS))
+        across = torch.hypot(excited.x, excited.y)
+        swing = (precession[excited.pattern] * across)[:, None] * around
+        swing = swing.addcmul_((convergence[excited.pattern] * across)[:, None], aside)
+        reduced = (excited.error[:, None] + swing).mul_(inverse_width[excited.pattern, None])
+        if self.simulate.shape == "sinc2":
+            factor = torch.sinc(reduced).square_().mean(1)
+        else:
+            factor = reduced.square_().neg_().exp_().mean(1)
+        return self.strength.to(factor.dtype)[excited.reflection] * factor
+
+    def _padded(self, excited: _Excited, intensity: Tensor, count: int) -> Spots:
+        number = torch.bincount(excited.pattern, minlength=count)
+        first = torch.cumsum(number, 0) - number
+        slot = torch.arange(len(excited.pattern), device=self.device) - first[excited.pattern]
+        shape = (count, int(number.max()) if count else 0)
+
+        def padded(values: Tensor, empty: float) -> Tensor:
+            table = torch.full(shape, empty, dtype=values.dtype, device=self.device)
+            table[excited.pattern, slot] = values
+            return table
+
+        return Spots(padded(excited.x, 0), padded(excited.y, 0), padded(intensity, 0), padded(excited.reflection, -1))
+
+
+def _reflections(phase: Phase, reach: float) -> tuple[Tensor, Tensor, Tensor]:
+    listed = phase.reflections(reach)
+    factor = torch.as_tensor(np.asarray(listed.structure_factor), dtype=torch.complex128)
+    return (
+        torch.as_tensor(np.asarray(listed.hkl), dtype=torch.int64),
+        torch.as_tensor(np.asarray(listed.g), dtype=torch.float64),
+        factor.abs() ** 2,
+    )
+
+
+@cache
+def _beams(count: int) -> tuple[Tensor, Tensor]:
+    """Return `count` beam directions as shares of the precession and convergence semi-angles along one axis.
+
+    The first (count,) is the cosine law of a cone, at even azimuths; the second the projection of a filled disk,
+    at even quantiles, in an order (golden ratio) that spreads each over the other.
+    """
+    around = torch.cos(math.pi * (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    fine = torch.linspace(-1, 1, 20001, dtype=torch.float64)
+    law = 0.5 + (fine * (1 - fine**2).sqrt() + torch.asin(fine)) / math.pi
+    quantile = (torch.arange(count, dtype=torch.float64) * (math.sqrt(5) - 1) / 2) % 1
+    ranked = (torch.argsort(torch.argsort(quantile)) + 0.5) / count
+    aside = fine[torch.searchsorted(law, ranked.to(law.dtype)).clamp_max_(len(fine) - 1)]
+    return around, aside

@@ -1,0 +1,47 @@
+"""The user's mistakes, as one sentence each.
+
+Anything a user can cause and mend is raised as a `UserError`; the command line prints its sentence on stderr
+and exits with 2. Every other exception is a fault of ours and exits with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+_SHOWN = 160  # characters of a fault's own message; the log has all of it
+
+
+class UserError(Exception):
+    """A mistake or unusable input: the message names the value, the place and the remedy in one line."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known word, or an empty string when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def fault_line(fault: Exception) -> str:
+    """Write the traceback of the exception in hand to a log file; return one line that names the fault and the log.
+
+    The log goes to the working folder, or to the folder for temporary files where that cannot be written.
+    """
+    name = f"stemtune-fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    text = f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(fault))}"
+    place = "which could not be written"
+    for folder in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            (folder / name).write_text(text)
+        except OSError:
+            continue
+        place = str(folder / name)
+        break
+    lines = str(fault).strip().splitlines()
+    reason = f"{type(fault).__name__}: {lines[0][:_SHOWN]}" if lines else type(fault).__name__
+    return f"a fault of ours ({reason}); the traceback is in the log {place}"

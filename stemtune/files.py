@@ -1,0 +1,105 @@
+"""Files that are either whole or absent: work goes to a temporary name and is renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+from stemtune.errors import UserError
+
+
+def existing(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path` if it exists, else raise a one-line `UserError` that calls it `what`."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{what} '{path}' does not exist")
+    return found
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """Create the folder `path` if need be and make sure that files can be made in it."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise UserError(f"cannot write to the folder '{folder}': {reason}; choose another --out") from None
+    return folder
+
+
+def replaceable_folder(final: str | os.PathLike[str], made: Sequence[str], what: str) -> Path:
+    """Return the folder `final`, which may be replaced: it is absent, empty, or holds only what stemtune makes.
+
+    Parameters
+    ----------
+    final
+        The output folder.
+    made
+        Names, * for any letters, of the files that such an output consists of.
+    what
+        What the output is called in the message: a map, a model.
+
+    Raises
+    ------
+    UserError
+        When anything else lies there, for replacing the folder would delete it, or nothing can be written.
+    """
+    target = Path(final).expanduser().resolve()
+    writable_folder(target.parent)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"'{final}' is a file, but a folder is to be written there; choose another --out")
+    held = sorted(entry.name for entry in target.iterdir()) if target.exists() else []
+    foreign = [name for name in held if not any(fnmatch(name, pattern) for pattern in made)]
+    if foreign:
+        raise UserError(f"the folder '{final}' holds '{foreign[0]}', which is no part of {what}; choose another --out")
+    return target
+
+
+@contextmanager
+def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; rename it to `final` if the block ends well, else remove it."""
+    target = Path(final).expanduser()
+    folder = writable_folder(target.parent)
+    if target.is_dir():
+        raise UserError(f"'{target}' is a folder, but a file is to be written there; choose another --out")
+    if target.exists() and not target.is_file():  # renaming over /dev/null would take it from the whole machine
+        raise UserError(f"'{target}' is no ordinary file, so it cannot be replaced; choose another --out")
+    part = folder / f".{target.name}.{os.getpid()}.part{target.suffix}"
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `final`; it replaces `final` if the block ends well, else it goes."""
+    target = Path(final).expanduser()
+    parent = writable_folder(target.parent)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"'{target}' is a file, but a folder is to be written there; choose another --out")
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        if target.exists():
+            old = part.with_suffix(".old")
+            target.rename(old)
+            try:
+                part.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

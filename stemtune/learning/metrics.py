@@ -1,0 +1,122 @@
+"""What a model is judged by: disorientation, strict and modulo the beam-180 ambiguity, and pseudo-symmetry."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.rotations import multiply
+from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg, pseudo_variants
+from stemtune.data.loading import Loader
+from stemtune.learning.model import DIFFERENT_DEG, OrientationModel
+
+WORST = {
+    "val/disorientation_median_deg": 180.0,
+    "val/disorientation_mean_deg": 180.0,
+    "val/within_2deg": 0.0,
+    "val/within_5deg": 0.0,
+    "val/disorientation_median_deg_beam180": 180.0,
+    "val/within_5deg_beam180": 0.0,
+    "val/pseudo_symmetry_fraction": 1.0,
+    "val/loss": 1e6,
+    "train/loss": 1e6,
+    "train/samples_per_s": 0.0,
+}
+"""What a diverged run reports: finite, and worse than anything a sane run can show."""
+
+
+def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return the context that runs a forward pass in `precision`; None means float32."""
+    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
+
+
+def pseudo_symmetric(answer: Tensor, truth: Tensor, phase: Phase) -> Tensor:
+    """Tell (B,) which answers lie within 5 degrees of a pseudo-symmetric variant of the truth.
+
+    Parameters
+    ----------
+    answer, truth
+        (B, 4) orientations.
+    phase
+        The crystal; without pseudo-symmetry nothing is.
+    """
+    near = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
+    for _, variant in pseudo_variants(phase):
+        taken_for = multiply(variant.to(truth), truth)
+        near |= disorientation_deg(answer, taken_for, phase.symmetry) <= DIFFERENT_DEG
+    return near
+
+
+def summarise(answered: Tensor) -> dict[str, float]:
+    """Return the `val/` figures of `stemtune.config.METRICS` from the columns that `judge` returns.
+
+    No answer (NaN) counts as 180 degrees wrong. Pseudo-symmetric confusions are counted among the answers that are
+    more than 5 degrees wrong.
+    """
+    angles = answered[:2].double().nan_to_num(nan=180.0)
+    strict, beam180 = angles.unbind(0)
+    pseudo, wrong = answered[2] > 0.5, strict > DIFFERENT_DEG
+    return {
+        "val/disorientation_median_deg": float(np.median(strict.numpy())),
+        "val/disorientation_mean_deg": float(strict.mean()),
+        "val/within_2deg": float((strict <= 2.0).double().mean()),
+        "val/within_5deg": float((strict <= DIFFERENT_DEG).double().mean()),
+        "val/disorientation_median_deg_beam180": float(np.median(beam180.numpy())),
+        "val/within_5deg_beam180": float((beam180 <= DIFFERENT_DEG).double().mean()),
+        "val/pseudo_symmetry_fraction": float((pseudo & wrong).sum()) / max(1, int(wrong.sum())),
+        "val/loss": float(answered[3].double().mean().nan_to_num(nan=1e6).clamp(max=1e6)),
+    }
+
+
+def judge(
+    model: OrientationModel, loader: Loader, device: torch.device, precision: torch.dtype | None = None
+) -> Tensor:
+    """Return how good the model's best answer to each validation pattern is.
+
+    Returns
+    -------
+    Tensor
+        (4, N) over the patterns of all data-parallel workers: disorientation from the truth in degrees, the same
+        modulo the beam-180 ambiguity, whether the answer is near a pseudo-symmetric variant of the truth (0 or 1),
+        and the mean loss of its batch.
+    """
+    training = model.training
+    model.eval()
+    symmetry = model.phase.symmetry
+    columns: list[Tensor] = []
+    with torch.inference_mode():
+        for batch in loader.epoch(0):
+            truth = batch.orientation.to(device)
+            with autocast(device, precision):
+                output = model(batch.patterns.to(device, non_blocking=True))
+            loss = model.loss(output, truth)
+            answer = model.answers(output, 1).orientation[:, 0].to(truth)
+            figures = [
+                disorientation_deg(answer, truth, symmetry),
+                disorientation_beam180_deg(answer, truth, symmetry),
+                pseudo_symmetric(answer, truth, model.phase).to(truth),
+                loss.expand(len(truth)).to(truth),
+            ]
+            columns.append(torch.stack(figures).cpu())
+    model.train(training)
+    return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(4, 0))
+
+
+def evaluate(
+    model: OrientationModel, loader: Loader, device: torch.device, precision: torch.dtype | None = None
+) -> dict[str, float]:
+    """Return the `val/` figures of the model's best answers over all batches of a validation loader."""
+    return summarise(judge(model, loader, device, precision))
+
+
+def _from_all_workers(mine: Tensor) -> Tensor:
+    """Return the columns of all data-parallel workers, in the order of their ranks."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return mine
+    parts: list[Tensor] = [mine] * distributed.get_world_size()
+    distributed.all_gather_object(parts, mine)
+    return torch.cat(parts, 1)

@@ -1,0 +1,207 @@
+"""The tops of scores over a grid of orientations: the different answers in them, finer than the grid.
+
+`matched` and `polar` both score beam directions x in-plane angles, one with fixed templates and one with learned
+filters, and read their answers out here.
+
+Shape legend: B patterns, F angular frequencies, D beam directions, A in-plane angles, T shortlisted directions,
+P peaks per direction, M candidates, K neighbouring directions, J angles around a peak, r rivals, n answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stemtune.crystal.symmetry import reduce_to_fundamental_zone
+from stemtune.learning.grid import Grid, closeness
+from stemtune.learning.model import DIFFERENT_DEG
+from stemtune.learning.models.bank import neighbours, turned
+
+NEIGHBOURS = 7
+"""Directions, the best one included, through whose scores the parabola of the last step goes."""
+
+PEAKS = 4
+"""Angles of one direction that may each become an answer."""
+
+RIVALS = 5
+"""Different answers among which the confidence is shared out."""
+
+
+class Tops(NamedTuple):
+    """The different answers in some scores, best first.
+
+    Attributes
+    ----------
+    orientation
+        (B, n, 4) unit quaternions in the fundamental zone, more than 5 degrees apart; NaN where there are no more.
+    score
+        (B, r) the scores of these and of further rivals, r >= n; -inf where there are no more.
+    around
+        (B, r, K J) the scores of the cells around each.
+    """
+
+    orientation: Tensor
+    score: Tensor
+    around: Tensor
+
+
+class Peaks(nn.Module):
+    """Finds the tops of scores over a grid.
+
+    Parameters
+    ----------
+    grid
+        The cells that are scored.
+    frequencies
+        How many angular frequencies F the scores hold, counted from 0.
+    refined
+        Whether answers move inside their cells, to the top of a parabola through the scores around.
+    """
+
+    near_index: Tensor
+    near_turn: Tensor
+    near_tilt: Tensor
+    frequency: Tensor
+    share: Tensor
+
+    def __init__(self, grid: Grid, frequencies: int, refined: bool = True) -> None:
+        super().__init__()
+        self.grid, self.refined = grid, refined
+        near, angles = neighbours(grid, NEIGHBOURS), grid.shape[1]
+        frequency = torch.arange(frequencies)
+        buffers = {
+            "near_index": near.direction,
+            "near_turn": near.turn,
+            "near_tilt": near.tilt,
+            "frequency": frequency.float(),
+            "share": torch.where((frequency == 0) | (2 * frequency == angles), 1.0, 2.0) / angles,
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value.contiguous(), persistent=False)
+
+    def shortlist(self, peak_BD: Tensor, count: int) -> Tensor:
+        """Return the `count` directions (B, T) with the best score (B, D) that no neighbour outdoes."""
+        around_BDK = peak_BD[:, self.near_index[:, 1:7]]
+        is_top_BD = peak_BD >= around_BDK.amax(-1)
+        return peak_BD.where(is_top_BD, peak_BD.amin() - 1).topk(min(count, peak_BD.shape[1]), dim=1).indices
+
+    def tops(
+        self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int, rivals: int = 0
+    ) -> Tops:
+        """Return the `n` best answers among shortlisted directions, ranked by their refined scores.
+
+        Parameters
+        ----------
+        direction_BT, rows_BTA
+            The directions and their scores at all in-plane angles.
+        spectrum_of
+            Maps directions (B, N) to the angular spectra (B, N, F, 2) of their scores: the score at an angle is
+            the sum of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
+        n
+            Number of answers.
+        rivals
+            Number of scores to return where that is more than `n`; 0 means `RIVALS`.
+        """
+        is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
+        score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)
+        direction_BM = direction_BT.repeat_interleave(PEAKS, dim=1)
+        cell_BM = direction_BM * rows_BTA.shape[-1] + angle_BTP.flatten(1)
+        pick_Br = self._different(score_BTP.flatten(1), cell_BM, max(n, rivals or RIVALS))
+        cell_Br = cell_BM.gather(1, pick_Br.clamp_min(0))
+        moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
+        top_Br, order_Br = top_Br.where(pick_Br >= 0, -torch.inf).sort(dim=1, descending=True)
+        rows = torch.arange(len(order_Br), device=order_Br.device)[:, None]
+        order_Bn = order_Br[:, :n]
+        cell_Bn4 = self.grid.orientation(cell_Br[rows, order_Bn])
+        found_Bn4 = self._kept_apart(moved_Br4[rows, order_Bn], cell_Bn4) if self.refined else cell_Bn4
+        found_Bn4 = found_Bn4.where(top_Br[:, :n, None] > -torch.inf, torch.nan)
+        return Tops(reduce_to_fundamental_zone(found_Bn4, self.grid.symmetry), top_Br, around_BrN[rows, order_Br])
+
+    def _different(self, score_BM: Tensor, cell_BM: Tensor, count: int) -> Tensor:
+        """Return the places (B, count) of the best candidates that differ from each other; -1 where there are no more.
+
+        They are a grid step more than 5 degrees apart, so that moving one of two by a step keeps them 5 apart.
+        """
+        g_BM4 = self.grid.orientation(cell_BM)
+        border = math.cos(math.radians(DIFFERENT_DEG + self.grid.step_deg) / 2)
+        same_BMM = closeness(g_BM4, g_BM4, self.grid.operations) >= border
+        rows = torch.arange(len(score_BM), device=score_BM.device)
+        left_BM, picks = score_BM.clone(), []
+        for _ in range(count):
+            best_B, pick_B = left_BM.max(1)
+            picks.append(pick_B.where(best_B > -torch.inf, -1))
+            left_BM = left_BM.masked_fill(same_BMM[rows, pick_B], -torch.inf)
+        return torch.stack(picks, 1)
+
+    def _refine(self, spectrum_of: Callable[[Tensor], Tensor], cell_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return orientations (B, n, 4) and scores (B, n) at the top of a parabola through the scores around cells.
+
+        The parabola, in two tilts and the in-plane angle in units of a grid step, is fitted by least squares with a
+        Gaussian weight; where it has no top, or one farther than a step, the answer moves no farther than that.
+        The third are the scores (B, n, K J) that it goes through.
+        """
+        count, step = self.grid.shape[1], math.radians(self.grid.step_deg)
+        direction_Bn, angle_Bn = cell_Bn // count, self.grid.angle[cell_Bn % count]
+        near_BnK = self.near_index[direction_Bn]
+        spectrum = spectrum_of(near_BnK.flatten(1))
+        spectrum = spectrum.view(*near_BnK.shape, *spectrum.shape[2:])
+        real, imaginary = (spectrum * self.share[:, None]).unbind(-1)
+        shift_J = torch.arange(-2, 3, device=cell_Bn.device) * (2 * math.pi / count)
+        turn_BnKJ = (angle_Bn[..., None] - self.near_turn[direction_Bn])[..., None] + shift_J
+        wave = turn_BnKJ[..., None] * self.frequency
+        score_BnKJ = (real[..., None, :] * wave.cos() - imaginary[..., None, :] * wave.sin()).sum(-1)
+        tilt_BnK2 = _turn_plane(self.near_tilt[direction_Bn], angle_Bn[..., None]) / step
+        x_BnKJ3 = torch.cat(
+            (
+                tilt_BnK2[..., None, :].expand(*turn_BnKJ.shape, 2),
+                (shift_J / step).expand(turn_BnKJ.shape)[..., None],
+            ),
+            dim=-1,
+        )
+        top_Bn3, score_Bn = top_of_parabola(x_BnKJ3.flatten(2, 3), score_BnKJ.flatten(2, 3))
+        top_Bn3 = top_Bn3 * step
+        tilt_Bn2 = _turn_plane(top_Bn3[..., :2], -angle_Bn)
+        moved_Bn4 = turned(self.grid.base[direction_Bn], tilt_Bn2, angle_Bn + top_Bn3[..., 2])
+        return moved_Bn4, score_Bn, score_BnKJ.flatten(2, 3)
+
+    def _kept_apart(self, moved_Bn4: Tensor, cell_Bn4: Tensor) -> Tensor:
+        """Return the moved orientations (B, n, 4); one within 5 degrees of a better one goes back to its cell."""
+        border = math.cos(math.radians(DIFFERENT_DEG) / 2)
+        kept = [moved_Bn4[:, 0]]
+        for rank in range(1, moved_Bn4.shape[1]):
+            earlier_Bi4 = torch.stack(kept, 1)
+            near_Bi = closeness(moved_Bn4[:, rank : rank + 1], earlier_Bi4, self.grid.operations)[:, 0] >= border
+            kept.append(moved_Bn4[:, rank].where(~near_Bi.any(1, keepdim=True), cell_Bn4[:, rank]))
+        return torch.stack(kept, 1)
+
+
+def _turn_plane(xy: Tensor, angle: Tensor) -> Tensor:
+    """Return vectors (..., 2) turned by `angle` (...) radians, x towards y."""
+    x, y = xy.unbind(-1)
+    return torch.stack((x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()), dim=-1)
+
+
+def top_of_parabola(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the top (..., 3), within 1 of the origin, of the parabola through `y` (..., N) at points `x` (..., N, 3).
+
+    The second is its height (...). Points count with a Gaussian weight of sigma 1 around the origin.
+    """
+    a, b, c = x.unbind(-1)
+    terms = torch.stack((torch.ones_like(a), a, b, c, a * a, b * b, c * c, a * b, a * c, b * c), dim=-1)
+    weighted = terms * torch.exp(-0.5 * x.square().sum(-1))[..., None]
+    normal = weighted.transpose(-1, -2) @ terms + 1e-4 * torch.eye(10, device=x.device)
+    fit = torch.linalg.solve(normal, weighted.transpose(-1, -2) @ y[..., None])[..., 0]
+    level, a, b, c, aa, bb, cc, ab, ac, bc = fit.unbind(-1)
+    slope = torch.stack((a, b, c), dim=-1)[..., None]
+    bend = torch.stack((2 * aa, ab, ac, ab, 2 * bb, bc, ac, bc, 2 * cc), dim=-1).view(*aa.shape, 3, 3)
+    values, vectors = torch.linalg.eigh(bend)
+    flattest = 1e-2 * y.abs().amax(-1, keepdim=True) + 1e-12
+    along = (vectors.transpose(-1, -2) @ slope)[..., 0] / (-values).clamp_min(flattest)
+    top = vectors @ along[..., None]
+    top = top / torch.linalg.vector_norm(top, dim=-2, keepdim=True).clamp_min(1.0)
+    height = level + (slope * top).sum((-2, -1)) + 0.5 * (top * (bend @ top)).sum((-2, -1))
+    return top[..., 0], height

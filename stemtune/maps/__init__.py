@@ -1,0 +1,1 @@
+"""From orientations to what a microscopist reads: maps, pictures, exports and figures of merit."""

@@ -1,0 +1,229 @@
+"""How far a map is from the truth, and whether its confidence can be believed."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.rotations import multiply
+from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg, pseudo_variants
+from stemtune.errors import UserError
+from stemtune.files import whole_file
+from stemtune.maps.orientation_map import OrientationMap
+from stemtune.maps.truth import Truth, read_truth
+
+RIGHT_DEG = 5.0
+"""An orientation within this angle of the truth counts as right in the tables."""
+
+_BINS = 10
+
+
+def evaluate(
+    map: str | os.PathLike[str], truth: str | os.PathLike[str], json: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Compare the map at `map` with `truth` and return the figures; write them to the file `json` if given.
+
+    Parameters
+    ----------
+    map
+        A `map.h5` of stemtune, or its folder.
+    truth
+        A labelled store, a `map.h5`, an HDF5 map of orix, or an `.ang` file with as many rows and columns.
+    json
+        File for the figures.
+
+    Returns
+    -------
+    dict
+        See `compare`.
+
+    Raises
+    ------
+    UserError
+        When the two do not fit together.
+    """
+    result = compare(OrientationMap.read(map), read_truth(truth))
+    if json is not None:
+        with whole_file(json) as part:
+            part.write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """Return the figures of `compare` as a few lines of text."""
+    lines = [
+        f"{figures['pixels']:,} pixels, {figures['crystal']:,} of them crystal by the truth",
+        f"indexed         {_percent(figures['indexed_of_crystal'])} of the crystal,"
+        f" {_percent(figures['indexed_of_no_crystal'])} of the rest",
+    ]
+    if "disorientation" not in figures:
+        return "\n".join([*lines, "no pixel is indexed as the phase that the truth has there"])
+    for key, name in (("strict", "disorientation"), ("beam180", "modulo beam-180")):
+        part = figures["disorientation"][key]
+        lines.append(
+            f"{name:15s} median {part['median_deg']:.2f}°, mean {part['mean_deg']:.2f}°,"
+            f" within 2° {_percent(part['within_2deg'])}, within 5° {_percent(part['within_5deg'])}"
+        )
+    confused = ", ".join(f"{name} {_percent(share)}" for name, share in figures["pseudo_symmetry"].items())
+    lines.append(f"taken for       {confused}")
+    best = ", ".join(f"{count}: {_percent(share)}" for count, share in figures["within_5deg_of_best"].items())
+    lines.append(f"among the best  {best} (within 5° modulo beam-180)")
+    error = figures["reliability"]["calibration_error"]
+    lines.append(
+        f"confidence      expected calibration error {error:.3f}" if error is not None else "confidence      none"
+    )
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
+    """Return the figures of `orientation_map` against `truth`.
+
+    Returns
+    -------
+    dict
+        - `pixels`, `crystal`, `no_crystal`: pixels of the map; of the truth with and without an orientation;
+        - `indexed_of_crystal`, `indexed_of_no_crystal`: shares that the map indexes, the second one wrongly;
+        - `other_phase`: share of the crystal's indexed pixels to which the map gives another Laue class;
+        - `disorientation`: `strict` and `beam180` (modulo half a turn about the beam), each with `median_deg`,
+          `mean_deg`, `within_2deg`, `within_5deg` over pixels indexed in both, and `within_5deg_of_crystal` where
+          pixels of the crystal that the map does not index count as wrong;
+        - `within_5deg_of_best`: the same share (beam180) when any of the best 1, 2, ... answers may be right;
+        - `pseudo_symmetry`: shares of right, of each family of pseudo-symmetric variants, and of other answers;
+        - `reliability`: pixels, mean confidence and share right (beam180) per bin of confidence, and the mean
+          difference of the two, `calibration_error`.
+    """
+    if orientation_map.shape != truth.shape:
+        rows, columns = orientation_map.shape
+        raise UserError(f"the map has {rows} x {columns} pixels, but the truth {truth.shape[0]} x {truth.shape[1]}")
+    known = np.isfinite(truth.orientation).all(axis=1) & (truth.phase >= 0)
+    empty = (truth.phase < 0) & orientation_map.measured
+    if not known.any():
+        raise UserError("the truth holds no orientation to compare with")
+    known &= orientation_map.measured
+    own = np.array([phase.symmetry.laue for phase in orientation_map.phases])
+    same = np.zeros(len(known), dtype=bool)
+    both = known & orientation_map.indexed
+    same[both] = own[orientation_map.phase[both]] == np.array(truth.laue)[truth.phase[both]]
+    result: dict[str, Any] = {
+        "pixels": len(known),
+        "crystal": int(known.sum()),
+        "no_crystal": int(empty.sum()),
+        "indexed_of_crystal": _share(orientation_map.indexed[known]),
+        "indexed_of_no_crystal": _share(orientation_map.indexed[empty]),
+        "other_phase": _share(~same[both]),
+    }
+    if not same.any():
+        return result
+    strict, modulo, best = _angles(orientation_map, truth, same)
+    result["disorientation"] = {
+        "strict": {**_figures(strict[same]), "within_5deg_of_crystal": float((strict[known] < RIGHT_DEG).mean())},
+        "beam180": {**_figures(modulo[same]), "within_5deg_of_crystal": float((modulo[known] < RIGHT_DEG).mean())},
+    }
+    result["within_5deg_of_best"] = {
+        str(n): float((best[same, :n].min(axis=1) < RIGHT_DEG).mean()) for n in range(1, best.shape[1] + 1)
+    }
+    result["pseudo_symmetry"] = _confusion(orientation_map, truth, same)
+    result["reliability"] = _reliability(orientation_map.confidence[same], modulo[same] < RIGHT_DEG)
+    return result
+
+
+def _angles(
+    orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return strict (n,) and beam-180 (n,) disorientations, and the latter for every answer (n, k); inf elsewhere."""
+    count, answers = orientation_map.answers.shape[:2]
+    strict, modulo, best = np.full(count, np.inf), np.full(count, np.inf), np.full((count, answers), np.inf)
+    for index, phase in enumerate(orientation_map.phases):
+        chosen = same & (orientation_map.phase == index)
+        if not chosen.any():
+            continue
+        right = torch.from_numpy(truth.orientation[chosen])
+        given = torch.from_numpy(orientation_map.answers[chosen])
+        strict[chosen] = disorientation_deg(right, given[:, 0], phase.symmetry).numpy()
+        each = disorientation_beam180_deg(right[:, None], given, phase.symmetry).numpy()
+        best[chosen] = np.nan_to_num(each, nan=np.inf)
+        modulo[chosen] = best[chosen, 0]
+    return strict, modulo, best
+
+
+def _figures(angles: npt.NDArray[np.float64]) -> dict[str, float]:
+    return {
+        "median_deg": float(np.median(angles)),
+        "mean_deg": float(angles.mean()),
+        "within_2deg": float((angles < 2).mean()),
+        "within_5deg": float((angles < 5).mean()),
+    }
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> float | None:
+    return float(flags.mean()) if len(flags) else None
+
+
+def _confusion(orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Return the shares of right answers, of beam-180 twins, of pseudo-symmetric variants and of all others."""
+    counts: dict[str, int] = {"right": 0, "beam180": 0}
+    for index, phase in enumerate(orientation_map.phases):
+        chosen = same & (orientation_map.phase == index)
+        if not chosen.any():
+            continue
+        right = torch.from_numpy(truth.orientation[chosen])
+        given = torch.from_numpy(orientation_map.answers[chosen, 0])
+        for name, number in _families(right, given, phase).items():
+            counts[name] = counts.get(name, 0) + number
+    total = int(same.sum())
+    counts["other"] = total - sum(counts.values())
+    return {name: number / total for name, number in counts.items()}
+
+
+def _families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[str, int]:
+    """Count, among answers, the right ones, the twins and each family of variants, every answer once."""
+    symmetry = phase.symmetry
+    left = torch.ones(len(given), dtype=torch.bool)
+    counts: dict[str, int] = {}
+
+    def count(name: str, expected: torch.Tensor) -> None:
+        hit = left & (disorientation_deg(expected, given, symmetry) < RIGHT_DEG)
+        counts[name] = counts.get(name, 0) + int(hit.sum())
+        left[hit] = False
+
+    count("right", right)
+    count("beam180", beam180(right))
+    for name, variant in pseudo_variants(phase):
+        family = name.split(" #")[0]
+        for start in (right, beam180(right)):
+            count(family, multiply(variant.to(start), start))
+    return counts
+
+
+def _reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return a table over bins of equal width in confidence, and the expected calibration error."""
+    bins = []
+    place = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
+    error = 0.0
+    for index in range(_BINS):
+        chosen = place == index
+        if not chosen.any():
+            continue
+        stated, found = float(confidence[chosen].mean()), float(right[chosen].mean())
+        error += abs(stated - found) * float(chosen.mean())
+        bins.append(
+            {
+                "from": index / _BINS,
+                "to": (index + 1) / _BINS,
+                "pixels": int(chosen.sum()),
+                "mean_confidence": stated,
+                "within_5deg_beam180": found,
+            }
+        )
+    return {"bins": bins, "calibration_error": error}

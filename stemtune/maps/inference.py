@@ -1,0 +1,130 @@
+"""A model run over a store: patterns are read ahead while the model works, answers are checked against the patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stemtune.data.store import Store
+from stemtune.learning.fit import chosen_precision, default_device
+from stemtune.learning.metrics import autocast
+from stemtune.learning.model import OrientationModel
+from stemtune.maps.indexing import SpotCheck, is_crystal
+from stemtune.maps.resampling import Resampling
+
+_AHEAD = 2  # batches that wait, read, while the model works
+
+
+class Answered(NamedTuple):
+    """Answers to n patterns, in the order asked.
+
+    `answers` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
+    the crystal of the best answer; `signal` and `fit` (n,) float32, see `maps.indexing`.
+    """
+
+    answers: npt.NDArray[np.float64]
+    confidence: npt.NDArray[np.float32]
+    indexed: npt.NDArray[np.bool_]
+    signal: npt.NDArray[np.float32]
+    fit: npt.NDArray[np.float32]
+
+
+class Predictor:
+    """Runs a model over the patterns of a store.
+
+    Parameters
+    ----------
+    model
+        The model; it is moved to `device` and set to evaluation.
+    store
+        Patterns of any size and calibration that the model's can be resampled from.
+    batch
+        Patterns at a time.
+    alternatives
+        Answers per pattern.
+    device
+        Where to work; left out, the GPU if there is one.
+
+    Attributes
+    ----------
+    notes
+        What the user ought to know about scan and model, one sentence each.
+
+    Raises
+    ------
+    UserError
+        When the patterns do not reach far enough for the model.
+    """
+
+    def __init__(
+        self,
+        model: OrientationModel,
+        store: Store,
+        batch: int = 256,
+        alternatives: int = 5,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = default_device() if device is None else torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.store, self.batch, self.alternatives = store, batch, alternatives
+        self.precision = chosen_precision(model.config.train.precision, self.device)
+        self._resampled = Resampling(store.geometry, model.geometry)
+        self._check = SpotCheck(model.phase, store.geometry, self.device)
+        self.notes = self._resampled.notes
+
+    @torch.inference_mode()
+    def answer(self, patterns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the five columns of `Answered` for patterns (B, H, W), still on the device."""
+        counts = patterns.to(self.device, non_blocking=True)
+        best = self.bare(self._resampled(counts), self.alternatives)
+        scores = self._check(counts, best[0][:, 0])
+        return *best, is_crystal(scores), scores.signal, scores.fit
+
+    @torch.inference_mode()
+    def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+        """Return the model's `count` best orientations (B, n, 4) and confidences (B, n), and do nothing else."""
+        with autocast(self.device, self.precision):
+            output = self.model(patterns)
+        found = self.model.answers(output, count)
+        return found.orientation, found.confidence
+
+    def run(self, rows: npt.NDArray[np.intp] | None = None, progress: bool = True) -> Answered:
+        """Return the answers to the patterns `rows` of the store; all of them when left out."""
+        wanted = np.arange(self.store.n) if rows is None else rows
+        parts: list[tuple[Tensor, ...]] = []
+        with tqdm(total=len(wanted), unit="pattern", desc="predict", disable=None if progress else True) as bar:
+            for patterns in self._read_ahead(wanted):
+                parts.append(tuple(column.cpu() for column in self.answer(patterns)))
+                bar.update(len(patterns))
+        answers, confidence, indexed, signal, fit = (torch.cat(column) for column in zip(*parts, strict=True))
+        answers = answers.double()
+        return Answered(
+            (answers / answers.norm(dim=-1, keepdim=True)).numpy(),
+            confidence.float().numpy(),
+            indexed.numpy(),
+            signal.float().numpy(),
+            fit.float().numpy(),
+        )
+
+    def _read_ahead(self, rows: npt.NDArray[np.intp]) -> Iterator[Tensor]:
+        """Yield the patterns of `rows`, batch by batch, reading the next ones in another thread meanwhile."""
+        starts = range(0, len(rows), self.batch)
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            waiting: list[Future[Tensor]] = []
+            for start in starts:
+                waiting.append(reader.submit(self._read, rows[start : start + self.batch]))
+                if len(waiting) > _AHEAD:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+
+    def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
+        patterns = torch.from_numpy(self.store.take(rows))
+        return patterns.pin_memory() if self.device.type == "cuda" else patterns

@@ -1,0 +1,83 @@
+"""How fast a map is made, beside the bare model: measured in turns in one run, so that both see the same machine."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemtune.data.store import Store
+from stemtune.learning.model import OrientationModel
+from stemtune.maps.inference import Predictor
+
+
+def predict_rate(
+    store: Store,
+    model: OrientationModel,
+    *,
+    batch: int = 256,
+    rounds: int = 5,
+    patterns: int = 2048,
+    alternatives: int = 5,
+    device: torch.device | str | None = None,
+) -> dict[str, Any]:
+    """Compare the whole prediction with the bare model on patterns that already lie in memory.
+
+    The whole prediction reads from the store, resamples where needed, has the model answer and checks the best answer
+    against the pattern; the bare model answers and nothing else. Both give the same number of answers to the same
+    patterns, in turns. The processor time is measured as well: on a machine that others use, its quotient is the one
+    to believe.
+
+    Parameters
+    ----------
+    store
+        Patterns; the first `patterns` of them are used.
+    model
+        Any model.
+    batch
+        Patterns at a time, for both.
+    rounds
+        Turns; the median of each counts.
+    alternatives
+        Answers per pattern, for both.
+
+    Returns
+    -------
+    dict
+        `patterns_per_second` of the whole, `bare_patterns_per_second`, and `ratio`, the median of their quotients
+        round by round; `ratio_processor_time`, the same in processor time; `patterns`, `batch`, `alternatives`,
+        `model`, `device`.
+    """
+    predictor = Predictor(model, store, batch, alternatives, device)
+    rows = np.arange(min(patterns, store.n))
+    ready = torch.from_numpy(store.take(rows)).to(predictor.device)
+
+    def bare() -> None:
+        for start in range(0, len(rows), batch):
+            predictor.bare(ready[start : start + batch], alternatives)[0].cpu()
+
+    def whole() -> None:
+        predictor.run(rows, progress=False)
+
+    predictor.bare(ready[:batch], alternatives)
+    predictor.run(rows[:batch], progress=False)
+    seconds: dict[str, list[tuple[float, float]]] = {"whole": [], "bare": []}
+    for turn in range(rounds):
+        for work in (bare, whole) if turn % 2 else (whole, bare):
+            wall, processor = time.perf_counter(), time.process_time()
+            work()
+            seconds[work.__name__].append((time.perf_counter() - wall, time.process_time() - processor))
+    (whole_wall, whole_cpu), (bare_wall, bare_cpu) = (np.array(seconds[name]).T for name in ("whole", "bare"))
+    return {
+        "patterns_per_second": float(len(rows) / np.median(whole_wall)),
+        "bare_patterns_per_second": float(len(rows) / np.median(bare_wall)),
+        "ratio": float(np.median(bare_wall / whole_wall)),
+        "ratio_processor_time": float(np.median(bare_cpu / whole_cpu)),
+        "patterns": len(rows),
+        "batch": batch,
+        "alternatives": alternatives,
+        "model": model.config.model.name,
+        "device": str(predictor.device),
+    }

@@ -1,0 +1,129 @@
+"""What a map is compared with: a labelled store, another map of stemtune or of orix, or an `.ang` file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from stemtune.data.layout import open_hdf5
+from stemtune.data.store import Store
+from stemtune.errors import UserError
+from stemtune.files import existing
+from stemtune.maps.export import read_with_orix
+from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Orientations that count as right, pixel by pixel of a scan of `shape` rows and columns.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns.
+    orientation
+        Unit quaternions (n, 4), lab-to-crystal, scalar first; NaN where there is none.
+    phase
+        Index (n,) into `laue`; -1 where there is no crystal.
+    laue
+        Laue class of each phase.
+    """
+
+    shape: tuple[int, int]
+    orientation: npt.NDArray[np.float64]
+    phase: npt.NDArray[np.int16]
+    laue: tuple[str, ...]
+
+
+def grid_shape(store: Store) -> tuple[int, int]:
+    """Return rows and columns of the store's scan; a store that is no scan counts as one row."""
+    return store.scan_shape or (1, store.n)
+
+
+def grid_pixel(store: Store) -> npt.NDArray[np.intp]:
+    """Return the pixel (n,) of the row-by-row grid of `grid_shape` that each pattern of the store stands on."""
+    if store.scan_shape is None:
+        return np.arange(store.n)
+    rows, columns = store.scan_shape
+    row, column = store.position.astype(np.intp).T
+    if ((row < 0) | (row >= rows) | (column < 0) | (column >= columns)).any():
+        raise UserError(f"'{store.path}' has positions outside its scan of {rows} x {columns}")
+    pixel: npt.NDArray[np.intp] = row * columns + column
+    if len(np.unique(pixel)) != len(pixel):
+        raise UserError(f"'{store.path}' has several patterns at one scan position, which a map cannot show")
+    return pixel
+
+
+def truth_of_store(store: Store) -> Truth:
+    """Return the labels of `store` on its grid.
+
+    Raises
+    ------
+    UserError
+        When none of its patterns has an orientation.
+    """
+    if not store.labelled.any():
+        raise UserError(f"'{store.path}' holds no orientations to compare with; label it first")
+    shape, pixel = grid_shape(store), grid_pixel(store)
+    orientation = np.full((shape[0] * shape[1], 4), np.nan)
+    phase = np.full(shape[0] * shape[1], NOT_INDEXED, dtype=np.int16)
+    orientation[pixel], phase[pixel] = store.orientation, store.phase
+    return Truth(shape, orientation, phase, tuple(entry.symmetry.laue for entry in store.phases))
+
+
+def read_truth(path: str | os.PathLike[str]) -> Truth:
+    """Read the truth at `path`: a store, a `map.h5` (or its folder), an orix HDF5 map, or an `.ang` file.
+
+    Raises
+    ------
+    UserError
+        When it is none of these or holds no orientation.
+    """
+    found = existing(path, "the truth")
+    if found.is_dir():
+        found = existing(found / "map.h5", "the truth")
+    if not h5py.is_hdf5(found):
+        if found.suffix.lower() in (".ang", ".ctf"):
+            return _truth_of_orix(found)
+        raise UserError(f"'{found}' is no truth: give a store, a map.h5 or an .ang file")
+    with open_hdf5(found) as file:
+        ours, orix, store = "stemtune" in file, "crystal_map" in file, "patterns" in file
+    if ours:
+        answer = OrientationMap.read(found)
+        laue = tuple(phase.symmetry.laue for phase in answer.phases)
+        return Truth(answer.shape, answer.orientation, answer.phase, laue)
+    if store:
+        with Store.open(found) as opened:
+            return truth_of_store(opened)
+    if orix:
+        return _truth_of_orix(found)
+    raise UserError(f"'{found}' is HDF5, but neither a store nor a map; give a store, a map.h5 or an .ang file")
+
+
+def _truth_of_orix(path: Path) -> Truth:
+    crystal_map = read_with_orix(path)
+    rotations: npt.NDArray[Any] = np.asarray(crystal_map.rotations.data, dtype=np.float64)
+    best = rotations[:, 0] if rotations.ndim == 3 else rotations
+    shape = tuple(int(length) for length in crystal_map.shape)
+    if len(shape) == 1:
+        shape = (1, shape[0]) if crystal_map.y is None else (shape[0], 1)
+    if shape[0] * shape[1] != len(best):
+        raise UserError(f"'{path}' is no full rectangle of pixels ({len(best)} pixels on {shape[0]} x {shape[1]})")
+    names = [index for index in crystal_map.phases.ids if index >= 0]
+    laue = []
+    for index in names:
+        group = crystal_map.phases[index].point_group
+        if group is None:
+            raise UserError(f"'{path}' does not say the symmetry of its phase {index}")
+        laue.append(str(group.laue.name))
+    phase = np.full(len(best), NOT_INDEXED, dtype=np.int16)
+    for place, index in enumerate(names):
+        phase[crystal_map.phase_id == index] = place
+    orientation = np.where((phase >= 0)[:, None], best, np.nan)
+    return Truth((shape[0], shape[1]), orientation, phase, tuple(laue))

@@ -1,0 +1,27 @@
+"""What happened, kept in MLflow: one experiment per sweep name, a run per sweep, a child run per trial.
+
+`Tracker` writes (one thread, through a journal on disk, so that an absent server loses nothing), `NullTracker` writes
+nothing, `read_sweep` reads back, `resolve_model` turns an MLflow address or a folder into a model folder.
+MLflow itself is imported only when one of them is used.
+"""
+
+from __future__ import annotations
+
+from stemtune.tracking.address import Address, address
+from stemtune.tracking.origin import code_version
+from stemtune.tracking.reading import SweepRecord, TrialRecord, newest_sweep, read_sweep
+from stemtune.tracking.registry import resolve_model
+from stemtune.tracking.writer import NullTracker, Tracker
+
+__all__ = [
+    "Address",
+    "NullTracker",
+    "SweepRecord",
+    "Tracker",
+    "TrialRecord",
+    "address",
+    "code_version",
+    "newest_sweep",
+    "read_sweep",
+    "resolve_model",
+]

@@ -1,0 +1,171 @@
+"""What each event of a sweep becomes in MLflow. Sending an event twice leaves the same records as sending it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from stemtune.tracking.address import Address, client
+
+SWEEP_TAG = "stemtune.sweep"
+TRIAL_TAG = "stemtune.trial"
+KIND_TAG = "stemtune.kind"
+ID_TAG = "stemtune.sweep_id"
+STATUS_TAG = "stemtune.status"
+REASON_TAG = "stemtune.reason"
+KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on training runs
+CHAMPION = "champion"
+MODEL_FOLDER = "model"
+
+_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "ALREADY_EXISTS")
+_ABSENT = (
+    "INTERNAL_ERROR",
+    "TEMPORARILY_UNAVAILABLE",
+    "REQUEST_LIMIT_EXCEEDED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+)
+_BATCH = 90  # parameters or tags of one request; MLflow takes 100
+_LONGEST = 4000  # characters of a tag
+
+
+class Impossible(Exception):
+    """An event that no server could ever apply."""
+
+
+def is_refusal(problem: Exception) -> Literal["refused", "away", "unclear"]:
+    """Tell an event that MLflow will never take from a server that is not there."""
+    code = str(getattr(problem, "error_code", ""))
+    if code in _REFUSED or isinstance(problem, Impossible):
+        return "refused"
+    if code in _ABSENT or isinstance(problem, OSError):
+        return "away"
+    return "unclear"
+
+
+class Sender:
+    """Applies events to MLflow and remembers the ids of the runs it made or found."""
+
+    def __init__(self, where: Address, name: str, sweep_id: str) -> None:
+        self._where = where
+        self._name = name
+        self._sweep_id = sweep_id
+        self._client: Any = None
+        self._experiment_id: str | None = None
+        self._runs: dict[str, str] = {}
+
+    def forget(self) -> None:
+        """Look runs up again: the server may have come back as another one."""
+        self._experiment_id = None
+        self._runs = {}
+
+    def send(self, event: dict[str, Any]) -> None:
+        """Apply one event."""
+        if self._client is None:
+            self._client = client(self._where)
+        getattr(self, f"_{event['kind']}")(event)
+
+    def _experiment(self) -> str:
+        if self._experiment_id is None:
+            found = self._client.get_experiment_by_name(self._name)
+            if found is None:
+                root = self._where.artifacts
+                place = (root / self._name).as_uri() if root else None
+                self._experiment_id = str(self._client.create_experiment(self._name, place, KIND_OF_EXPERIMENT))
+            else:
+                if found.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(found.experiment_id)
+                self._experiment_id = str(found.experiment_id)
+        return self._experiment_id
+
+    def _run(self, key: str, event: dict[str, Any], name: str, tags: dict[str, str]) -> str:
+        """Return the id of the run that carries the tag `key`; make the run if there is none."""
+        if key not in self._runs:
+            words = {ID_TAG: self._sweep_id, **({TRIAL_TAG: key} if key else {KIND_TAG: "sweep"})}
+            wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in words.items())
+            found = self._client.search_runs([self._experiment()], wanted, max_results=1)
+            if found:
+                self._runs[key] = found[0].info.run_id
+            else:
+                made = self._client.create_run(
+                    self._experiment(), start_time=event["time"], run_name=name, tags={**words, **tags}
+                )
+                self._runs[key] = made.info.run_id
+        return self._runs[key]
+
+    def _parent(self, event: dict[str, Any]) -> str:
+        return self._run("", event, self._name, {SWEEP_TAG: self._name})
+
+    def _child(self, event: dict[str, Any]) -> str:
+        key = event["trial"]
+        if key in self._runs:
+            return self._runs[key]
+        tags = {SWEEP_TAG: self._name, KIND_TAG: "trial", "mlflow.parentRunId": self._parent(event)}
+        return self._run(key, event, event.get("name", key), tags)
+
+    def _write(self, run: str, event: dict[str, Any], step: int = 0) -> None:
+        """Write the event's parameters, tags and values to the run."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        params = [Param(key, str(value)) for key, value in event.get("params", {}).items()]
+        tags = [RunTag(key, str(value)[:_LONGEST]) for key, value in event.get("tags", {}).items()]
+        values = [Metric(key, float(value), event["time"], step) for key, value in event.get("values", {}).items()]
+        for start in range(0, max(len(params), len(tags), 1), _BATCH):
+            part = slice(start, start + _BATCH)
+            self._client.log_batch(
+                run, metrics=values if not start else [], params=params[part], tags=tags[part], synchronous=True
+            )
+
+    def _sweep(self, event: dict[str, Any]) -> None:
+        run = self._parent(event)
+        self._client.update_run(run, status="RUNNING")
+        self._write(run, event)
+        if event.get("text"):
+            self._client.log_text(run, event["text"], "space.yaml")
+
+    def _trial(self, event: dict[str, Any]) -> None:
+        run = self._child(event)
+        self._client.update_run(run, status="RUNNING")
+        self._write(run, event)
+
+    def _metrics(self, event: dict[str, Any]) -> None:
+        self._write(self._child(event), event, event["step"])
+
+    def _end(self, event: dict[str, Any]) -> None:
+        run = self._child(event)
+        words = {STATUS_TAG: event["status"], REASON_TAG: event["reason"]}
+        self._write(run, {**event, "tags": {**event["tags"], **words}})
+        self._client.set_terminated(run, _STATUS[event["status"]], end_time=event["time"])
+
+    def _done(self, event: dict[str, Any]) -> None:
+        run = self._parent(event)
+        self._write(run, {**event, "tags": {**event["tags"], STATUS_TAG: event["status"]}})
+        self._client.set_terminated(run, _STATUS[event["status"]], end_time=event["time"])
+
+    def _champion(self, event: dict[str, Any]) -> None:
+        run = self._child(event)
+        folder = Path(event["folder"])
+        if not (folder / "model.json").is_file():
+            raise Impossible(f"the champion's model folder {folder} is gone")
+        self._client.log_artifacts(run, str(folder), MODEL_FOLDER)
+        self._write(run, event)
+        source = f"{self._client.get_run(run).info.artifact_uri}/{MODEL_FOLDER}"
+        version = self._version(run, source, event)
+        self._client.set_registered_model_alias(self._name, CHAMPION, version)
+        self._client.set_tag(self._parent(event), "stemtune.champion", event["trial"])
+
+    def _version(self, run: str, source: str, event: dict[str, Any]) -> str:
+        """Return the registered model's version that `run` made; register it if it is not there yet."""
+        try:
+            self._client.get_registered_model(self._name)
+        except Exception as problem:
+            if str(getattr(problem, "error_code", "")) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self._client.create_registered_model(self._name, tags={SWEEP_TAG: self._name})
+        name = self._name.replace("'", "")
+        for version in self._client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run and version.tags.get("stemtune.champion_time") == str(event["time"]):
+                return str(version.version)
+        tags = {ID_TAG: self._sweep_id, "stemtune.champion_time": str(event["time"])}
+        return str(self._client.create_model_version(self._name, source, run_id=run, tags=tags).version)

@@ -1,0 +1,220 @@
+"""One writer for a whole sweep, which outlives an absent server and a killed driver.
+
+Every event is a line of JSON that is appended to a journal beside the sweep's other files; one thread reads the
+journal and sends each event to MLflow, then notes how far it got. While the server is away the lines wait; after a
+crash the next run sends what was left. Events may be sent twice and mean the same then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from stemtune.config import Scalar
+from stemtune.tracking.address import Address
+from stemtune.tracking.events import Sender, is_refusal
+
+Event = dict[str, Any]
+
+JOURNAL = "tracking.jsonl"
+_PATIENCE_S = 5.0  # longest pause between two attempts to reach the server
+_ATTEMPTS = 5  # on an error that is neither a refusal nor an absence
+
+
+class Records(Protocol):
+    """What a sweep tells about itself."""
+
+    def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None: ...
+    def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None: ...
+    def metrics(self, trial: str, step: int, values: dict[str, float]) -> None: ...
+    def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None: ...
+    def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None: ...
+    def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None: ...
+    def close(self, wait_s: float = 60.0) -> int: ...
+
+
+class NullTracker:
+    """Takes every event and keeps none."""
+
+    def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None:
+        """Begin or go on with the sweep."""
+
+    def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None:
+        """Begin or go on with a trial."""
+
+    def metrics(self, trial: str, step: int, values: dict[str, float]) -> None:
+        """Keep what a trial reported after epoch `step`."""
+
+    def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None:
+        """End a trial: `status` is finished, stopped or failed, `reason` says why."""
+
+    def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
+        """Keep the model folder of the best trial and register it."""
+
+    def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None:
+        """End the sweep."""
+
+    def close(self, wait_s: float = 60.0) -> int:
+        """Return how many events could not be sent."""
+        return 0
+
+
+class Tracker(NullTracker):
+    """Journals every event and sends it to MLflow from one thread of its own.
+
+    Parameters
+    ----------
+    folder
+        The sweep's folder, which holds the journal.
+    name
+        Name of the experiment.
+    sweep_id
+        What tells this sweep from an earlier one of the same experiment.
+    where
+        The tracking address.
+    """
+
+    def __init__(self, folder: Path, name: str, sweep_id: str, where: Address) -> None:
+        self._journal = folder / JOURNAL
+        self._mark = folder / "tracking.sent"
+        self._refused = folder / "tracking.refused.jsonl"
+        self.where = where
+        self.problem = ""
+        self._sender = Sender(where, name, sweep_id)
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+        self._closing = threading.Event()
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        self._mend()
+        self._take_back()
+        self._thread = threading.Thread(target=self._work, name="stemtune-tracking", daemon=True)
+        self._thread.start()
+
+    def _mend(self) -> None:
+        """End a line that a crash cut short, so that the next one starts on its own."""
+        if self._journal.exists():
+            content = self._journal.read_bytes()
+            if content and not content.endswith(b"\n"):
+                with self._journal.open("ab") as file:
+                    file.write(b"\n")
+
+    def _take_back(self) -> None:
+        """Try once more what an earlier run put aside: its reason may have been a fault that is mended."""
+        if not self._refused.exists():
+            return
+        with self._journal.open("ab") as file:
+            for kept in self._refused.read_text().splitlines():
+                with contextlib.suppress(ValueError, KeyError):
+                    line = json.loads(kept)["line"]
+                    json.loads(line)
+                    file.write(line.encode() + b"\n")
+        self._refused.unlink()
+
+    def _put(self, kind: str, **fields: Any) -> None:
+        event = {"kind": kind, "time": int(time.time() * 1000), **fields}
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        with self._lock, self._journal.open("ab") as file:
+            file.write(line)
+        self._news.set()
+
+    def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None:
+        self._put("sweep", params=params, tags=tags, text=text)
+
+    def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None:
+        self._put("trial", trial=trial, name=name, params=params, tags=tags)
+
+    def metrics(self, trial: str, step: int, values: dict[str, float]) -> None:
+        self._put("metrics", trial=trial, step=step, values=values)
+
+    def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None:
+        self._put("end", trial=trial, status=status, reason=reason, values=values, tags=tags)
+
+    def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
+        self._put("champion", trial=trial, folder=folder, tags=tags)
+
+    def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None:
+        self._put("done", status=status, values=values, tags=tags)
+
+    def close(self, wait_s: float = 60.0) -> int:
+        """Send what is left for at most `wait_s` seconds; return how many events still wait in the journal."""
+        deadline = time.monotonic() + wait_s
+        while self.waiting() and time.monotonic() < deadline and self._thread.is_alive():
+            time.sleep(0.1)
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout=5)
+        return self.waiting()
+
+    def waiting(self) -> int:
+        """Return how many events wait to be sent."""
+        if not self._journal.exists():
+            return 0
+        with self._lock, self._journal.open("rb") as file:
+            file.seek(self._sent())
+            return sum(1 for line in file if line.endswith(b"\n") and line.strip())
+
+    def _sent(self) -> int:
+        try:
+            return int(self._mark.read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def _work(self) -> None:
+        position = self._sent()
+        while not self._closing.is_set():
+            line = self._next(position)
+            if line is None:
+                self._news.wait(timeout=1.0)
+                self._news.clear()
+                continue
+            if line.strip() and not self._send(line):
+                return
+            position += len(line)
+            self._note(position)
+
+    def _next(self, position: int) -> bytes | None:
+        """Return the next whole line of the journal, if there is one."""
+        with contextlib.suppress(OSError), self._lock, self._journal.open("rb") as file:
+            file.seek(position)
+            line = file.readline()
+            return line if line.endswith(b"\n") else None
+        return None
+
+    def _note(self, position: int) -> None:
+        part = self._mark.with_suffix(".part")
+        with contextlib.suppress(OSError):
+            part.write_text(str(position))
+            part.replace(self._mark)
+
+    def _send(self, line: bytes) -> bool:
+        """Send one event however long it takes; return False when the tracker closes before that."""
+        try:
+            event = json.loads(line)
+        except ValueError:
+            self._put_aside(line, "a line that a crash cut short")
+            return True
+        attempt = 0
+        while not self._closing.is_set():
+            try:
+                self._sender.send(event)
+            except Exception as problem:
+                attempt += 1
+                self.problem = f"{type(problem).__name__}: {str(problem).splitlines()[0][:200] if str(problem) else ''}"
+                verdict = is_refusal(problem)
+                if verdict == "refused" or (verdict == "unclear" and attempt >= _ATTEMPTS):
+                    self._put_aside(line, self.problem)
+                    return True
+                self._sender.forget()
+                self._closing.wait(min(_PATIENCE_S, 0.5 * 2 ** min(attempt, 5)))
+            else:
+                self.problem = ""
+                return True
+        return False
+
+    def _put_aside(self, line: bytes, reason: str) -> None:
+        with contextlib.suppress(OSError), self._refused.open("a") as file:
+            file.write(json.dumps({"reason": reason, "line": line.decode(errors="replace").strip()}) + "\n")

@@ -1,0 +1,117 @@
+"""What is known of a sweep's trials while it runs, and how a figure of merit is written."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stemtune.config import Scalar
+from stemtune.tune.trial import train_folder
+
+STATUS_WORDS = {
+    "running": "running",
+    "finished": "finished",
+    "stopped": "stopped by ASHA",
+    "failed": "failed",
+    "interrupted": "interrupted",
+}
+
+SHEET = "sweep.json"
+"""Where a sweep writes down what it is, in its folder."""
+
+
+@dataclass
+class TrialState:
+    """One trial as the sweep sees it.
+
+    Attributes
+    ----------
+    number
+        Count from 0 in the order of proposal.
+    knobs
+        Its settings.
+    status
+        One of `STATUS_WORDS`.
+    reason
+        Why it stopped or failed.
+    epoch, last, best
+        Epochs reported, and the last and best value of the sweep's metric.
+    wall_s, device_s
+        Wall time since its start; the same times its devices, without the start-up.
+    first_report_s
+        From its start to its first report.
+    """
+
+    trial: str
+    number: int
+    knobs: dict[str, Scalar]
+    status: str = "running"
+    reason: str = ""
+    epoch: int = 0
+    last: float = math.nan
+    best: float = math.nan
+    best_epoch: int = 0
+    wall_s: float = 0.0
+    device_s: float = 0.0
+    first_report_s: float = 0.0
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The architecture, with what tells its variants apart."""
+        return architecture(self.knobs)
+
+    def take(self, result: dict[str, Any], metric: str, mode: str) -> None:
+        """Take up a report."""
+        self.epoch = int(result.get("epoch", self.epoch + 1))
+        self.last = float(result[metric])
+        if math.isnan(self.best) or better(self.last, self.best, mode):
+            self.best, self.best_epoch = self.last, self.epoch
+        self.device_s = float(result.get("time/device_s", self.device_s))
+        self.first_report_s = float(result.get("time/first_report_s", self.first_report_s))
+
+
+def architecture(knobs: dict[str, Any]) -> str:
+    """Return a trial's architecture in words: `swin adjusted pretrained` for instance."""
+    words = [str(knobs.get("model.name", "polar"))]
+    if str(knobs.get("model.adjusted", "False")).lower() == "true":
+        words.append("adjusted")
+    if str(knobs.get("model.pretrained", "False")).lower() != "false":
+        words.append("pretrained")
+    return " ".join(words)
+
+
+def better(value: float, than: float, mode: str) -> bool:
+    """Whether `value` beats `than`."""
+    return value < than if mode == "min" else value > than
+
+
+def figure(metric: str, value: float) -> str:
+    """Write a value of `metric` with its unit."""
+    if math.isnan(value):
+        return "-"
+    if metric.endswith(("_deg", "_deg_beam180")) and "within" not in metric:
+        return f"{value:.2f}°"
+    if "within" in metric or "fraction" in metric:
+        return f"{value:.1%}"
+    return f"{value:.4g}"
+
+
+def best_checkpoint(sweep_folder: Path, trial: str, metric: str, mode: str) -> tuple[float, Path] | None:
+    """Return the best figure among a trial's kept checkpoints, and that checkpoint's model folder.
+
+    The checkpoints themselves are asked, not the reports: after a crash they know of epochs that Tune does not.
+    """
+    found: tuple[float, Path] | None = None
+    for note in sorted(train_folder(sweep_folder, trial).glob("checkpoint_*/.metadata.json")):
+        model = note.parent / "model"
+        try:
+            value = float(json.loads(note.read_text())["metrics"][metric])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if (model / "model.json").is_file() and (found is None or better(value, found[0], mode)):
+            found = (value, model)
+    return found

@@ -1,0 +1,164 @@
+"""Who watches a sweep: a Tune callback that keeps records, tells MLflow and the terminal, and frees resources."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray.tune import Callback
+
+from stemtune.config import METRICS, Config
+from stemtune.tracking import NullTracker, Tracker, address, code_version
+from stemtune.tune.progress import Progress
+from stemtune.tune.records import TrialState
+from stemtune.tune.space import SearchSpace
+from stemtune.tune.trial import failure, train_folder
+
+_TIMES = ("time/start_s", "time/first_report_s", "time/device_s")
+
+
+class Watch(Callback):  # type: ignore[misc]
+    """Follows every trial of a sweep.
+
+    Tune pickles its callbacks and restores them after a crash, so everything that cannot be pickled is made in
+    `setup`; `Watch.current` is the one in use.
+
+    Parameters
+    ----------
+    space, folder, name, sweep_id
+        The sweep.
+    tracked
+        Whether MLflow is told.
+    store_hash
+        Content hash of the training store; empty when there is none.
+    """
+
+    current: ClassVar[Watch | None] = None
+
+    def __init__(
+        self, space: SearchSpace, folder: Path, name: str, sweep_id: str, tracked: bool, store_hash: str
+    ) -> None:
+        self.space, self.folder, self.name, self.sweep_id = space, folder, name, sweep_id
+        self.tracked, self.store_hash = tracked, store_hash
+        self.trials: dict[str, TrialState] = {}
+        self.over_time = False
+        self._groups: dict[str, str] = {}
+        self._stopped: set[str] = set()
+        self._started: dict[str, float] = {}
+        self._begin = time.time()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("tracker", "progress")}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what Tune keeps for a restart."""
+        return {"trials": self.trials, "begin": self._begin}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up what Tune kept."""
+        self.trials = state["trials"]
+
+    def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
+        """Open the records and the progress bar."""
+        self._begin = time.time()
+        self.tracker: NullTracker | Tracker = NullTracker()
+        if self.tracked:
+            self.tracker = Tracker(self.folder, self.name, self.sweep_id, address())
+        self.progress = Progress(
+            self.space.budget.trials, self.space.metric, self.space.mode, self.space.fixed, self.trials.values()
+        )
+        Watch.current = self
+        budget, resources = self.space.budget, self.space.resources
+        params = {f"budget.{key}": value for key, value in vars(budget).items() if value is not None}
+        params |= {f"resources.{key}": value for key, value in vars(resources).items() if key != "workers_given"}
+        params |= {"metric": self.space.metric, "mode": self.space.mode, **self.space.fixed}
+        tags = {**code_version(), "mlflow.note.content": self.space.about, "stemtune.folder": str(self.folder)}
+        self.tracker.sweep(params, {**tags, **self._store_tag()}, self.space.text)
+
+    def _store_tag(self) -> dict[str, str]:
+        return {"stemtune.store_sha256": self.store_hash} if self.store_hash else {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Begin a trial, or go on with one after a restart."""
+        knobs = dict(trial.config["knobs"])
+        state = self.trials.get(trial.trial_id) or TrialState(trial.trial_id, int(trial.config["number"]), knobs)
+        state.status, state.reason = "running", ""
+        self.trials[trial.trial_id] = state
+        self._started[trial.trial_id] = time.time() - state.wall_s
+        tags = {**code_version(), **self._store_tag(), "stemtune.number": str(state.number)}
+        tags["stemtune.architecture"] = state.label
+        if trial.config.get("optuna"):
+            tags["stemtune.optuna"] = json.dumps(trial.config["optuna"])
+        name = f"{state.number:03d} {state.label}"
+        self.tracker.trial(trial.trial_id, name, Config.from_flat(knobs).to_flat(), tags)
+        self.progress.started(state)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Keep one epoch's figures."""
+        state = self.trials[trial.trial_id]
+        state.take(result, self.space.metric, self.space.mode)
+        state.wall_s = self._wall(trial.trial_id)
+        if result.get("placement_group"):
+            self._groups[trial.trial_id] = result["placement_group"]
+        if result.get("done"):  # set by the scheduler: a trial that ends by itself is not told again
+            self._stopped.add(trial.trial_id)
+        values = {key: float(result[key]) for key in (*METRICS, *_TIMES) if key in result}
+        state.values = values
+        self.tracker.metrics(trial.trial_id, state.epoch, {**values, "time/wall_s": state.wall_s})
+        self.progress.reported(state)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial ended by itself, was stopped by ASHA, or ran out of the sweep's time."""
+        hours = self.space.budget.hours
+        stopped = trial.trial_id in self._stopped
+        if stopped:
+            self._end(trial.trial_id, "stopped", "stopped by ASHA")
+        elif hours and time.time() - self._begin >= hours * 3600 and not self._through(trial.trial_id):
+            self.over_time = True
+            self._end(trial.trial_id, "stopped", f"out of time: the sweep's {hours:g} h are over")
+        else:
+            self._end(trial.trial_id, "finished", "")
+
+    def _through(self, trial_id: str) -> bool:
+        state = self.trials[trial_id]
+        return state.epoch >= int(state.knobs.get("train.epochs", Config().train.epochs))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial failed for good."""
+        reason = failure(train_folder(self.folder, trial.trial_id))
+        if not reason:
+            lines = str(trial.get_error() or "no reason given").strip().splitlines()
+            reason = lines[-1] if lines else "no reason given"
+        self._end(trial.trial_id, "failed", reason)
+
+    def _end(self, trial_id: str, status: str, reason: str) -> None:
+        state = self.trials[trial_id]
+        state.status, state.reason, state.wall_s = status, reason, self._wall(trial_id)
+        self._free(trial_id)
+        values = {"time/wall_s": state.wall_s, "time/device_s": state.device_s}
+        if not math.isnan(state.best):
+            values |= {"best": state.best, "best_epoch": float(state.best_epoch)}
+        tags = {"stemtune.train_folder": str(train_folder(self.folder, trial_id))}
+        self.tracker.end(trial_id, status, reason, values, tags)
+        self.progress.ended(state)
+
+    def _wall(self, trial_id: str) -> float:
+        return time.time() - self._started.get(trial_id, time.time())
+
+    def _free(self, trial_id: str) -> None:
+        """Give the workers' resources back: nobody else does when a trial is stopped from outside."""
+        group = self._groups.pop(trial_id, "")
+        if not group:
+            return
+        from ray import PlacementGroupID
+        from ray.util import remove_placement_group
+        from ray.util.placement_group import PlacementGroup
+
+        with contextlib.suppress(Exception):
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))

@@ -1,0 +1,170 @@
+"""Simulated stores: the same for the same seed, whole or absent, and with the truth in them."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from stemtune.config import Config
+from stemtune.crystal import rotations
+from stemtune.crystal.phase import linio2
+from stemtune.crystal.symmetry import disorientation_deg
+from stemtune.data import simulate
+from stemtune.data.simulate import simulate_polycrystal, simulate_store
+from stemtune.data.store import Store
+from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.errors import UserError
+
+
+def _settings(**given):
+    flat = {"size": 64, "scale": 0.04, "dose": 2000, "precession": "0.2:0.6", **given}
+    return Config.from_flat({f"simulate.{key}": value for key, value in flat.items()}).simulate
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return simulate_store("linio2", tmp_path_factory.mktemp("simulate") / "a.h5", 600, _settings(), seed=4)
+
+
+def test_a_store_of_random_orientations(store):
+    with Store.open(store) as opened:
+        assert opened.patterns.shape == (600, 64, 64) and opened.patterns.dtype == np.uint16
+        assert np.linalg.norm(opened.orientation, axis=1) == pytest.approx(np.ones(600))
+        assert (opened.confidence == 1).all() and (opened.phase == 0).all()
+        assert opened.phases[0] == linio2()
+        assert opened.geometry.scale_inv_angstrom == 0.04 and opened.geometry.centre_px == (31.5, 31.5)
+        assert np.array_equal(opened.group, np.arange(600) // 16)
+        for group in np.unique(opened.group):
+            assert len(np.unique(opened.split[opened.group == group])) == 1
+        assert np.bincount(opened.split) / 600 == pytest.approx([0.8, 0.1, 0.1], abs=0.04)
+        total = opened.patterns.reshape(600, -1).sum(axis=1)
+        assert np.median(total) == pytest.approx(2000, rel=0.1)
+        # Uniform over all rotations: the mean of q q^T is a quarter of the identity.
+        assert opened.orientation.T @ opened.orientation / 600 == pytest.approx(np.eye(4) / 4, abs=0.04)
+
+
+def test_patterns_belong_to_their_orientations(store):
+    """The bright pixels away from the middle stand where the stored orientation puts spots."""
+    with Store.open(store) as opened:
+        simulator = KinematicSimulator(opened.phases[0], opened.geometry, _settings(background=0, dose=0))
+        chosen = slice(0, 600, 20)
+        clean = simulator.patterns(torch.from_numpy(opened.orientation[chosen]), torch.Generator().manual_seed(0))
+        seen = torch.from_numpy(opened.patterns[chosen].astype(np.float32)) ** 0.5
+    line = torch.arange(64) - 31.5
+    seen[:, torch.hypot(line[:, None], line) < 6] = 0
+    clean[:, torch.hypot(line[:, None], line) < 6] = 0
+    score = torch.einsum("ihw,jhw->ij", seen, clean**0.25)
+    score /= torch.linalg.vector_norm(clean**0.25, dim=(1, 2))
+    assert float((score.argmax(1) == torch.arange(len(score))).float().mean()) > 0.9
+
+
+def test_every_option_is_kept(store):
+    with h5py.File(store) as file:
+        options = json.loads(file.attrs["options"])
+    assert options["seed"] == 4 and options["patterns"] == 600 and options["cif"] == "linio2"
+    assert options["simulate.precession"] == "0.2:0.6" and options["simulate.dose"] == "2000"
+
+
+def test_the_seed_decides_and_the_workers_do_not(store, tmp_path):
+    again = simulate_store("linio2", tmp_path / "b.h5", 600, _settings(), seed=4, workers=2)
+    other = simulate_store("linio2", tmp_path / "c.h5", 32, _settings(), seed=5)
+    with Store.open(store) as one, Store.open(again) as two, Store.open(other) as three:
+        assert np.array_equal(one.patterns, two.patterns)
+        assert np.array_equal(one.orientation, two.orientation)
+        assert np.array_equal(one.split, two.split) and one.sha256 == two.sha256
+        assert not np.array_equal(one.orientation[:32], three.orientation)
+
+
+def test_noise_free_patterns_are_real_numbers(tmp_path):
+    with Store.open(simulate_store("", tmp_path / "d.h5", 20, _settings(dose=0))) as opened:
+        assert opened.patterns.dtype == np.float32
+        assert opened.patterns.sum((1, 2)).max() == pytest.approx(1, abs=0.1)
+
+
+def test_counts_saturate_instead_of_wrapping(tmp_path):
+    strong = _settings(dose=10_000_000, direct_beam=1, background=0, convergence=0.5)
+    with Store.open(simulate_store("", tmp_path / "e.h5", 16, strong)) as opened:
+        assert (opened.patterns.reshape(16, -1).max(axis=1) == 65535).all()
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulate, "_stored", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulate_store("", tmp_path / "f.h5", 20, _settings())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cif", "patterns", "given", "message"),
+    [
+        ("", 0, {}, "0 patterns"),
+        ("", 5, {"scale": 0.0001}, "no reflection of"),
+        ("absent.cif", 5, {}, "absent.cif"),
+    ],
+)
+def test_what_cannot_be_simulated_leaves_nothing(tmp_path, cif, patterns, given, message):
+    with pytest.raises(UserError, match=message) as problem:
+        simulate_store(cif, tmp_path / "g.h5", patterns, _settings(**given))
+    assert "\n" not in str(problem.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    out = tmp_path_factory.mktemp("scan") / "scan.h5"
+    return simulate_polycrystal("linio2", out, (20, 26), 9, _settings(dose=4000), seed=1)
+
+
+def test_a_scan_has_grains_and_vacuum(scan):
+    with Store.open(scan) as opened:
+        assert opened.scan_shape == (20, 26)
+        assert np.array_equal(opened.position, np.stack(np.divmod(np.arange(520), 26), axis=1))
+        group = opened.group.reshape(20, 26)
+        vacuum = opened.phase.reshape(20, 26) == -1
+        assert sorted(np.unique(group[~vacuum])) == list(range(9))
+        assert vacuum[[0, -1]].all() and vacuum[:, [0, -1]].all() and 0.1 < vacuum.mean() < 0.45
+        assert np.isnan(opened.orientation[vacuum.ravel()]).all() and (group[vacuum] == 9).all()
+        assert np.isfinite(opened.orientation[~vacuum.ravel()]).all()
+        assert np.array_equal(opened.labelled, ~vacuum.ravel())
+
+
+def test_orientations_of_a_grain_lie_together(scan):
+    with Store.open(scan) as opened:
+        symmetry = opened.phases[0].symmetry
+        for grain in range(9):
+            inside = torch.from_numpy(opened.orientation[opened.group == grain])
+            spread = disorientation_deg(inside, inside[len(inside) // 2], symmetry)
+            assert spread.max() < 2 * simulate.GRAIN_SPREAD_DEG
+        middle = torch.stack([torch.from_numpy(opened.orientation[opened.group == k][0]) for k in range(9)])
+        between = disorientation_deg(middle[:, None], middle, symmetry) + 180 * torch.eye(9)
+        assert between.min() > 5
+        grain = torch.from_numpy(opened.orientation[opened.group == 0])
+        assert rotations.angle_deg(rotations.multiply(grain[:1], rotations.inverse(grain[-1:]))) > 0.01
+
+
+def test_vacuum_shows_the_direct_beam_only(scan):
+    with Store.open(scan) as opened:
+        vacuum = opened.phase == -1
+        line = np.arange(64) - 31.5
+        near = np.hypot(line[:, None], line) < 7
+        outside = opened.patterns[:, ~near].sum(axis=1)
+        assert outside[vacuum].max() == 0
+        assert np.median(outside[~vacuum]) > 300
+        assert opened.patterns[vacuum].sum(axis=(1, 2)) == pytest.approx(np.full(vacuum.sum(), 4000), rel=0.1)
+
+
+def test_a_scan_is_repeatable(scan, tmp_path):
+    again = simulate_polycrystal("linio2", tmp_path / "again.h5", (20, 26), 9, _settings(dose=4000), seed=1)
+    with Store.open(scan) as one, Store.open(again) as two:
+        assert np.array_equal(one.patterns, two.patterns)
+        assert np.array_equal(one.orientation, two.orientation, equal_nan=True)
+
+
+@pytest.mark.parametrize(("shape", "grains"), [((4, 30), 3), ((20, 20), 0), ((10, 10), 60)])
+def test_impossible_scans(tmp_path, shape, grains):
+    with pytest.raises(UserError, match="grains"):
+        simulate_polycrystal("", tmp_path / "h.h5", shape, grains, _settings())

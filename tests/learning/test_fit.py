@@ -1,0 +1,152 @@
+"""The epoch loop: repeatable, exactly resumed, equal over workers, and clear when it diverges."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stemtune.config import METRICS, Config
+from stemtune.learning import fit as fit_module
+from stemtune.learning.checkpoint import load_model
+from stemtune.learning.fit import Diverged, chosen_precision, fit, learning_rate
+from stemtune.learning.metrics import WORST
+from stemtune.learning.train import run_workers
+
+Settings = Callable[..., Config]
+CPU = torch.device("cpu")
+
+
+class Notes:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+        self.folders: list[Path | None] = []
+
+    def __call__(self, metrics: dict[str, float], folder: Path | None) -> None:
+        self.metrics.append(metrics)
+        self.folders.append(folder)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "checkpoint" / "model" / "model.safetensors"))
+
+
+def test_every_epoch_reports_every_metric_and_a_whole_checkpoint(tiny: Settings, tmp_path: Path) -> None:
+    notes = Notes()
+    last = fit(tiny(), notes, tmp_path, device=CPU)
+    assert len(notes.metrics) == 2 and notes.metrics[-1] == last
+    for metrics in notes.metrics:
+        assert set(metrics) == set(METRICS) == set(WORST)
+        assert all(math.isfinite(value) for value in metrics.values())
+    assert notes.folders == [tmp_path / "checkpoint"] * 2
+    model = load_model(tmp_path / "checkpoint" / "model")
+    assert model.config.model.width == 8
+    assert notes.metrics[1]["train/loss"] < notes.metrics[0]["train/loss"]
+
+
+def test_two_epochs_and_two_more_are_four(tiny: Settings, tmp_path: Path) -> None:
+    config = tiny(train__epochs=4, model__dropout=0.2, optim__warmup=1.5)
+    whole = fit(config, Notes(), tmp_path / "whole", device=CPU)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(metrics: dict[str, float], folder: Path | None) -> None:
+        notes(metrics, folder)
+        if len(notes.metrics) == 2:
+            raise Stop
+
+    notes = Notes()
+    with pytest.raises(Stop):
+        fit(config, stop_after_two, tmp_path / "half", device=CPU)
+    torch.manual_seed(99)
+    resumed = fit(config, notes, tmp_path / "rest", resume=tmp_path / "half" / "checkpoint", device=CPU)
+    assert len(notes.metrics) == 4
+    one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "rest")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    del whole["train/samples_per_s"], resumed["train/samples_per_s"]
+    assert whole == resumed
+
+
+def test_the_seed_decides(tiny: Settings, tmp_path: Path) -> None:
+    runs = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(tiny(train__seed=seed, train__epochs=1), Notes(), tmp_path / name, device=CPU)
+        runs[name] = weights_of(tmp_path / name)["head.to_product.weight"]
+    assert torch.equal(runs["a"], runs["b"])
+    assert not torch.equal(runs["a"], runs["c"])
+
+
+def _fit_worker(rank: int, world: int, flat: dict[str, object], folder: str) -> None:
+    torch.set_num_threads(1)
+    fit(Config.from_flat(flat), Notes(), Path(folder), rank=rank, world=world, device=CPU)
+
+
+def test_two_workers_are_as_good_as_one(tiny: Settings, tmp_path: Path) -> None:
+    config = tiny(data__augment="none")
+    alone = fit(config, Notes(), tmp_path / "one", device=CPU)
+    run_workers(_fit_worker, 2, (config.to_flat(), str(tmp_path / "two")))
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-4, rtol=2e-3, msg=key)
+    state = torch.load(tmp_path / "two" / "checkpoint" / "checkpoint.pt", weights_only=True)
+    for key in ("train/loss", "val/loss", "val/disorientation_mean_deg"):
+        assert state["metrics"][key] == pytest.approx(alone[key], rel=0.02)
+
+
+def test_a_diverged_run_reports_finite_metrics_and_says_so(
+    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(fit_module, "learning_rate", lambda *_: math.inf)
+    notes = Notes()
+    with pytest.raises(Diverged, match=r"in epoch 1: training diverged; lower `optim.lr`, now 0.001"):
+        fit(tiny(), notes, tmp_path, device=CPU)
+    assert notes.metrics == [WORST] and notes.folders == [None]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "auto"])
+def test_reduced_precision_trains(tiny: Settings, tmp_path: Path, precision: str) -> None:
+    notes = Notes()
+    fit(tiny(train__precision=precision, train__epochs=2), notes, tmp_path, device=CPU)
+    assert notes.metrics[1]["train/loss"] < notes.metrics[0]["train/loss"]
+    kinds = {value.dtype for value in weights_of(tmp_path).values()}
+    assert kinds == {torch.float32}
+
+
+def test_automatic_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, chosen in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert chosen_precision("auto", CPU) is chosen
+    assert chosen_precision("fp32", CPU) is None
+
+
+def test_the_learning_rate_warms_up_and_decays_by_epoch() -> None:
+    optim = Config.from_flat({"optim.lr": 0.1, "optim.lr_decay": 0.5, "optim.warmup": 1}).optim
+    rates = [learning_rate(optim, step, 10, 4) for step in range(40)]
+    assert rates[0] == pytest.approx(0.01) and rates[9] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0.05) and rates[39] == pytest.approx(0.0125)
+    cosine = Config.from_flat({"optim.lr": 0.1, "optim.schedule": "cosine", "optim.warmup": 0}).optim
+    rates = [learning_rate(cosine, step, 10, 4) for step in range(41)]
+    assert rates[0] == pytest.approx(0.1) and rates[20] == pytest.approx(0.0505) and rates[40] == pytest.approx(0.001)
+
+
+def test_a_model_without_training_reports_once(tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = fit_module.build
+
+    def untrainable(*arguments: object) -> object:
+        model = make(*arguments)  # type: ignore[arg-type]
+        model.trainable = False
+        return model
+
+    monkeypatch.setattr(fit_module, "build", untrainable)
+    notes = Notes()
+    fit(tiny(train__epochs=5), notes, tmp_path, device=CPU)
+    assert len(notes.metrics) == 1 and set(notes.metrics[0]) == set(METRICS)
+    assert load_model(tmp_path / "checkpoint" / "model")

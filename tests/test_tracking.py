@@ -1,0 +1,288 @@
+"""MLflow records: what is written is read back, and a server that is away for a while loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stemtune.errors import UserError
+from stemtune.tracking import NullTracker, Tracker, address, code_version, newest_sweep, read_sweep, resolve_model
+from stemtune.tracking.writer import JOURNAL
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow file with its tables and nothing in them; making one takes seconds."""
+    from stemtune.tracking.address import Address, client
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    client(Address(f"sqlite:///{file}")).search_experiments()
+    return file
+
+
+@pytest.fixture
+def prepared(here: Path, empty_database: Path) -> Path:
+    shutil.copy(empty_database, here / "mlflow.db")
+    return here
+
+
+def model_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text('{"schema": 1}')
+    (folder / "model.safetensors").write_bytes(b"weights of " + folder.name.encode())
+    return folder
+
+
+def tell(tracker: NullTracker, trials: int = 2, epochs: int = 3) -> None:
+    tracker.sweep({"budget.trials": trials, "metric": "val/loss"}, {"a": "b"}, "metric: val/loss")
+    for trial in range(trials):
+        tracker.trial(
+            f"t{trial}", f"{trial:03d} cnn", {"optim.lr": 1e-3, "model.name": "cnn"}, {"stemtune.number": "0"}
+        )
+        for epoch in range(1, epochs + 1):
+            tracker.metrics(f"t{trial}", epoch, {"val/loss": trial + 1.0 / epoch})
+        tracker.end(f"t{trial}", "stopped" if trial else "finished", "stopped by ASHA" if trial else "", {}, {})
+
+
+def test_what_is_written_is_read_back(here: Path) -> None:
+    import mlflow
+
+    tracker = Tracker(here / "sweep", "alpha", "id1", address())
+    tell(tracker)
+    tracker.trial("t9", "009 swin", {"model.name": "swin"}, {})
+    tracker.end("t9", "failed", "UserError: no network", {}, {})
+    tracker.champion("t0", str(model_folder(here / "best")), {"stemtune.champion_value": "0.3"})
+    tracker.done("finished", {"time/wall_s": 12.0}, {})
+    assert tracker.close() == 0
+    assert not (here / "sweep" / "tracking.refused.jsonl").exists()
+    assert (here / "mlflow.db").exists()
+    assert (here / "mlartifacts").is_dir()
+
+    sweep = read_sweep("alpha", curves=("val/loss",))
+    assert newest_sweep() == "alpha"
+    assert sweep.status == "finished"
+    assert sweep.params == {"budget.trials": "2", "metric": "val/loss"}
+    assert sweep.last["time/wall_s"] == 12.0
+    by_trial = {trial.trial: trial for trial in sweep.trials}
+    assert by_trial["t1"].curves["val/loss"] == [(1, 2.0), (2, 1.5), (3, pytest.approx(1 + 1 / 3))]
+    assert by_trial["t1"].params == {"optim.lr": "0.001", "model.name": "cnn"}
+    assert (by_trial["t1"].status, by_trial["t1"].reason) == ("stopped", "stopped by ASHA")
+    assert (by_trial["t9"].status, by_trial["t9"].reason) == ("failed", "UserError: no network")
+
+    api = mlflow.MlflowClient(tracking_uri=address().uri)  # what another MLflow user sees
+    states = {run: api.get_run(by_trial[run].run_id).info.status for run in by_trial}
+    assert states == {"t0": "FINISHED", "t1": "KILLED", "t9": "FAILED"}
+    assert api.get_run(by_trial["t0"].run_id).data.tags["mlflow.parentRunId"] == sweep.run_id
+    run = by_trial["t0"].run_id
+    for name in ("champion", "models:/alpha@champion", f"runs:/{run}/model"):
+        assert (resolve_model(name) / "model.safetensors").read_bytes() == b"weights of best"
+
+
+def test_events_told_twice_leave_the_same_records(prepared: Path) -> None:
+    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
+    tell(tracker)
+    tracker.champion("t0", str(model_folder(prepared / "best")), {})
+    tracker.done("finished", {}, {})
+    assert tracker.close() == 0
+    before = read_sweep("alpha", curves=("val/loss",))
+    (prepared / "sweep" / "tracking.sent").unlink()  # as if a crash had lost how far it got
+    assert Tracker(prepared / "sweep", "alpha", "id1", address()).close() == 0
+    after = read_sweep("alpha", curves=("val/loss",))
+    assert [trial.curves for trial in after.trials] == [trial.curves for trial in before.trials]
+    assert [trial.run_id for trial in after.trials] == [trial.run_id for trial in before.trials]
+
+
+def test_a_crash_in_the_middle_of_a_line_loses_that_line_only(prepared: Path) -> None:
+    folder = prepared / "sweep"
+    folder.mkdir()
+    whole = {"kind": "sweep", "time": 1000, "params": {"metric": "val/loss"}, "tags": {}, "text": ""}
+    (folder / JOURNAL).write_text(json.dumps(whole) + "\n" + '{"kind":"trial","ti')
+    tracker = Tracker(folder, "alpha", "id1", address())
+    tracker.done("finished", {}, {})
+    assert tracker.close() == 0
+    assert read_sweep("alpha").status == "finished"
+    assert "cut short" in (folder / "tracking.refused.jsonl").read_text()
+
+
+def test_a_second_sweep_of_an_experiment_is_told_apart(prepared: Path) -> None:
+    for number, sweep_id in enumerate(("id1", "id2"), 1):
+        tracker = Tracker(prepared / sweep_id, "alpha", sweep_id, address())
+        tell(tracker, trials=number)
+        assert tracker.close() == 0
+    assert len(read_sweep("alpha").trials) == 2
+
+
+def test_what_cannot_be_applied_is_put_aside(prepared: Path) -> None:
+    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
+    tell(tracker, trials=1)
+    tracker.champion("t0", str(prepared / "gone"), {})
+    tracker.done("finished", {}, {})
+    assert tracker.close() == 0
+    assert "gone" in (prepared / "sweep" / "tracking.refused.jsonl").read_text()
+    assert read_sweep("alpha").status == "finished"
+
+
+def test_what_was_put_aside_is_tried_again_by_the_next_run(prepared: Path) -> None:
+    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
+    tell(tracker, trials=1)
+    tracker.champion("t0", str(prepared / "late"), {})
+    assert tracker.close() == 0
+    model_folder(prepared / "late")
+    assert Tracker(prepared / "sweep", "alpha", "id1", address()).close() == 0
+    assert not (prepared / "sweep" / "tracking.refused.jsonl").exists()
+    assert (resolve_model("champion") / "model.safetensors").read_bytes() == b"weights of late"
+
+
+def test_the_null_tracker_keeps_nothing(here: Path) -> None:
+    tell(NullTracker())
+    assert NullTracker().close() == 0
+    assert list(here.iterdir()) == []
+
+
+def test_mistakes_are_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"there is no MLflow file .*mlflow\.db"):
+        read_sweep()
+    with pytest.raises(UserError, match="there is no model 'nothing'"):
+        resolve_model("nothing")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://somewhere")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is 'ftp://somewhere', but must be"):
+        address()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:1")
+    assert "secret" not in address().shown
+
+
+def test_unknown_names_are_suggested(prepared: Path) -> None:
+    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
+    tell(tracker, trials=1)
+    assert tracker.close() == 0
+    with pytest.raises(UserError, match="no sweep called 'alpah'.*did you mean 'alpha'"):
+        read_sweep("alpah")
+    with pytest.raises(UserError, match="no sweep has crowned a champion"):
+        resolve_model("champion")
+    with pytest.raises(UserError, match="no model 'models:/beta@champion'"):
+        resolve_model("models:/beta@champion")
+
+
+def test_a_checkpoint_folder_holds_a_model_folder(here: Path) -> None:
+    model_folder(here / "checkpoint" / "model")
+    assert resolve_model("checkpoint") == Path("checkpoint/model")
+
+
+def test_code_version_names_the_commit() -> None:
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    assert code_version()["stemtune.commit"] == head.stdout.strip()
+
+
+class Server:
+    """A real `mlflow server` that can be stopped and started again on the same port and database."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self.folder = folder
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+                    *("--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}", "--workers", "1"),
+                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                ],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError((self.folder / "server.log").read_text()[-2000:])
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+@pytest.fixture
+def server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    made = Server(here)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.mark.slow
+def test_an_absent_server_loses_nothing(here: Path, server: Server) -> None:
+    server.start()
+    tracker = Tracker(here / "sweep", "away", "id1", address())
+    tracker.sweep({"metric": "val/loss"}, {}, "metric: val/loss")
+    tracker.trial("t0", "000 cnn", {"optim.lr": 0.1}, {})
+    tracker.metrics("t0", 1, {"val/loss": 1.0})
+    deadline = time.monotonic() + 60
+    while tracker.waiting() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert tracker.waiting() == 0
+
+    server.stop()
+    for epoch in range(2, 7):
+        began = time.monotonic()
+        tracker.metrics("t0", epoch, {"val/loss": 1.0 / epoch})
+        assert time.monotonic() - began < 0.5, "a sweep must not wait for its tracking server"
+    time.sleep(2)
+    assert tracker.waiting() == 5
+    server.start()
+    deadline = time.monotonic() + 60
+    while tracker.waiting() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert tracker.waiting() == 0, tracker.problem
+
+    server.stop()
+    tracker.metrics("t0", 7, {"val/loss": 1.0 / 7})
+    tracker.champion("t0", str(model_folder(here / "best")), {})
+    tracker.end("t0", "finished", "", {}, {})
+    assert tracker.close(wait_s=3) == 3  # the sweep ended before the server came back
+    server.start()
+    assert Tracker(here / "sweep", "away", "id1", address()).close() == 0
+    sweep = read_sweep("away", curves=("val/loss",))
+    assert [epoch for epoch, _ in sweep.trials[0].curves["val/loss"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert sweep.trials[0].status == "finished"
+    assert (resolve_model("models:/away@champion") / "model.safetensors").read_bytes() == b"weights of best"
+    server.stop()
+    with pytest.raises(UserError, match="does not answer"):
+        read_sweep("away")

@@ -1,0 +1,146 @@
+"""The comparison of a sweep's trials, from records as a sweep writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import distribution_to_json
+
+from stemtune.tracking import Tracker, address
+from stemtune.tune.importance import importances
+from stemtune.tune.leaderboard import architectures, rows
+from stemtune.tune.records import best_checkpoint, figure
+from stemtune.tune.report import compare
+
+LR = optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
+WIDTH = optuna.distributions.IntDistribution(8, 64)
+
+
+def kept(rate: float, width: int) -> dict[str, Any]:
+    kinds = {"optim.lr": LR, "model.width": WIDTH}
+    written = {name: json.loads(distribution_to_json(kind)) for name, kind in kinds.items()}
+    return {"params": {"optim.lr": rate, "model.width": width}, "distributions": written}
+
+
+def loss(rate: float, width: int) -> float:
+    """A figure that the learning rate decides and the width hardly touches."""
+    return 10 * (math.log10(rate) + 3) ** 2 + 0.01 * width
+
+
+@pytest.mark.parametrize(("count", "method"), [(12, "PED-ANOVA"), (40, "fANOVA")])
+def test_importances_find_what_mattered(count: int, method: str) -> None:
+    dice = random.Random(0)
+    points = []
+    for _ in range(count):
+        rate, width = 10 ** dice.uniform(-5, -1), dice.randint(8, 64)
+        points.append((kept(rate, width), loss(rate, width)))
+    shares, used = importances(points, "min")
+    assert used == method
+    assert next(iter(shares)) == "optim.lr"
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["optim.lr"] > 0.7
+
+
+def test_too_few_trials_say_so() -> None:
+    assert importances([(kept(1e-3, 8), 1.0)] * 3, "min")[0] == {}
+    assert "too few" in importances([], "min")[1]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(tmp_path / "sweep", "alpha", "id1", address())
+    tracker.sweep({"metric": "val/disorientation_median_deg", "mode": "min"}, {"stemtune.commit": "abc"}, "")
+    curves = {
+        ("t0", "matched"): [4.0],
+        ("t1", "cnn"): [30.0, 9.0, 12.0],
+        ("t2", "swin adjusted"): [20.0, 6.0, 3.0],
+        ("t3", "cnn"): [60.0],
+    }
+    for number, ((trial, name), values) in enumerate(curves.items()):
+        tags = {"stemtune.number": str(number), "stemtune.architecture": name}
+        if name != "matched":
+            tags["stemtune.optuna"] = json.dumps(kept(1e-3 * (number + 1), 8 * number))
+        tracker.trial(trial, f"{number:03d} {name}", {"model.name": name.split()[0]}, tags)
+        for epoch, value in enumerate(values, 1):
+            figures = {"val/disorientation_median_deg": value, "train/samples_per_s": 100.0}
+            tracker.metrics(trial, epoch, {**figures, "time/device_s": 10.0 * epoch, "time/first_report_s": 20.0})
+        tracker.end(trial, "stopped" if trial == "t3" else "finished", "", {"time/wall_s": 30.0}, {})
+    tracker.trial("t4", "004 densenet", {"model.name": "densenet"}, {"stemtune.number": "4"})
+    tracker.end("t4", "failed", "UserError: no network", {}, {})
+    tracker.done("finished", {"time/wall_s": 99.0}, {})
+    assert tracker.close() == 0
+    return tmp_path
+
+
+def test_compare_in_words_picture_and_json(sweep: Path) -> None:
+    text = compare(png="out/board.png", json="out/board.json")
+    board = [line.split()[1:4] for line in text.splitlines() if line[:2] in ("1 ", "2 ", "3 ", "4 ", "- ")]
+    assert [row[0] for row in board] == ["2", "0", "1", "3", "4"]  # by their best epoch, the failed one last
+    assert "matched (baseline)" in text
+    assert "UserError: no network" in text
+    assert "9.00°" in text
+    assert "too few trials: 3" in text
+    found = json.loads((sweep / "out" / "board.json").read_text())
+    assert [entry["architecture"] for entry in found["architectures"]] == [
+        "swin adjusted",
+        "matched",
+        "cnn",
+        "densenet",
+    ]
+    assert [entry["baseline"] for entry in found["architectures"]] == [False, True, False, False]
+    assert found["trials"][0]["best_epoch"] == 3
+    assert found["trials"][2]["curve"] == [[1, 30.0], [2, 9.0], [3, 12.0]]
+    assert found["trials"][4]["best"] is None
+    assert found["cost"]["device_s"] == 10 + 30 + 30 + 10
+    assert found["cost"]["wall_s"] == 99.0
+    from matplotlib.image import imread
+
+    picture = imread(sweep / "out" / "board.png")
+    assert picture.shape[0] > 300
+    assert picture[..., :3].std() > 0.05
+
+
+def test_more_is_better_when_the_metric_says_so(sweep: Path) -> None:
+    from stemtune.tracking import read_sweep
+
+    read = read_sweep("alpha", curves=("val/disorientation_median_deg",))
+    ranked = rows(read, "val/disorientation_median_deg", "max")
+    assert [row.best for row in ranked[:4]] == [60.0, 30.0, 20.0, 4.0]
+    assert architectures(ranked, "max")[0]["architecture"] == "cnn"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("val/disorientation_median_deg", 1.234, "1.23°"),
+        ("val/disorientation_median_deg_beam180", 1.234, "1.23°"),
+        ("val/within_5deg", 0.5, "50.0%"),
+        ("val/within_5deg_beam180", 0.5, "50.0%"),
+        ("val/loss", 0.12345, "0.1235"),
+        ("val/loss", math.nan, "-"),
+    ],
+)
+def test_figures_have_units(metric: str, value: float, text: str) -> None:
+    assert figure(metric, value) == text
+
+
+def test_the_best_checkpoint_is_found_on_disk(tmp_path: Path) -> None:
+    for number, value in enumerate((5.0, 2.0, 3.0)):
+        folder = tmp_path / "train" / "train-abc" / f"checkpoint_{number}"
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "model.json").write_text("{}")
+        (folder / ".metadata.json").write_text(json.dumps({"epoch": number, "metrics": {"val/loss": value}}))
+    (tmp_path / "train" / "train-abc" / "checkpoint_3").mkdir()
+    found = best_checkpoint(tmp_path, "abc", "val/loss", "min")
+    assert found is not None
+    assert (found[0], found[1].parent.name) == (2.0, "checkpoint_1")
+    assert best_checkpoint(tmp_path, "abc", "val/loss", "max")[1].parent.name == "checkpoint_0"  # type: ignore[index]
+    assert best_checkpoint(tmp_path, "none", "val/loss", "min") is None
