@@ -174,9 +174,30 @@ class SimulateConfig:
     precession: Span = _knob("span", Span(0, 1), "precession semi-angle", unit="deg", low=0, high=5)
     convergence: Span = _knob("span", Span(0.5, 2), "convergence semi-angle (disk radius)", unit="mrad", low=0, high=50)
     dose: Span = _knob("span", Span(300, 100_000), "electrons per pattern, log-uniform; 0 is noise-free", low=0)
-    shape: str = _knob("text", "sinc2", "fall-off of intensity with excitation error", choices=("sinc2", "gaussian"))
+    physics: str = _knob(
+        "text", "kinematic", "single scattering, or dynamical (Bloch waves)", choices=("kinematic", "bloch")
+    )
+    beams: int = _knob("int", 160, "bloch: most beams of one pattern, the strongest coupled", low=2, high=4000)
+    beam_error: float = _knob(
+        "float", 0.05, "bloch: largest excitation error of a beam", unit="1/Å", low=0, open_low=True, high=1
+    )
+    absorption: str = _knob(
+        "text", "thermal", "bloch: loss to thermal diffuse scattering, or none", choices=("thermal", "none")
+    )
+    tilts: int = _knob(
+        "int", 12, "bloch: beam directions that precession and convergence are averaged over", low=1, high=1000
+    )
+    shape: str = _knob(
+        "text", "sinc2", "kinematic: fall-off of intensity with excitation error", choices=("sinc2", "gaussian")
+    )
     shape_width: Span = _knob(
-        "span", Span(0.005, 0.03), "width of the gaussian shape factor", unit="1/Å", low=0, open_low=True, high=1
+        "span",
+        Span(0.005, 0.03),
+        "kinematic: width of the gaussian shape factor",
+        unit="1/Å",
+        low=0,
+        open_low=True,
+        high=1,
     )
     intensity_power: Span = _knob(
         "span", Span(1, 1), "power of the intensities; below 1 imitates dynamical equalising", low=0.05, high=2

@@ -106,12 +106,23 @@ def best_checkpoint(sweep_folder: Path, trial: str, metric: str, mode: str) -> t
     The checkpoints themselves are asked, not the reports: after a crash they know of epochs that Tune does not.
     """
     found: tuple[float, Path] | None = None
-    for note in sorted(train_folder(sweep_folder, trial).glob("checkpoint_*/.metadata.json")):
-        model = note.parent / "model"
-        try:
-            value = float(json.loads(note.read_text())["metrics"][metric])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if (model / "model.json").is_file() and (found is None or better(value, found[0], mode)):
+    for metrics, model in checkpoints(sweep_folder, trial):
+        value = float(metrics.get(metric, math.nan))
+        if not math.isnan(value) and (found is None or better(value, found[0], mode)):
             found = (value, model)
     return found
+
+
+def checkpoints(sweep_folder: Path, trial: str) -> list[tuple[dict[str, Any], Path]]:
+    """Return the report that each kept checkpoint of a trial came with, and its model folder, by epoch."""
+    found = []
+    for note in train_folder(sweep_folder, trial).glob("checkpoint_*/.metadata.json"):
+        model = note.parent / "model"
+        try:
+            metrics = dict(json.loads(note.read_text())["metrics"])
+            epoch = int(metrics["epoch"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if (model / "model.json").is_file():
+            found.append((epoch, metrics, model))
+    return [(metrics, model) for _, metrics, model in sorted(found, key=lambda entry: entry[0])]

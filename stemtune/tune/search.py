@@ -248,6 +248,7 @@ def _finish(watch: Any, folder: Path, sheet: dict[str, Any], interrupted: bool) 
     space, states = watch.space, sorted(watch.trials.values(), key=lambda state: int(state.number))
     ended = [state for state in states if state.status in ("finished", "stopped", "failed")]
     interrupted = interrupted or (len(ended) < space.budget.trials and not watch.over_time)
+    watch.catch_up()
     champion, value, model = crowned(folder, states, space.metric, space.mode)
     for state in states:
         if state.status == "running":

@@ -14,7 +14,7 @@ from ray.tune import Callback
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
 from stemtune.tune.progress import Progress
-from stemtune.tune.records import TrialState
+from stemtune.tune.records import TrialState, checkpoints
 from stemtune.tune.space import SearchSpace
 from stemtune.tune.trial import failure, train_folder
 
@@ -108,10 +108,30 @@ class Watch(Callback):  # type: ignore[misc]
             self._groups[trial.trial_id] = result["placement_group"]
         if result.get("done"):  # set by the scheduler: a trial that ends by itself is not told again
             self._stopped.add(trial.trial_id)
-        values = {key: float(result[key]) for key in (*METRICS, *_TIMES) if key in result}
-        state.values = values
-        self.tracker.metrics(trial.trial_id, state.epoch, {**values, "time/wall_s": state.wall_s})
+        self._tell(state, result)
         self.progress.reported(state)
+
+    def _tell(self, state: TrialState, result: dict[str, Any]) -> None:
+        state.values = {key: float(result[key]) for key in (*METRICS, *_TIMES) if key in result}
+        self.tracker.metrics(state.trial, state.epoch, {**state.values, "time/wall_s": state.wall_s})
+
+    def catch_up(self) -> None:
+        """Take up the reports that reached a checkpoint but not Tune.
+
+        A trial that ASHA stops may end one more epoch before its workers are gone; its checkpoint can be the best,
+        and then the records have to know of it.
+        """
+        for state in self.trials.values():
+            late = [
+                metrics
+                for metrics, _ in checkpoints(self.folder, state.trial)
+                if metrics["epoch"] > state.epoch and self.space.metric in metrics
+            ]
+            for metrics in late:
+                state.take(metrics, self.space.metric, self.space.mode)
+                self._tell(state, metrics)
+            if late and state.status in ("finished", "stopped", "failed"):
+                self._told_end(state)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, was stopped by ASHA, or ran out of the sweep's time."""
@@ -141,12 +161,15 @@ class Watch(Callback):  # type: ignore[misc]
         state = self.trials[trial_id]
         state.status, state.reason, state.wall_s = status, reason, self._wall(trial_id)
         self._free(trial_id)
+        self._told_end(state)
+        self.progress.ended(state)
+
+    def _told_end(self, state: TrialState) -> None:
         values = {"time/wall_s": state.wall_s, "time/device_s": state.device_s}
         if not math.isnan(state.best):
             values |= {"best": state.best, "best_epoch": float(state.best_epoch)}
-        tags = {"stemtune.train_folder": str(train_folder(self.folder, trial_id))}
-        self.tracker.end(trial_id, status, reason, values, tags)
-        self.progress.ended(state)
+        tags = {"stemtune.train_folder": str(train_folder(self.folder, state.trial))}
+        self.tracker.end(state.trial, state.status, state.reason, values, tags)
 
     def _wall(self, trial_id: str) -> float:
         return time.time() - self._started.get(trial_id, time.time())
