@@ -13,6 +13,7 @@ D. B. Williams and C. B. Carter, Transmission Electron Microscopy, ch. 12: shape
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import cache
@@ -57,6 +58,25 @@ class Spots(NamedTuple):
     y: Tensor
     intensity: Tensor
     hkl_index: Tensor
+
+
+class Diffracted(NamedTuple):
+    """What B crystals send to the detector, as one flat list over the batch, ordered by pattern.
+
+    Attributes
+    ----------
+    pattern, x, y, intensity
+        Number of the pattern, lab coordinates (1/Å, y up) and intensity of each diffracted beam (M,); only ratios of
+        intensities within a pattern count.
+    direct_beam
+        Share (B,) of the direct beam in what is scattered elastically.
+    """
+
+    pattern: Tensor
+    x: Tensor
+    y: Tensor
+    intensity: Tensor
+    direct_beam: Tensor
 
 
 class _Excited(NamedTuple):
@@ -234,17 +254,23 @@ class KinematicSimulator:
 
         An orientation of NaN stands for vacuum: it has no spots.
         """
-        inverse_width = conditions.thickness_angstrom if self.simulate.shape == "sinc2" else 1 / conditions.shape_width
-        tilts = conditions.precession_rad, conditions.convergence_rad
-        excited = self._excited(orientation, inverse_width, *tilts)
-        intensity = self._intensity(excited, inverse_width, *tilts)
-        powered = intensity ** conditions.intensity_power[excited.pattern]
-        image = detector.render(excited.pattern, excited.x, excited.y, powered, conditions, self.geometry)
+        lit = self.diffracted(orientation, conditions)
+        conditions = dataclasses.replace(conditions, direct_beam=lit.direct_beam)
+        image = detector.render(lit.pattern, lit.x, lit.y, lit.intensity, conditions, self.geometry)
         counted = self.simulate.dose.high > 0
         if counted:
             image.mul_(conditions.dose[:, None, None])
         detector.block(image, conditions, self.simulate.dead_pixels, generator)
         return detector.count_electrons(image, generator) if noise and counted else image
+
+    def diffracted(self, orientation: Tensor, conditions: Conditions) -> Diffracted:
+        """Return what orientations (B, 4) send to the detector under given conditions (B,); see `Diffracted`."""
+        inverse_width = conditions.thickness_angstrom if self.simulate.shape == "sinc2" else 1 / conditions.shape_width
+        tilts = conditions.precession_rad, conditions.convergence_rad
+        excited = self._excited(orientation, inverse_width, *tilts)
+        intensity = self._intensity(excited, inverse_width, *tilts)
+        powered = intensity ** conditions.intensity_power[excited.pattern]
+        return Diffracted(excited.pattern, excited.x, excited.y, powered, conditions.direct_beam)
 
     def _excited(
         self,
