@@ -254,7 +254,12 @@ class KinematicSimulator:
 
         An orientation of NaN stands for vacuum: it has no spots.
         """
-        lit = self.diffracted(orientation, conditions)
+        return self.detect(self.diffracted(orientation, conditions), conditions, generator, noise)
+
+    def detect(
+        self, lit: Diffracted, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
+    ) -> Tensor:
+        """Return what the detector makes (B, size, size), float32, of diffracted beams under given conditions (B,)."""
         conditions = dataclasses.replace(conditions, direct_beam=lit.direct_beam)
         image = detector.render(lit.pattern, lit.x, lit.y, lit.intensity, conditions, self.geometry)
         counted = self.simulate.dose.high > 0
