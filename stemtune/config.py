@@ -212,6 +212,13 @@ class SimulateConfig:
     scale_error: float = _knob("float", 0.015, "largest relative error of the scale", low=0, high=0.5)
     beam_stop: Span = _knob("span", Span(0, 0), "radius of the beam stop", unit="px", low=0, high=512)
     dead_pixels: float = _knob("float", 0.0002, "share of pixels that read zero", low=0, high=0.5)
+    overlap: float = _knob(
+        "float", 0.0, "share of patterns (in a scan: of those at boundaries) with several grains", low=0, high=1
+    )
+    overlap_grains: int = _knob("int", 2, "most grains of such a pattern", low=2, high=3)
+    overlap_weight: Span = _knob(
+        "span", Span(0.1, 1), "strength of a further grain beside the strongest", low=0, open_low=True, high=1
+    )
 
 
 MODEL_NAMES = ("cnn", "densenet", "swin", "matched", "polar")
