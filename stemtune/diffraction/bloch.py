@@ -1,0 +1,373 @@
+"""Dynamical diffraction: many beams that scatter into each other all the way through the crystal.
+
+The amplitudes psi of N beams at depth t in a flat crystal across the beam obey
+
+    d psi / dt = 2 pi i A psi,    A_gg = s_g + i U'_0 / 2K,    A_gh = (U_{g-h} + i U'_{g-h}) / 2K,
+
+with K = 1 / wavelength, s the excitation error and U = gamma F / (pi V) the scaled Fourier coefficients of the
+crystal's potential, U' those of its absorption. The exit wave is exp(2 pi i A t) on the incident beam. Rather than
+diagonalise A, the exponential is expanded in Chebyshev polynomials of A: the same polynomials serve every thickness
+and, because beam tilts change the diagonal only, one matrix product per term serves every tilt of precession and
+convergence. Absorption is exact, and no step is more than a matrix product, on CPU and GPU alike.
+
+Shape legend: B patterns, N beams (the direct one first), J beam tilts, T thicknesses, K terms, R reflections.
+
+References
+----------
+C. J. Humphreys, Rep. Prog. Phys. 42 (1979) 1825, section 2: the equations above in the high-energy limit.
+H. Tal-Ezer and R. Kosloff, J. Chem. Phys. 81 (1984) 3967: the Chebyshev expansion of a propagator.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stemtune.config import SimulateConfig
+from stemtune.crystal import rotations
+from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_factor
+from stemtune.crystal.phase import Phase
+from stemtune.diffraction.conditions import Conditions
+from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots
+from stemtune.diffraction.threads import map_chunks
+from stemtune.errors import UserError
+
+_FAINTEST = 1e-6  # beams with less than this share of the incident electrons are not passed on
+_PIECE_BYTES = 1 << 20  # structure matrices worked on at once on a CPU: what fits its second-level cache
+_GPU_PIECE_BYTES = 1 << 28
+
+
+class Beams(NamedTuple):
+    """Dynamical beams of B patterns, padded to N each; the first is the direct beam.
+
+    Attributes
+    ----------
+    reflection
+        Row (B, N) of the simulator's `hkl`; -1 is the direct beam, -2 padding.
+    x, y
+        Lab coordinates (B, N) in 1/Å, x right and y up.
+    intensity
+        Intensities (B, T, N) as shares of the incident beam; 0 is padding.
+    """
+
+    reflection: Tensor
+    x: Tensor
+    y: Tensor
+    intensity: Tensor
+
+
+class BlochSimulator(KinematicSimulator):
+    """Simulates dynamical patterns of one phase, batched, on any torch device.
+
+    It takes the parameters of `KinematicSimulator` and has its methods. The settings `simulate.beams`, `beam_error`,
+    `absorption` and `tilts` are its own. Beams whose excitation error stays below `beam_error` for some direction of
+    the beam take part, reflections that only multiple scattering reaches included; where they are more than `beams`,
+    those with the largest U_g / (s_g + 0.002 1/Å) are coupled and the others left out. The threshold keeps the
+    symmetry of the pattern, the largest number need not: choose it above the number of beams that is met.
+
+    Raises
+    ------
+    UserError
+        As `KinematicSimulator`, and for a set of beams too large for the memory.
+    """
+
+    def __init__(
+        self, phase: Phase, geometry: Geometry, simulate: SimulateConfig, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(phase, geometry, simulate, device)
+        self.hkl, self.g = _reachable(phase, self.hkl, float(torch.linalg.vector_norm(self.g, dim=1).max()) + 1e-9)
+        self.strength = phase.structure_factors(self.hkl).abs().square()
+        self._check_memory()
+        extent = 2 * self.hkl.abs().amax(0)
+        stride = torch.tensor([(2 * extent[1] + 1) * (2 * extent[2] + 1), 2 * extent[2] + 1, 1])
+        self._middle = int((extent * stride).sum())
+        self._place = (self.hkl * stride).sum(1).to(self.device)
+        self._coupling = _couplings(phase, geometry, extent, simulate.absorption == "thermal").to(self.device)
+        self._own = self._coupling[self._place + self._middle].abs()
+        self.g, self.strength = self.g.to(self.device), self.strength.to(self.device)
+
+    def _check_memory(self) -> None:
+        count = min(self.simulate.beams, len(self.hkl) + 1)
+        needed = 24 * count**2 * (1 if self.device.type != "cpu" else torch.get_num_threads())
+        box = int((4 * self.hkl.abs().amax(0) + 1).prod()) * 24
+        free = _free_bytes(self.device)
+        for what, bytes_needed, remedy in (
+            (f"structure matrices of {count} beams", needed, "lower `simulate.beams`"),
+            ("the couplings of all reflections", box, "lower `simulate.size` or `simulate.scale`"),
+        ):
+            if bytes_needed > free:
+                raise UserError(
+                    f"{what} need {bytes_needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB are free; {remedy}"
+                )
+
+    def beams(
+        self,
+        orientation: Tensor,
+        thickness_nm: float | Tensor,
+        precession_deg: float | Tensor = 0.0,
+        convergence_mrad: float | Tensor = 0.0,
+    ) -> Beams:
+        """Return the dynamical beams of each orientation at one or several thicknesses.
+
+        Parameters
+        ----------
+        orientation
+            Unit quaternions (B, 4), lab-to-crystal.
+        thickness_nm
+            One number, (T,) for all patterns, or (B, T).
+        precession_deg, convergence_mrad
+            Semi-angles over which the intensities are averaged: one number, or (B,).
+
+        Raises
+        ------
+        UserError
+            For a thickness that is not above 0.
+        """
+        orientation = orientation.to(self.device)
+        count, kind = len(orientation), torch.float32
+        thickness = torch.as_tensor(thickness_nm, dtype=torch.float64, device=self.device) * 10
+        thickness_BT = thickness.expand(count, *(thickness.shape[-1:] or (1,)))
+        if not bool((thickness_BT > 0).all()):
+            raise UserError("the thickness of a crystal must be above 0")
+
+        def each(value: float | Tensor, unit: float) -> Tensor:
+            return (torch.as_tensor(value, dtype=kind, device=self.device) * unit).expand(count)
+
+        tilt_B2 = torch.stack((each(precession_deg, math.pi / 180), each(convergence_mrad, 1e-3)), dim=1)
+
+        def work(rows: slice) -> Beams:
+            return self._beams(orientation[rows], thickness_BT[rows], tilt_B2[rows])
+
+        pieces = [slice(start, start + 64) for start in range(0, count, 64)]
+        parts = map_chunks(work, pieces) if self.device.type == "cpu" else [work(rows) for rows in pieces]
+        return _joined(parts)
+
+    def spots(
+        self,
+        orientation: Tensor,
+        thickness_nm: float | Tensor = 50.0,
+        precession_deg: float | Tensor = 0.0,
+        convergence_mrad: float | Tensor = 0.0,
+        shape_width: float | Tensor = 0.01,
+    ) -> Spots:
+        """Return the diffracted beams of each orientation (B, 4); see `KinematicSimulator.spots`.
+
+        The intensity is a share of the incident beam, and `shape_width` plays no part.
+        """
+        thickness = torch.as_tensor(thickness_nm)
+        beams = self.beams(
+            orientation, thickness[:, None] if thickness.ndim else thickness, precession_deg, convergence_mrad
+        )
+        shown = beams.reflection[:, 1:].clamp_min(-1)
+        return Spots(beams.x[:, 1:], beams.y[:, 1:], beams.intensity[:, 0, 1:], shown)
+
+    def diffracted(self, orientation: Tensor, conditions: Conditions) -> Diffracted:
+        """Return what orientations (B, 4) send to the detector; the direct beam's share is that of the theory."""
+        vacuum_B = orientation.isnan().any(dim=1)
+        tilt_B2 = torch.stack((conditions.precession_rad, conditions.convergence_rad), dim=1)
+        known = torch.where(vacuum_B[:, None], torch.eye(4, device=orientation.device)[0].to(orientation), orientation)
+        beams = self._beams(known, conditions.thickness_angstrom[:, None], tilt_B2)
+        intensity_BN = beams.intensity[:, 0]
+        direct_B = intensity_BN[:, 0] / intensity_BN.sum(1)
+        pattern, place = ((intensity_BN[:, 1:] > _FAINTEST) & ~vacuum_B[:, None]).nonzero(as_tuple=True)
+        powered = intensity_BN[pattern, place + 1] ** conditions.intensity_power[pattern]
+        return Diffracted(
+            pattern,
+            beams.x[pattern, place + 1],
+            beams.y[pattern, place + 1],
+            powered,
+            torch.where(vacuum_B, 1.0, direct_B),
+        )
+
+    def _beams(self, orientation: Tensor, thickness_BT: Tensor, tilt_B2: Tensor) -> Beams:
+        """Return the beams of a chunk of patterns; thickness in Å, semi-angles of precession and convergence in rad."""
+        lab_BRM = self._lab(orientation)
+        radius = 1 / self.geometry.wavelength_angstrom
+        error_BR = lab_BRM[..., 2] - self.g.square().sum(1).to(lab_BRM) / (2 * radius)
+        reflection_BN = self._chosen(error_BR, tilt_B2.sum(1))
+        rows = torch.arange(len(orientation), device=self.device)[:, None]
+        known_BN = reflection_BN.clamp_min(0)
+        xy_BN2 = lab_BRM[rows, known_BN, :2] * (reflection_BN >= 0)[..., None]
+        error_BN = error_BR[rows, known_BN] * (reflection_BN >= 0)
+        beam_B2J = _tilts(tilt_B2, self.simulate.tilts)
+        error_BNJ = (error_BN[..., None] - xy_BN2 @ beam_B2J.to(xy_BN2)).float()
+        pieces = []
+        size = _GPU_PIECE_BYTES if self.device.type != "cpu" else _PIECE_BYTES
+        step = max(1, size // (8 * reflection_BN.shape[1] ** 2))
+        for start in range(0, len(orientation), step):
+            part = slice(start, start + step)
+            matrix_BNN = self._matrix(reflection_BN[part])
+            pieces.append(propagated(matrix_BNN, error_BNJ[part], thickness_BT[part]))
+        intensity_BTN = torch.cat(pieces) * (reflection_BN > -2)[:, None]
+        return Beams(reflection_BN, xy_BN2[..., 0].float(), xy_BN2[..., 1].float(), intensity_BTN)
+
+    def _lab(self, orientation: Tensor) -> Tensor:
+        """Return the reflections' lab coordinates (B, R, 3)."""
+        axes = torch.eye(3, dtype=orientation.dtype, device=self.device)
+        lab = rotations.rotate(rotations.inverse(orientation)[:, None], axes)
+        return self.g.to(orientation.dtype) @ lab
+
+    def _chosen(self, error_BR: Tensor, swing_B: Tensor) -> Tensor:
+        """Return the rows (B, N) of the reflections that take part, the strongest first, after the direct beam's -1."""
+        length_R = torch.linalg.vector_norm(self.g, dim=1).to(error_BR)
+        least_BR = (error_BR.abs() - torch.outer(swing_B.to(error_BR), length_R)).clamp_min(0)
+        weight_BR = (self._own.to(error_BR) / (least_BR + 0.002)).where(least_BR <= self.simulate.beam_error, -1.0)
+        number = int((weight_BR >= 0).sum(1).max()) if len(error_BR) else 0
+        best = weight_BR.topk(min(number, self.simulate.beams - 1), dim=1)
+        chosen_BN = best.indices.where(best.values >= 0, -2)
+        return torch.cat(
+            (torch.full_like(chosen_BN[:, :1], -1) if chosen_BN.shape[1] else _direct(error_BR), chosen_BN), 1
+        )
+
+    def _matrix(self, reflection_BN: Tensor) -> Tensor:
+        """Return the couplings (B, N, N) complex64 between beams, with the mean absorption on the diagonal."""
+        place_BN = self._place[reflection_BN.clamp_min(0)] * (reflection_BN >= 0)
+        matrix = self._coupling[place_BN[:, :, None] - place_BN[:, None, :] + self._middle]
+        real_BN = reflection_BN > -2
+        return matrix * (real_BN[:, :, None] & real_BN[:, None, :])
+
+
+def propagated(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Tensor:
+    """Return the intensities (B, T, N), averaged over J tilts, of beams behind a crystal; beam 0 comes in.
+
+    Parameters
+    ----------
+    matrix_BNN
+        Couplings in 1/Å, complex; their real part is Hermitian in structure, the rest small.
+    error_BNJ
+        Excitation errors in 1/Å of each tilt, added to the diagonal.
+    thickness_BT
+        In Å.
+    """
+    own = matrix_BNN.diagonal(dim1=1, dim2=2)
+    reach_BN = matrix_BNN.abs().sum(2) - own.abs() + own.imag.abs()
+    low_B = (error_BNJ.amin(2) - reach_BN).amin(1)
+    high_B = (error_BNJ.amax(2) + reach_BN).amax(1)
+    middle_B, half_B = (low_B + high_B) / 2, 0.505 * (high_B - low_B) + 1e-9
+    term_KBT = _coefficients(2 * math.pi * half_B.double()[:, None] * thickness_BT.double()).to(matrix_BNN.dtype)
+    scaled_BNN = matrix_BNN / half_B[:, None, None]
+    error_BNJ = ((error_BNJ - middle_B[:, None, None]) / half_B[:, None, None]).to(matrix_BNN.dtype)
+    before = torch.zeros_like(error_BNJ)
+    before[:, 0] = 1
+    now = torch.baddbmm(error_BNJ * before, scaled_BNN, before)
+    wave_BTNJ = term_KBT[0, :, :, None, None] * before[:, None] + term_KBT[1, :, :, None, None] * now[:, None]
+    for term_BT in term_KBT[2:]:
+        after = torch.baddbmm(before, scaled_BNN, now, beta=-1, alpha=2).addcmul_(error_BNJ, now, value=2)
+        wave_BTNJ.addcmul_(term_BT[:, :, None, None], after[:, None])
+        before, now = now, after
+    intensity_BTN: Tensor = torch.view_as_real(wave_BTNJ).square().sum(-1).mean(-1)
+    return intensity_BTN
+
+
+def _coefficients(phase_BT: Tensor) -> Tensor:
+    """Return the Chebyshev coefficients (K, B, T) complex128 of exp(i z x) on [-1, 1]: (2 - delta) i^k J_k(z).
+
+    They are the Fourier coefficients of exp(i z cos theta), and vanish beyond z plus a few times its cube root.
+    """
+    largest = float(phase_BT.max())
+    terms = math.ceil(largest + 8 * largest ** (1 / 3) + 8)
+    points = 1 << (2 * terms).bit_length()
+    angle = torch.arange(points, dtype=torch.float64, device=phase_BT.device) * (2 * math.pi / points)
+    wave_BTP = torch.polar(torch.ones((), dtype=torch.float64, device=angle.device), phase_BT[..., None] * angle.cos())
+    series_KBT: Tensor = torch.fft.fft(wave_BTP, dim=-1)[..., :terms].movedim(-1, 0) * (2 / points)
+    series_KBT[0] /= 2
+    return series_KBT
+
+
+def _tilts(tilt_B2: Tensor, count: int) -> Tensor:
+    """Return beam tilts (B, 2, J) in rad: even azimuths of the precession cone, points spread over the beam's disk."""
+    if not bool(tilt_B2.any()):
+        count = 1
+    number = torch.arange(count, dtype=tilt_B2.dtype, device=tilt_B2.device) + 0.5
+    around = 2 * math.pi * number / count
+    spread, turn = (number / count).sqrt(), number * (math.pi * (3 - math.sqrt(5)))
+    cone_2J = torch.stack((around.cos(), around.sin()))
+    disk_2J = torch.stack((spread * turn.cos(), spread * turn.sin())) if count > 1 else torch.zeros_like(cone_2J)
+    return tilt_B2[:, :1, None] * cone_2J + tilt_B2[:, 1:, None] * disk_2J
+
+
+def _reachable(phase: Phase, present: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """Return hkl (R, 3) and g (R, 3) within `reach` that scattering once or twice leads to, `present` ones included."""
+    edge = present.abs().amax(0)
+    stride = torch.tensor([(4 * edge[1] + 1) * (4 * edge[2] + 1), 4 * edge[2] + 1, 1])
+    middle = int((2 * edge * stride).sum())
+    there = torch.zeros(int((4 * edge + 1).prod()), dtype=torch.bool)
+    there[(present * stride).sum(1) + middle] = True
+    every = torch.cartesian_prod(*(torch.arange(-int(n), int(n) + 1) for n in edge))
+    g = every.to(torch.float64) @ phase.reciprocal_matrix
+    length = torch.linalg.vector_norm(g, dim=1)
+    inside = (length <= reach) & (length > 0)
+    every, g, length = every[inside], g[inside], length[inside]
+    twice = torch.zeros(len(every), dtype=torch.bool)
+    for first in present[:64]:
+        twice |= there[((every - first) * stride).sum(1) + middle] & ((every - first).abs() <= edge).all(1)
+    kept = there[(every * stride).sum(1) + middle] | twice
+    order = torch.argsort(length[kept], stable=True)
+    return every[kept][order], g[kept][order]
+
+
+def _couplings(phase: Phase, geometry: Geometry, extent: Tensor, absorbing: bool) -> Tensor:
+    """Return (U_g + i U'_g) / 2K in 1/Å, complex64, for every hkl in the box up to `extent`, flat; U_0 left out."""
+    hkl = torch.cartesian_prod(*(torch.arange(-int(n), int(n) + 1) for n in extent))
+    wavelength = geometry.wavelength_angstrom
+    scale = relativistic_mass_factor(wavelength) / (math.pi * phase.volume) * wavelength / 2
+    potential = phase.structure_factors(hkl).conj()  # the waves here are exp(+2 pi i g·r)
+    middle = len(hkl) // 2
+    potential[middle] = 0
+    if absorbing:
+        potential = potential + 1j * _absorption(phase, hkl, wavelength)
+    return (potential * scale).to(torch.complex64)
+
+
+def _absorption(phase: Phase, hkl: Tensor, wavelength: float) -> Tensor:
+    """Return the Fourier coefficients (N,) complex128 of the absorption in Å, on the scale of structure factors."""
+    length = torch.linalg.vector_norm(hkl.to(torch.float64) @ phase.reciprocal_matrix, dim=1)
+    line = torch.linspace(0, float(length.max()) + 1e-6, 256, dtype=torch.float64)
+    table = absorptive_factors(phase.elements, phase.u_iso, line, wavelength) * phase.occupancy
+    spacing = float(line[1])
+    left = (length / spacing).long().clamp_max(len(line) - 2)
+    part = (length / spacing - left)[:, None]
+    sums = []
+    for begin in range(0, len(hkl), 4096):
+        rows = slice(begin, begin + 4096)
+        factor = torch.lerp(table[left[rows]], table[left[rows] + 1], part[rows])
+        wave = -2 * math.pi * hkl[rows].to(torch.float64) @ phase.fractional.T
+        sums.append(torch.complex((factor * wave.cos()).sum(1), (factor * wave.sin()).sum(1)))
+    return torch.cat(sums)
+
+
+def _direct(error_BR: Tensor) -> Tensor:
+    return torch.full((len(error_BR), 1), -1, device=error_BR.device)
+
+
+def _joined(parts: list[Beams]) -> Beams:
+    """Return the chunks as one, padded to the largest number of beams."""
+    width = max(part.x.shape[1] for part in parts)
+
+    def wide(name: str, fill: float) -> Tensor:
+        return torch.cat(
+            [
+                torch.nn.functional.pad(value, (0, width - value.shape[-1]), value=fill)
+                for value in (getattr(part, name) for part in parts)
+            ]
+        )
+
+    return Beams(wide("reflection", -2), wide("x", 0), wide("y", 0), wide("intensity", 0))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 62
+
+
+__all__ = ["Beams", "BlochSimulator", "propagated"]
