@@ -21,6 +21,10 @@ class UserError(Exception):
     """A mistake or unusable input: the message names the value, the place and the remedy in one line."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during work that can be gone on with: the message says in one line what was kept and how to go on."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known word, or an empty string when none is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

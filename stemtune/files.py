@@ -62,16 +62,22 @@ def replaceable_folder(final: str | os.PathLike[str], made: Sequence[str], what:
     return target
 
 
-@contextmanager
-def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; rename it to `final` if the block ends well, else remove it."""
+def replaceable_file(final: str | os.PathLike[str]) -> Path:
+    """Return the path `final` after making sure that a file can be written there: its folder is made if need be."""
     target = Path(final).expanduser()
-    folder = writable_folder(target.parent)
+    writable_folder(target.parent)
     if target.is_dir():
         raise UserError(f"'{target}' is a folder, but a file is to be written there; choose another --out")
     if target.exists() and not target.is_file():  # renaming over /dev/null would take it from the whole machine
         raise UserError(f"'{target}' is no ordinary file, so it cannot be replaced; choose another --out")
-    part = folder / f".{target.name}.{os.getpid()}.part{target.suffix}"
+    return target
+
+
+@contextmanager
+def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; rename it to `final` if the block ends well, else remove it."""
+    target = replaceable_file(final)
+    part = target.parent / f".{target.name}.{os.getpid()}.part{target.suffix}"
     try:
         yield part
         part.replace(target)

@@ -16,6 +16,9 @@ from stemtune.errors import UserError
 SCHEMA = 1
 """Version of the layout below; it goes up when a reader of the old one would go wrong."""
 
+UNFINISHED = 0
+"""What `schema` is while a store is being written."""
+
 PATTERN_TYPES = ("uint8", "uint16", "float32")
 
 COLUMNS: dict[str, tuple[tuple[int, ...], str, float]] = {
@@ -27,6 +30,13 @@ COLUMNS: dict[str, tuple[tuple[int, ...], str, float]] = {
     "split": ((), "int8", -1),
 }
 """What is kept per pattern beside the pattern itself: shape, type and the value that means "not known"."""
+
+OVERLAP: dict[str, tuple[tuple[int, ...], str, float]] = {
+    "overlap_orientation": ((2, 4), "float64", np.nan),
+    "overlap_weight": ((3,), "float32", 0),
+}
+"""Columns of stores with overlapping grains only: orientations of the second and third strongest grain (NaN: there is
+none), and the share that each of the three, the strongest first, has in the diffracted intensity."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -54,6 +64,10 @@ def check_layout(path: Path, file: h5py.File) -> None:
         kept = ", ".join(list(file)[:4]) or "nothing"
         raise UserError(f"{refuse} (it holds {kept}); `stemtune ingest` makes one from a scan")
     schema = plain(file.attrs["schema"])
+    if schema == UNFINISHED:
+        raise UserError(
+            f"'{path}' is an unfinished store; the command that made it goes on with it when it is repeated"
+        )
     if schema != SCHEMA:
         raise UserError(
             f"'{path}' has store schema {schema}, but this stemtune reads schema {SCHEMA}; upgrade stemtune"
@@ -64,7 +78,7 @@ def check_layout(path: Path, file: h5py.File) -> None:
     if data.ndim != 3 or data.shape[1] != data.shape[2] or not data.size or data.dtype.name not in PATTERN_TYPES:
         wanted = f"(n, size, size) of {', '.join(PATTERN_TYPES)}"
         raise UserError(f"{refuse}: `patterns` is {data.shape} {data.dtype}, but must be {wanted}")
-    for name, (shape, _, _) in COLUMNS.items():
+    for name, (shape, _, _) in {**COLUMNS, **(OVERLAP if set(OVERLAP) & set(file) else {})}.items():
         if name not in file:
             raise UserError(f"{refuse}: `{name}` is missing")
         if getattr(file[name], "shape", None) != (data.shape[0], *shape):
@@ -96,15 +110,21 @@ def replaceable_store(path: str | os.PathLike[str]) -> Path:
 
 
 def set_attribute(file: h5py.File, name: str, value: Any) -> None:
-    """Keep `value` as an attribute: texts and paths as text, mappings as JSON, None not at all."""
-    if value is None:
-        return
+    """Keep `value` as an attribute in its `attribute_form`, None not at all."""
+    kept = attribute_form(value)
+    if isinstance(kept, list) and all(isinstance(item, str) for item in kept):
+        file.attrs.create(name, np.asarray(kept, dtype=object), shape=(len(kept),), dtype=h5py.string_dtype())
+    elif kept is not None:
+        file.attrs[name] = kept
+
+
+def attribute_form(value: Any) -> Any:
+    """Return what an attribute reads as after `set_attribute`: paths as text, mappings as JSON, tuples as lists."""
     if isinstance(value, Mapping):
-        value = json.dumps(value, default=str)
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        file.attrs.create(name, np.asarray(value, dtype=object), shape=(len(value),), dtype=h5py.string_dtype())
-    else:
-        file.attrs[name] = str(value) if isinstance(value, Path) else value
+        return json.dumps(value, default=str)
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def plain(value: Any) -> Any:

@@ -11,41 +11,29 @@ import hashlib
 import json
 import mmap
 import os
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from stemtune import __version__
-from stemtune.data.layout import (
-    COLUMNS,
-    PATTERN_TYPES,
-    SCHEMA,
-    check_layout,
-    open_hdf5,
-    plain,
-    replaceable_store,
-    set_attribute,
-)
+from stemtune.data.layout import COLUMNS, OVERLAP, check_layout, open_hdf5, plain
+from stemtune.data.writer import StoreWriter, make_splits
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.files import existing, whole_file
+from stemtune.files import existing
 
 if TYPE_CHECKING:
     from stemtune.crystal.phase import Phase
+
+__all__ = ["SPLITS", "Store", "StoreWriter", "make_splits"]
 
 SPLITS = ("train", "validation", "test")
 """Names of the values 0, 1, 2 of `split`."""
 
 _SAMPLED = 64  # patterns that enter the content hash, and whose counts are checked
-_ALIGNMENT = 4096  # patterns start on a page boundary of the file
 
 
 class Store:
@@ -191,6 +179,16 @@ class Store:
         return np.asarray(self._file["split"][()], dtype=np.int8)
 
     @cached_property
+    def overlap_orientation(self) -> npt.NDArray[np.float64] | None:
+        """Orientations (n, 2, 4) of the second and third strongest grain, NaN: there is none; None: no overlaps."""
+        return self._file["overlap_orientation"][()] if "overlap_orientation" in self._file else None
+
+    @cached_property
+    def overlap_weight(self) -> npt.NDArray[np.float32] | None:
+        """Shares (n, 3) of the grains, strongest first, in the diffracted intensity; None: no overlaps."""
+        return self._file["overlap_weight"][()] if "overlap_weight" in self._file else None
+
+    @cached_property
     def labelled(self) -> npt.NDArray[np.bool_]:
         """Which patterns (n,) have an orientation to learn from: finite, and of a phase."""
         return np.isfinite(self.orientation).all(axis=1) & (self.phase >= 0)
@@ -227,7 +225,7 @@ class Store:
         digest = hashlib.sha256()
         facts = {name: self.attrs.get(name) for name in ("phases_cif", "scan_shape", "step_nm")}
         digest.update(json.dumps([self.n, self.geometry.to_dict(), facts]).encode())
-        for name in COLUMNS:
+        for name in (*COLUMNS, *(OVERLAP if self.overlap_weight is not None else ())):
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         digest.update(self.take(_spread(self.n)).tobytes())
         return digest.hexdigest()
@@ -236,159 +234,3 @@ class Store:
 def _spread(n: int) -> npt.NDArray[np.intp]:
     """Return rows spread evenly over a store of `n` patterns."""
     return np.unique(np.linspace(0, n - 1, _SAMPLED).astype(np.intp))
-
-
-class StoreWriter(AbstractContextManager["StoreWriter"]):
-    """Writes a store row by row; the file appears under its name only when the block ends well.
-
-    Parameters
-    ----------
-    path
-        Final name of the store.
-    n
-        Number of patterns; every row has to be written.
-    geometry
-        Their common calibration.
-    phases
-        Crystal phases that `phase` counts in; only their `name` and `cif` text are kept.
-    dtype
-        uint8, uint16 or float32.
-    attrs
-        Further attributes: scan_shape, step_nm, origin, the command's options ... Mappings become JSON text.
-    split_seed
-        Seed of `make_splits`, which fills `split` over groups unless every row came with its own.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        n: int,
-        geometry: Geometry,
-        phases: Sequence[Phase] = (),
-        dtype: npt.DTypeLike = np.uint16,
-        attrs: Mapping[str, Any] | None = None,
-        split_seed: int = 0,
-    ) -> None:
-        self.path, self.n, self.geometry, self.dtype = Path(path), n, geometry, np.dtype(dtype)
-        if n < 1:
-            raise UserError(f"a store of {n} patterns is asked for, but it needs at least 1")
-        if self.dtype.name not in PATTERN_TYPES:
-            raise ValueError(f"patterns are {self.dtype}, but a store holds {', '.join(PATTERN_TYPES)}")
-        self._phases, self._attrs, self._split_seed = list(phases), dict(attrs or {}), split_seed
-        self._written = np.zeros(n, dtype=bool)
-        self._stack = ExitStack()
-        self._columns = {
-            name: np.full((n, *shape), unknown, dtype=kind) for name, (shape, kind, unknown) in COLUMNS.items()
-        }
-        self._columns["group"] = np.arange(n, dtype=np.int32)
-        self._scores: dict[str, npt.NDArray[np.float32]] = {}
-
-    def __enter__(self) -> StoreWriter:
-        with ExitStack() as stack:
-            part = stack.enter_context(whole_file(replaceable_store(self.path)))
-            self._file = stack.enter_context(
-                h5py.File(part, "w", alignment_threshold=_ALIGNMENT, alignment_interval=_ALIGNMENT)
-            )
-            shape = (self.n, self.geometry.size, self.geometry.size)
-            self._patterns = self._file.create_dataset("patterns", shape=shape, dtype=self.dtype, fill_time="never")
-            self._stack = stack.pop_all()
-        return self
-
-    def write(
-        self,
-        start: int,
-        patterns: npt.ArrayLike,
-        *,
-        scores: Mapping[str, npt.ArrayLike] | None = None,
-        **columns: npt.ArrayLike,
-    ) -> None:
-        """Write `patterns` (B, size, size) at rows `start` to `start + B`, with their labels.
-
-        Parameters
-        ----------
-        start
-            First row.
-        patterns
-            Counts; they are stored as the writer's type, so they have to fit it.
-        scores
-            The labeller's own scores, each (B,), by name.
-        **columns
-            Any of orientation, confidence, phase, position, group and split (see `Store`). Left out, a row is
-            unlabelled, no part of a scan, a group of its own, and put into a split at the end.
-        """
-        block = np.asarray(patterns)
-        rows = slice(start, start + len(block))
-        self._patterns[rows] = block
-        for name, values in columns.items():
-            if name not in self._columns:
-                raise TypeError(f"a store has no column '{name}'")
-            self._columns[name][rows] = np.asarray(values)
-        for name, values in (scores or {}).items():
-            self._scores.setdefault(name, np.full(self.n, np.nan, dtype=np.float32))[rows] = np.asarray(values)
-        self._written[rows] = True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if problem is None:
-            try:
-                self._finish()
-            except BaseException:
-                self._stack.__exit__(*sys.exc_info())
-                raise
-        self._stack.__exit__(kind, problem, trace)
-
-    def _finish(self) -> None:
-        if not self._written.all():
-            raise RuntimeError(f"{int((~self._written).sum())} of {self.n} rows of the store were never written")
-        if (self._columns["split"] < 0).any():
-            self._columns["split"] = make_splits(self._columns["group"], seed=self._split_seed)
-        for name, values in self._columns.items():
-            self._file.create_dataset(name, data=values)
-        for name, scores in self._scores.items():
-            self._file.create_dataset(f"scores/{name}", data=scores)
-        facts = {
-            "schema": SCHEMA,
-            "stemtune_version": __version__,
-            "kv": self.geometry.kv,
-            "scale_inv_angstrom": self.geometry.scale_inv_angstrom,
-            "centre_px": self.geometry.centre_px,
-            "phases_name": [phase.name for phase in self._phases],
-            "phases_cif": [phase.cif for phase in self._phases],
-        }
-        for name, value in {**self._attrs, **facts}.items():
-            set_attribute(self._file, name, value)
-
-
-def make_splits(
-    group: npt.ArrayLike, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> npt.NDArray[np.int8]:
-    """Deal whole groups to train (0), validation (1) and test (2).
-
-    Parameters
-    ----------
-    group
-        Group number of each pattern (n,).
-    fractions
-        Wanted share of the patterns in each split.
-    seed
-        Seed of the order in which groups are dealt.
-
-    Returns
-    -------
-    split
-        Number of the split (n,) of each pattern. Every split with a positive share gets at least one group as long
-        as there are enough groups.
-    """
-    _, index, count = np.unique(np.asarray(group), return_inverse=True, return_counts=True)
-    missing = np.asarray(fractions, dtype=float) / sum(fractions) * len(index)
-    empty = set(np.flatnonzero(missing > 0).tolist())
-    shares = sorted(empty)
-    dealt = np.zeros(len(count), dtype=np.int8)
-    for dealt_so_far, chosen in enumerate(np.random.default_rng(seed).permutation(len(count))):
-        only_empty = len(count) - dealt_so_far <= len(empty)  # the last groups go where nothing is yet
-        best = max(empty if only_empty and empty else shares, key=lambda number: missing[number])
-        dealt[chosen] = best
-        missing[best] -= count[chosen]
-        empty.discard(best)
-    return dealt[index]
