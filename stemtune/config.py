@@ -264,16 +264,21 @@ class ModelConfig:
     start: str = _knob("text", "matched", "polar: first layer from templates or random", choices=("matched", "random"))
 
 
+HEAD_NAMES = ("grid", "mixture", "sixd", "quaternion", "euler")
+"""What can sit on a backbone: `stemtune/learning/heads.py` and `mixture.py`."""
+
+
 @dataclass(frozen=True)
 class HeadConfig:
     """How features become an orientation."""
 
-    name: str = _knob("text", "grid", "kind of output", choices=("grid", "sixd", "quaternion", "euler"))
+    name: str = _knob("text", "grid", "kind of output", choices=HEAD_NAMES)
     step: float = _knob(
         "float", 8.0, "grid: spacing of beam directions and in-plane angles", unit="deg", low=1, high=45
     )
     residual: bool = _knob("flag", True, "grid: predict the offset inside a grid cell as well")
     softness: float = _knob("float", 0.5, "grid: width of the soft labels, in grid steps", low=0, high=3)
+    components: int = _knob("int", 64, "mixture: orientations in the mixture", low=1, high=4096)
     clamp: bool = _knob("flag", False, "euler: clamp the angles to their ranges")
 
 

@@ -72,6 +72,66 @@ def closeness(p_BM4: Tensor, q_BN4: Tensor, operations_S4: Tensor) -> Tensor:
     return cosine_BMNS.abs().amax(dim=-1)
 
 
+def most_probable(
+    g_BM4: Tensor, probability_BM: Tensor, n: int, symmetry: Symmetry, radius_deg: float = DIFFERENT_DEG
+) -> Answers:
+    """Return the `n` most probable different orientations of weighted candidates.
+
+    The likeliest candidates gather the probability of those around them; the one that gathers most is an answer (the
+    weighted mean of what it gathered), what it gathered is struck off, and so on.
+
+    Parameters
+    ----------
+    g_BM4
+        (B, M, 4) candidates, unit quaternions.
+    probability_BM
+        (B, M) their probabilities, together at most 1; a candidate of probability 0 is no answer.
+    n
+        Number of answers.
+    symmetry
+        Which orientations are equal.
+    radius_deg
+        Disorientation within which candidates belong to one answer, at least the 5 degrees between two answers.
+    """
+    operations = symmetry.operations_like(g_BM4)
+    border = math.cos(math.radians(radius_deg) / 2.0)
+    free_BM = torch.ones_like(probability_BM)
+    orientation: list[Tensor] = []
+    confidence: list[Tensor] = []
+    for _ in range(n):
+        share_BM = probability_BM * free_BM
+        lead_BL = share_BM.topk(min(_LEADERS, share_BM.shape[1]), dim=1).indices
+        lead_BL4 = g_BM4.gather(1, lead_BL.unsqueeze(-1).expand(-1, -1, 4))
+        near_BLM = (closeness(lead_BL4, g_BM4, operations) >= border).float()
+        mass_BL = (near_BLM @ share_BM.unsqueeze(-1)).squeeze(-1) * free_BM.gather(1, lead_BL)
+        pick_B = (mass_BL + 1e-3 * share_BM.gather(1, lead_BL)).argmax(1)
+        rows = torch.arange(len(pick_B), device=pick_B.device)
+        pick_B4, mass_B, near_BM = lead_BL4[rows, pick_B], mass_BL[rows, pick_B], near_BLM[rows, pick_B]
+        answer_B4 = _mean(pick_B4, g_BM4, share_BM * near_BM, operations)
+        if orientation:
+            earlier_Bi4 = torch.stack(orientation, 1)
+            close_Bi = closeness(answer_B4.unsqueeze(1), earlier_Bi4, operations)[:, 0] >= border
+            answer_B4 = torch.where(close_Bi.any(1, keepdim=True), pick_B4, answer_B4)
+        around_B1M = closeness(answer_B4.unsqueeze(1), g_BM4, operations) >= border
+        free_BM = free_BM * (1.0 - near_BM) * (1.0 - around_B1M[:, 0].float())
+        answer_B4 = torch.where(mass_B.unsqueeze(1) > 0, answer_B4, torch.full_like(answer_B4, torch.nan))
+        orientation.append(answer_B4)
+        confidence.append(mass_B.clamp(0.0, 1.0))
+    answers_Bn4 = reduce_to_fundamental_zone(torch.stack(orientation, 1), symmetry)
+    return Answers(answers_Bn4.float(), torch.stack(confidence, 1))
+
+
+def _mean(pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor, operations_S4: Tensor) -> Tensor:
+    """Return the weighted mean (B, 4) of nearby orientations, each in the symmetry copy nearest to `pick`."""
+    copies_BMS4 = multiply(operations_S4, g_BM4.unsqueeze(-2))
+    cosine_BMS = torch.einsum("bi,bmsi->bms", pick_B4, copies_BMS4)
+    best_BM11 = cosine_BMS.abs().argmax(-1)[..., None, None]
+    nearest_BM4 = copies_BMS4.gather(2, best_BM11.expand(-1, -1, 1, 4)).squeeze(2)
+    sign_BM = cosine_BMS.gather(2, best_BM11[..., 0]).squeeze(2).sign()
+    total_B4 = ((weight_BM * sign_BM).unsqueeze(-1) * nearest_BM4).sum(1) + 1e-6 * pick_B4
+    return normalise(total_B4)
+
+
 class Grid(nn.Module):
     """Cells over all orientations that differ under a symmetry, with labels for training and answers from scores.
 
@@ -164,10 +224,7 @@ class Grid(nn.Module):
     def decode(
         self, logits_BDA: Tensor, n: int = 1, offset: Callable[[Tensor], Tensor] | None = None, candidates: int = 64
     ) -> Answers:
-        """Return the `n` best orientations that are more than 5 degrees apart.
-
-        The likeliest cells, each moved by its offset, gather the probability of the cells around them; the one that
-        gathers most is an answer (the weighted mean of the cells it gathered), its cells are struck off, and so on.
+        """Return the `n` best orientations that are more than 5 degrees apart: `most_probable` of the best cells.
 
         Parameters
         ----------
@@ -185,31 +242,7 @@ class Grid(nn.Module):
         if offset is not None:
             g_BM4 = multiply(g_BM4, from_rotation_vector(offset(cell_BM).float()))
         radius_deg = DIFFERENT_DEG if offset is not None else max(DIFFERENT_DEG, 1.25 * self.step_deg)
-        border = math.cos(math.radians(radius_deg) / 2.0)
-        free_BM = torch.ones_like(probability_BM)
-        orientation: list[Tensor] = []
-        confidence: list[Tensor] = []
-        for _ in range(n):
-            share_BM = probability_BM * free_BM
-            lead_BL = share_BM.topk(min(_LEADERS, share_BM.shape[1]), dim=1).indices
-            lead_BL4 = g_BM4.gather(1, lead_BL.unsqueeze(-1).expand(-1, -1, 4))
-            near_BLM = (closeness(lead_BL4, g_BM4, self.operations) >= border).float()
-            mass_BL = (near_BLM @ share_BM.unsqueeze(-1)).squeeze(-1) * free_BM.gather(1, lead_BL)
-            pick_B = (mass_BL + 1e-3 * share_BM.gather(1, lead_BL)).argmax(1)
-            rows = torch.arange(len(pick_B), device=pick_B.device)
-            pick_B4, mass_B, near_BM = lead_BL4[rows, pick_B], mass_BL[rows, pick_B], near_BLM[rows, pick_B]
-            answer_B4 = self._mean(pick_B4, g_BM4, share_BM * near_BM)
-            if orientation:
-                earlier_Bi4 = torch.stack(orientation, 1)
-                close_Bi = closeness(answer_B4.unsqueeze(1), earlier_Bi4, self.operations)[:, 0] >= border
-                answer_B4 = torch.where(close_Bi.any(1, keepdim=True), pick_B4, answer_B4)
-            around_B1M = closeness(answer_B4.unsqueeze(1), g_BM4, self.operations) >= border
-            free_BM = free_BM * (1.0 - near_BM) * (1.0 - around_B1M[:, 0].float())
-            answer_B4 = torch.where(mass_B.unsqueeze(1) > 0, answer_B4, torch.full_like(answer_B4, torch.nan))
-            orientation.append(answer_B4)
-            confidence.append(mass_B.clamp(0.0, 1.0))
-        answers_Bn4 = reduce_to_fundamental_zone(torch.stack(orientation, 1), self.symmetry)
-        return Answers(answers_Bn4.float(), torch.stack(confidence, 1))
+        return most_probable(g_BM4, probability_BM, n, self.symmetry, radius_deg)
 
     def _best_cells(self, logits_BDA: Tensor, n: int, candidates: int) -> tuple[Tensor, Tensor]:
         """Return probability and flat index, both (B, M), of the best cells; directions are shortlisted first."""
@@ -223,13 +256,3 @@ class Grid(nn.Module):
         value_BM, place_BM = short_BPA.flatten(1).topk(count, dim=1)
         direction_BM = direction_BP.gather(1, place_BM // angles)
         return (value_BM - total_B1).exp(), direction_BM * angles + place_BM % angles
-
-    def _mean(self, pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor) -> Tensor:
-        """Return the weighted mean (B, 4) of nearby orientations, each in the symmetry copy nearest to `pick`."""
-        copies_BMS4 = multiply(self.operations, g_BM4.unsqueeze(-2))
-        cosine_BMS = torch.einsum("bi,bmsi->bms", pick_B4, copies_BMS4)
-        best_BM11 = cosine_BMS.abs().argmax(-1)[..., None, None]
-        nearest_BM4 = copies_BMS4.gather(2, best_BM11.expand(-1, -1, 1, 4)).squeeze(2)
-        sign_BM = cosine_BMS.gather(2, best_BM11[..., 0]).squeeze(2).sign()
-        total_B4 = ((weight_BM * sign_BM).unsqueeze(-1) * nearest_BM4).sum(1) + 1e-6 * pick_B4
-        return normalise(total_B4)

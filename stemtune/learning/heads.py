@@ -1,8 +1,8 @@
 """Heads: features to orientation.
 
 `grid` classifies the cell of a grid over all orientations and predicts the offset inside it; it is the default,
-because it learns from the first epoch and can say "either this or that" where a pattern is ambiguous. `sixd`,
-`quaternion` and `euler` give one orientation; they exist to be compared with.
+because it learns from the first epoch and can say "either this or that" where a pattern is ambiguous, as can `mixture`
+(`stemtune.learning.mixture`). `sixd`, `quaternion` and `euler` give one orientation; they exist to be compared with.
 
 Every head has `forward` (B, F) -> raw output, `loss` and `answers`, as `stemtune.learning.model` describes.
 Shape legend: B patterns, F features, D x A grid cells, K label cells, M candidate cells, E width of an embedding.
@@ -21,6 +21,7 @@ from stemtune.crystal.rotations import from_euler_deg, from_six_d, normalise
 from stemtune.crystal.symmetry import Symmetry, reduce_to_fundamental_zone
 from stemtune.learning.grid import Grid
 from stemtune.learning.losses import canonical_euler_deg, euler_ranges_deg, symmetric_angle
+from stemtune.learning.mixture import MixtureHead
 from stemtune.learning.model import DIFFERENT_DEG, Answers
 
 EMBEDDING = 64
@@ -256,6 +257,8 @@ def make_head(config: HeadConfig, symmetry: Symmetry, features: int) -> nn.Modul
     """Return the head that `head.name` asks for, on `features` inputs."""
     if config.name == "grid":
         return GridHead(Grid(symmetry, config.step), features, config.softness, config.residual)
+    if config.name == "mixture":
+        return MixtureHead(features, symmetry, config.components)
     if config.name == "sixd":
         return SixDHead(features, symmetry)
     if config.name == "quaternion":
