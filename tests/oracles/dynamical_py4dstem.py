@@ -33,7 +33,7 @@ Variants
 `thermal`   Lobato's factors with the Debye-Waller factor, and as imaginary part the phonon absorption of Weickenmeier
             and Kohl ("WK-P" less "WK"). The sum is made here, the waves are py4DSTEM's.
 `wkcp`      "WK-CP" as py4DSTEM has it: Weickenmeier and Kohl's elastic factors, phonon and core absorption. Beware:
-            0.14.18 takes a two-term series for 1 - exp(-b s²) up to b s² = 1 (the original program: 0.1), which makes the
+            0.14.18 takes two terms of the series of 1 - exp(-b s²) up to b s² = 1, which makes the
             elastic factors up to 12 % too small between 0.2 and 1 1/Å. As input to both sides of a comparison that
             does not matter.
 
@@ -128,7 +128,7 @@ def crystal(name, variant):
     from py4DSTEM.process.diffraction import Crystal
 
     cell, _, kinds, _, reach, _ = PHASES[name]
-    numbers, places, displacement = atoms(name)
+    numbers, places, _ = atoms(name)
     sigma = {z: float(np.sqrt(u)) for z, (_, u) in kinds.items()}
 
     def made(method, factors=numbers, **occupancy):
