@@ -38,7 +38,7 @@ OWNERS = {
     "h5py": {"data", "maps"},
     "rsciio": {"data/readers"},
     "matplotlib": {"maps", "tune/report"},
-    "orix": {"crystal", "data/labels", "maps"},
+    "orix": {"crystal", "data/labels", "maps", "bench"},
     "diffsims": {"crystal", "bench"},
 }
 # A peer is measured where the measurement stands, and a file is recognised where it is described.
