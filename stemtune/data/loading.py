@@ -24,8 +24,10 @@ from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
 from stemtune.data.augment import augment
 from stemtune.data.store import SPLITS, Store
+from stemtune.diffraction import overlap
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
 Rows = npt.NDArray[np.intp]
@@ -180,6 +182,8 @@ class StoreLoader:
 class SimulatedLoader:
     """Batches of patterns that are simulated when they are asked for, of uniformly random orientations.
 
+    Where `simulate.overlap` is above 0, some show further grains; the orientation is that of the strongest.
+
     Parameters
     ----------
     simulator
@@ -244,7 +248,10 @@ class SimulatedLoader:
         seed = _seed(self.seed, _TRAINING if self.training else _VALIDATION, epoch * self.training, block)
         generator = torch.Generator(self.simulator.device).manual_seed(seed)
         orientation = random_orientations(count, generator)
-        return Batch(self.simulator.patterns(orientation, generator), orientation.to(torch.float32))
+        simulate = self.simulator.simulate
+        several = overlap.draw_overlap(simulate, count, generator) if simulate.overlap > 0 else None
+        patterns = overlap.patterns(self.simulator, orientation, several, generator)
+        return Batch(patterns, orientation.to(torch.float32))
 
 
 def ahead(fetch: Callable[[int], Batch], count: int) -> Iterator[Batch]:
@@ -310,7 +317,7 @@ def _simulated(config: Config, rank: int, world: int, device: torch.device) -> t
     if size > wanted:
         raise UserError(f"`train.batch_size` is {size}, but `data.patterns_per_epoch` is {wanted}")
     geometry = Geometry(simulate.size, simulate.scale, simulate.kv)
-    simulator = KinematicSimulator(phase_from(config.data.cif), geometry, simulate, device)
+    simulator = simulator_for(phase_from(config.data.cif), geometry, simulate, device)
     seed, each = config.train.seed, size // world
     return (
         SimulatedLoader(simulator, wanted, each, seed=seed, rank=rank, world=world),

@@ -1,7 +1,7 @@
 """Stores of simulated patterns: random orientations to train on, and a polycrystal whose truth is known.
 
 Patterns come in blocks, each with a random generator of its own made from the seed and the block's number, so the
-same seed gives the same store whatever the number of worker processes.
+same seed gives the same store whatever the number of worker processes, and whether or not it was made in one go.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import sys
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stemtune.config import SimulateConfig, Span
-from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
-from stemtune.data.store import StoreWriter
+from stemtune.data.grains import VACUUM, Lattices, grain_map, grain_thickness, neighbours
+from stemtune.data.writer import ResumableWriter
+from stemtune.diffraction import overlap
 from stemtune.diffraction.conditions import Conditions, draw_conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
+from stemtune.diffraction.overlap import Overlap
+from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 from stemtune.processes import deaf_to_interrupts
 
@@ -38,12 +44,6 @@ BLOCK = 4 * CHUNK
 
 GROUP = 16
 """Patterns of one group, which stays on one side of a split."""
-
-VACUUM = -1
-"""Grain number of scan positions beside the specimen."""
-
-GRAIN_SPREAD_DEG = 0.5
-"""Lattice rotation inside a grain, from its middle to its edge, in degrees."""
 
 STEP_NM = 10.0
 """Scan step of a simulated polycrystal."""
@@ -73,15 +73,18 @@ def simulate_store(
     simulate: SimulateConfig,
     seed: int = 0,
     workers: int = 1,
+    device: str = "cpu",
+    restart: bool = False,
 ) -> Path:
-    """Write a store of simulated patterns at uniformly random orientations.
+    """Write a store of simulated patterns at uniformly random orientations, or go on with an unfinished one.
 
     Parameters
     ----------
     cif
         Path of the phase's CIF; "" or "linio2" is the LiNiO2 that ships.
     out
-        Path of the store; it appears when it is complete.
+        Path of the store; it appears when it is complete. Until then, and after an interrupt, what there is of it
+        lies in `OUT.part`, and the same call goes on from there.
     patterns
         How many.
     simulate
@@ -89,47 +92,94 @@ def simulate_store(
     seed
         The same seed gives the same store, whatever the number of workers.
     workers
-        Processes that simulate; torch's threads are shared out among them.
+        Processes that simulate on a CPU; torch's threads are shared out among them. A GPU is used by one process.
+    device
+        Where patterns are simulated: cpu, cuda, or auto: a GPU if there is one. Random numbers are the device's own.
+    restart
+        Begin anew, even if there is an unfinished store.
 
     Returns
     -------
     out
         The store: uint16 counts, or float32 where `simulate.dose` is 0; phase 0, confidence 1, a group for every 16
-        patterns.
+        patterns, the orientation of the strongest grain and those of the others where `simulate.overlap` is above 0.
+
+    Raises
+    ------
+    UserError
+        For what cannot be simulated or written, and when the unfinished store was made with other settings.
+    Interrupted
+        After Ctrl-C, when there is something to go on with.
     """
     if patterns < 1:
         raise UserError(f"{patterns} patterns are asked for, but it must be at least 1")
-    phase, geometry = phase_from(cif), Geometry.of(simulate)
-    simulator = KinematicSimulator(phase, geometry, simulate)
-    plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in range(-(-patterns // BLOCK))]
-    attrs = _attributes(cif, simulate, patterns=patterns, seed=seed)
-    writer = StoreWriter(out, patterns, geometry, [phase], _kind(simulate), attrs, split_seed=seed)
-    with tqdm(total=patterns, unit="pattern", desc="simulate", disable=None) as bar, writer:
-        for (_, number, count), (images, orientation) in zip(plan, _blocks(simulator, plan, workers), strict=True):
-            start = number * BLOCK
-            writer.write(
-                start,
-                images,
-                orientation=orientation,
-                confidence=np.ones(count),
-                phase=np.zeros(count),
-                group=(start + np.arange(count)) // GROUP,
-            )
-            bar.update(count)
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
+    simulator = simulator_for(phase, geometry, simulate, device)
+    attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
+    with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
+        plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in _missing(writer)]
+        with closing(_blocks(simulator, plan, workers if device == "cpu" else 1)) as blocks:
+            _stream(writer, zip((BLOCK * number for _, number, _ in plan), blocks, strict=True))
     return Path(out)
 
 
-Block = tuple[npt.NDArray[Any], npt.NDArray[np.float64]]
-"""Patterns (n, size, size) as stored, and their orientations (n, 4)."""
+Block = tuple[npt.NDArray[Any], dict[str, Any]]
+"""Patterns (n, size, size) as stored, and their columns."""
+
+
+def _writer(
+    out: str | os.PathLike[str],
+    count: int,
+    simulator: KinematicSimulator,
+    attrs: dict[str, Any],
+    seed: int,
+    restart: bool,
+) -> ResumableWriter:
+    simulate = simulator.simulate
+    several, kind = simulate.overlap > 0, _kind(simulate)
+    return ResumableWriter(
+        out, count, simulator.geometry, [simulator.phase], kind, attrs, seed, several, restart=restart
+    )
+
+
+def _missing(writer: ResumableWriter) -> list[int]:
+    """Return the numbers of the blocks that are not written yet."""
+    return [start // BLOCK for start in range(0, writer.n, BLOCK) if not writer.done[start : start + BLOCK].all()]
+
+
+def _stream(writer: ResumableWriter, blocks: Iterable[tuple[int, Block]]) -> None:
+    """Write blocks, each with its first row, as they come; show rate and time left."""
+    done = int(writer.done.sum())
+    if done:
+        print(f"going on with '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
+    with tqdm(total=writer.n, initial=done, unit="pattern", desc="simulate", disable=None) as bar:
+        for start, (images, columns) in blocks:
+            writer.write(start, images, **columns)
+            bar.update(len(images))
 
 
 def _block(simulator: KinematicSimulator, seed: int, number: int, count: int) -> Block:
     generator = _generator(seed, number)
     orientation = random_orientations(count, generator)
-    return _stored(simulator.patterns(orientation, generator), simulator.simulate), orientation.numpy()
+    several = overlap.draw_overlap(simulator.simulate, count, generator) if simulator.simulate.overlap > 0 else None
+    images = overlap.patterns(simulator, orientation, several, generator)
+    columns = {
+        "orientation": orientation.numpy(),
+        "confidence": np.ones(count),
+        "phase": np.zeros(count),
+        "group": (number * BLOCK + np.arange(count)) // GROUP,
+        **_overlap_columns(several),
+    }
+    return _stored(images, simulator.simulate), columns
 
 
-def _blocks(simulator: KinematicSimulator, plan: list[tuple[int, int, int]], workers: int) -> Iterator[Block]:
+def _overlap_columns(several: Overlap | None) -> dict[str, Any]:
+    if several is None:
+        return {}
+    return {"overlap_orientation": several.orientation.numpy(), "overlap_weight": several.weight.numpy()}
+
+
+def _blocks(simulator: KinematicSimulator, plan: list[tuple[int, int, int]], workers: int) -> Generator[Block]:
     """Yield the planned blocks (seed, number, count) in order, simulated here or by worker processes."""
     workers = min(workers, len(plan))
     if workers <= 1:
@@ -160,8 +210,17 @@ _own: dict[str, KinematicSimulator] = {}
 
 
 def _start_worker(cif: str, simulate: SimulateConfig, threads: int) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _own["simulator"] = KinematicSimulator(Phase.from_cif_text(cif), Geometry.of(simulate), simulate)
+    _own["simulator"] = simulator_for(Phase.from_cif_text(cif), Geometry.of(simulate), simulate)
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent is gone, killed perhaps: nobody else would tell it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(seed: int, number: int, count: int) -> Block:
@@ -175,17 +234,20 @@ def simulate_polycrystal(
     grains: int,
     simulate: SimulateConfig,
     seed: int = 0,
+    device: str = "cpu",
+    restart: bool = False,
 ) -> Path:
     """Write a store that is a scan over a particle of Voronoi grains in vacuum, with the true orientations.
 
     The microscope and the support film (dose, precession, blur, distortion, background ...) are drawn once for the
     scan, the thickness once for each grain (it varies by 5 % inside), the share of the direct beam, the error of the
     centre and dead pixels for every position. Inside a grain the lattice turns smoothly by up to
-    about `GRAIN_SPREAD_DEG` towards its edge.
+    about `GRAIN_SPREAD_DEG` towards its edge. Where `simulate.overlap` is above 0, that share of the positions
+    beside another grain shows the other grain too.
 
     Parameters
     ----------
-    cif, out, simulate, seed
+    cif, out, simulate, seed, device, restart
         As in `simulate_store`.
     shape
         Rows and columns of the scan.
@@ -200,116 +262,86 @@ def simulate_polycrystal(
     """
     generator = _generator(seed, 0)
     grain, seeds = grain_map(shape, grains, generator)
-    phase, geometry = phase_from(cif), Geometry.of(simulate)
-    simulator = KinematicSimulator(phase, geometry, simulate)
-    orientation = _grain_orientations(grain, seeds, generator)
-    thickness = _grain_thickness(grain, simulate.thickness, generator)
-    microscope = draw_conditions(simulate, geometry, 1, generator, simulator.device)
-    rows, columns = shape
-    flat = torch.from_numpy(grain).view(-1)
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
+    simulator = simulator_for(phase, geometry, simulate, device)
+    scan = _draw_scan(simulator, grain, Lattices.draw(grain, seeds, generator), generator)
     attrs = {
-        **_attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed),
+        **_attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device),
         "scan_shape": list(shape),
         "step_nm": STEP_NM,
     }
-    writer = StoreWriter(out, rows * columns, geometry, [phase], _kind(simulate), attrs, split_seed=seed)
-    with tqdm(total=rows * columns, unit="pattern", desc="simulate", disable=None) as bar, writer:
-        for start in range(0, rows * columns, BLOCK):
-            block = slice(start, min(start + BLOCK, rows * columns))
-            images = _scan_block(simulator, orientation[block], thickness[block], microscope, generator)
-            number = np.arange(block.start, block.stop)
-            inside = (flat[block] != VACUUM).numpy()
-            writer.write(
-                start,
-                _stored(images, simulate),
-                orientation=orientation[block].numpy(),
-                confidence=np.where(inside, 1.0, np.nan),
-                phase=np.where(inside, 0, -1),
-                position=np.stack((number // columns, number % columns), axis=1),
-                group=np.where(inside, flat[block].numpy(), grains),
-            )
-            bar.update(len(number))
+    with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
+        numbers = _missing(writer)
+        blocks = ((number * BLOCK, _scan_block(simulator, scan, grains, seed, number)) for number in numbers)
+        _stream(writer, blocks)
     return Path(out)
 
 
-def grain_map(
-    shape: tuple[int, int], grains: int, generator: torch.Generator
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the grain number of each position (rows, columns), `VACUUM` outside, and the grains' seeds (grains, 2).
+@dataclasses.dataclass(frozen=True)
+class _Scan:
+    """What there is to see: grain number (rows, columns), then orientation, thickness and overlap per position (N,)."""
 
-    The particle is a rounded rectangle that leaves a margin of about a tenth. The seeds keep apart: each is the one
-    of ten random positions that is farthest from those before it.
-    """
-    rows, columns = shape
-    if grains < 1 or rows < 8 or columns < 8:
-        raise UserError(f"a scan of {rows} x {columns} with {grains} grains is asked for; give at least 8 x 8 and 1")
-    place = np.moveaxis(np.indices(shape), 0, -1).astype(float)
-    reduced = np.abs((2 * place + 1) / np.array(shape) - 1)
-    inside = (reduced**6).sum(-1) ** (1 / 6) < 0.9
-    candidates = place[inside]
-    if grains > len(candidates) // 4:
-        raise UserError(f"{grains} grains do not fit into a scan of {rows} x {columns}; give fewer, or a larger scan")
-    seeds = np.empty((0, 2))
-    while len(seeds) < grains:
-        tried = candidates[torch.randint(len(candidates), (10,), generator=generator).numpy()]
-        nearest = np.linalg.norm(tried[:, None] - seeds, axis=2).min(axis=1, initial=np.inf)
-        if nearest.max() > 0:
-            seeds = np.concatenate((seeds, tried[[nearest.argmax()]]))
-    grain = np.full(shape, VACUUM, dtype=np.int64)
-    distance = np.linalg.norm(candidates[:, None] - seeds, axis=2)
-    grain[inside] = distance.argmin(axis=1)
-    return grain, seeds
+    grain: npt.NDArray[np.int64]
+    orientation: Tensor
+    thickness_angstrom: Tensor
+    overlap: Overlap | None
+    microscope: Conditions
 
 
-def _grain_orientations(
-    grain: npt.NDArray[np.int64], seeds: npt.NDArray[np.float64], generator: torch.Generator
-) -> Tensor:
-    """Return the orientation (positions, 4) everywhere: the grain's, turned slightly with the distance to its seed."""
-    count = len(seeds)
-    of_grain = random_orientations(count, generator)
-    gradient = torch.randn(count, 2, 3, dtype=torch.float64, generator=generator)
-    gradient /= torch.linalg.vector_norm(gradient, dim=(1, 2), keepdim=True)
-    flat = grain.reshape(-1)
-    place = np.indices(grain.shape).reshape(2, -1).T
-    offset = torch.from_numpy(place - seeds[flat])
-    size = np.array([np.linalg.norm((place - seeds[k])[flat == k], axis=1).max(initial=1.0) for k in range(count)])
-    number = torch.from_numpy(flat)
-    turn = torch.einsum("ni,nij->nj", offset / torch.from_numpy(size[flat])[:, None], gradient[number])
-    bend = rotations.from_axis_angle_deg(turn, GRAIN_SPREAD_DEG * torch.linalg.vector_norm(turn, dim=1))
-    orientation = rotations.normalise(rotations.multiply(of_grain[number], bend))
-    return torch.where((number == VACUUM)[:, None], torch.nan, orientation)
-
-
-def _grain_thickness(grain: npt.NDArray[np.int64], span: Span, generator: torch.Generator) -> Tensor:
-    """Return the thickness in Å (positions,)."""
-    of_grain = span.low + (span.high - span.low) * torch.rand(int(grain.max()) + 1, generator=generator)
+def _draw_scan(
+    simulator: KinematicSimulator, grain: npt.NDArray[np.int64], lattices: Lattices, generator: torch.Generator
+) -> _Scan:
+    simulate, flat = simulator.simulate, torch.from_numpy(grain).view(-1)
+    of_grain = grain_thickness(len(lattices.seeds), simulate.thickness, generator)
     varied = 1 + 0.05 * (2 * torch.rand(grain.size, generator=generator) - 1)
-    return 10 * of_grain[torch.from_numpy(grain.reshape(-1))] * varied
+    microscope = draw_conditions(simulate, simulator.geometry, 1, generator, simulator.device)
+    several = None
+    if simulate.overlap > 0:
+        other = neighbours(grain)
+        beside = torch.from_numpy(other).view(2, -1)
+        weight = overlap.draw_weights(simulate, (beside != VACUUM).sum(0), generator)
+        orientation = torch.stack([lattices.over(one) for one in other], dim=1)
+        orientation = orientation.masked_fill((weight[:, 1:] == 0)[..., None], torch.nan)
+        several = Overlap(weight, orientation, (of_grain[beside] * varied).T)
+    return _Scan(grain, lattices.over(grain), of_grain[flat] * varied, several, microscope)
 
 
-def _scan_block(
-    simulator: KinematicSimulator,
-    orientation: Tensor,
-    thickness: Tensor,
-    microscope: Conditions,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return the patterns (n, size, size) of scan positions; those without an orientation are vacuum."""
+def _scan_block(simulator: KinematicSimulator, scan: _Scan, grains: int, seed: int, number: int) -> Block:
+    """Return the patterns of scan positions; those without an orientation are vacuum."""
+    block = slice(number * BLOCK, min((number + 1) * BLOCK, scan.grain.size))
+    place = np.arange(block.start, block.stop)
+    orientation, thickness = scan.orientation[block], scan.thickness_angstrom[block].to(simulator.device)
+    several = scan.overlap.part(block) if scan.overlap else None
     vacuum = orientation.isnan().any(dim=1)
+    lit, empty = orientation.to(simulator.device, torch.float32), vacuum.to(simulator.device)
+    further = Overlap(*(values.to(simulator.device) for values in several)) if several else None
 
     def make(rows: slice, own: torch.Generator) -> Tensor:
-        count, empty = rows.stop - rows.start, vacuum[rows]
+        count = rows.stop - rows.start
         drawn = draw_conditions(simulator.simulate, simulator.geometry, count, own, simulator.device)
-        fixed = {name: getattr(microscope, name).expand_as(getattr(drawn, name)) for name in _PER_SCAN}
+        fixed = {name: getattr(scan.microscope, name).expand_as(getattr(drawn, name)) for name in _PER_SCAN}
         conditions = dataclasses.replace(
             drawn,
             thickness_angstrom=thickness[rows],
-            direct_beam=torch.where(empty, 1.0, drawn.direct_beam),
-            **{**fixed, "background": torch.where(empty, 0.0, fixed["background"])},
+            direct_beam=torch.where(empty[rows], 1.0, drawn.direct_beam),
+            **{**fixed, "background": torch.where(empty[rows], 0.0, fixed["background"])},
         )
-        return simulator.expose(orientation[rows].float(), conditions, own)
+        if further is None:
+            return simulator.expose(lit[rows], conditions, own)
+        return simulator.detect(
+            overlap.diffracted(simulator, lit[rows], further.part(rows), conditions), conditions, own
+        )
 
-    return simulator.in_chunks(len(orientation), generator, make)
+    images = simulator.in_chunks(len(place), _generator(seed, 1 + number), make)
+    inside, columns = ~vacuum.numpy(), scan.grain.shape[1]
+    return _stored(images, simulator.simulate), {
+        "orientation": orientation.numpy(),
+        "confidence": np.where(inside, 1.0, np.nan),
+        "phase": np.where(inside, 0, -1),
+        "position": np.stack((place // columns, place % columns), axis=1),
+        "group": np.where(inside, scan.grain.reshape(-1)[block], grains),
+        **_overlap_columns(several),
+    }
 
 
 def _generator(seed: int, number: int) -> torch.Generator:
@@ -318,12 +350,22 @@ def _generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(mixed))
 
 
+def _device(name: str) -> str:
+    """Return "cpu" or "cuda" for one of these or "auto", which is a GPU if there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch sees no GPU here; leave it out to simulate on the CPU")
+    return name
+
+
 def _kind(simulate: SimulateConfig) -> str:
     return "uint16" if simulate.dose.high > 0 else "float32"
 
 
 def _stored(images: Tensor, simulate: SimulateConfig) -> npt.NDArray[Any]:
     """Return the patterns as they are stored; counts saturate where uint16 does."""
+    images = images.cpu()
     if _kind(simulate) == "float32":
         return images.numpy()
     return images.clamp_(max=_SATURATION).to(torch.int32).numpy().astype(np.uint16)

@@ -12,6 +12,7 @@ from stemtune.crystal import rotations
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.data import simulate
+from stemtune.data.grains import GRAIN_SPREAD_DEG
 from stemtune.data.simulate import simulate_polycrystal, simulate_store
 from stemtune.data.store import Store
 from stemtune.diffraction.kinematic import KinematicSimulator
@@ -138,7 +139,7 @@ def test_orientations_of_a_grain_lie_together(scan):
         for grain in range(9):
             inside = torch.from_numpy(opened.orientation[opened.group == grain])
             spread = disorientation_deg(inside, inside[len(inside) // 2], symmetry)
-            assert spread.max() < 2 * simulate.GRAIN_SPREAD_DEG
+            assert spread.max() < 2 * GRAIN_SPREAD_DEG
         middle = torch.stack([torch.from_numpy(opened.orientation[opened.group == k][0]) for k in range(9)])
         between = disorientation_deg(middle[:, None], middle, symmetry) + 180 * torch.eye(9)
         assert between.min() > 5
