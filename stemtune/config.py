@@ -26,6 +26,7 @@ METRICS = (
     "val/disorientation_median_deg_beam180",
     "val/within_5deg_beam180",
     "val/pseudo_symmetry_fraction",
+    "val/ece",
     "val/loss",
     "train/loss",
     "train/samples_per_s",
@@ -261,6 +262,9 @@ class ModelConfig:
         "float", 1.3, "matched, polar: outer radius, in half widths of the pattern (corners at 1.41)", low=0.1, high=1.5
     )
     centring: bool = _knob("flag", True, "matched, polar: move each pattern's direct beam to the middle first")
+    test_time: str = _knob(
+        "text", "none", "views of a pattern whose answers are merged: itself, or its 8 flips", choices=("none", "flips")
+    )
     start: str = _knob("text", "matched", "polar: first layer from templates or random", choices=("matched", "random"))
 
 

@@ -23,6 +23,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.files import existing, whole_folder
+from stemtune.learning.calibration import Calibration
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 from stemtune.learning.weights import WEIGHTS, read_weights
@@ -49,6 +50,7 @@ def describe(model: OrientationModel, metrics: dict[str, float], store_hash: str
         },
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "store_sha256": store_hash,
+        "calibration": model.calibration.to_dict(),
         "metrics": metrics,
         "versions": {name: _version(name) for name in ("stemtune", "torch", "timm")} | {"python": _python()},
     }
@@ -113,11 +115,13 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
         config = Config.from_flat(description["config"])
         phase = Phase.from_cif_text(description["phase"]["cif"], f"{folder}/{DESCRIPTION}")
         geometry = Geometry.from_dict(description["geometry"])
+        calibration = Calibration.from_dict(description.get("calibration", {}))
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as problem:
         reason = problem if isinstance(problem, UserError) else "a part of it is missing or malformed"
         raise UserError(f"'{Path(folder) / DESCRIPTION}' does not describe a model: {reason}") from None
     model = build(config, phase, geometry, start=False)
     load_weights(model, folder)
+    model.calibration = calibration
     return model.to(device).eval()
 
 

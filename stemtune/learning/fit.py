@@ -22,8 +22,9 @@ from tqdm import tqdm
 from stemtune.config import Config, OptimConfig
 from stemtune.data.loading import Batch, Loader, loaders
 from stemtune.errors import UserError
+from stemtune.learning.answering import autocast
 from stemtune.learning.checkpoint import load_checkpoint, save_checkpoint
-from stemtune.learning.metrics import WORST, autocast, evaluate, judge, summarise
+from stemtune.learning.metrics import WORST, calibrated, judge, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 
@@ -279,7 +280,7 @@ def fit(
             report(dict(WORST), None)
             raise
         rate = train.batches_per_epoch * config.train.batch_size / (time.perf_counter() - began)
-        metrics = evaluate(trainer.model, validation, device, trainer.precision)
+        metrics = validated(trainer.model, validation, device, trainer.precision)
         metrics |= {"train/loss": loss, "train/samples_per_s": rate}
         metrics = from_first(metrics, world)
         if rank == 0:
@@ -287,6 +288,15 @@ def fit(
             save_checkpoint(trainer.model, state, checkpoint, metrics, source)
         report(metrics, checkpoint if rank == 0 else None)
     return metrics
+
+
+def validated(
+    model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None
+) -> dict[str, float]:
+    """Return the `val/` figures of the model, and leave it with a confidence that the validation patterns bear out."""
+    answered = judge(model, validation, device, precision)
+    model.calibration = calibrated(answered)
+    return summarise(answered)
 
 
 def from_first(metrics: dict[str, float], world: int) -> dict[str, float]:
@@ -305,8 +315,8 @@ def _evaluate_once(
     device = next((value.device for value in model.buffers()), torch.device("cpu"))
     began = time.perf_counter()
     answered = judge(model, validation, device)
-    metrics = summarise(answered)
     rate = answered.shape[1] / (time.perf_counter() - began)
+    metrics, model.calibration = summarise(answered), calibrated(answered)
     metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate}
     metrics = from_first(metrics, world)
     if rank == 0:

@@ -42,7 +42,7 @@ class Labels(NamedTuple):
     offset: Tensor
 
 
-_LEADERS = 8  # cells that may become the next answer: the likeliest ones left
+_LEADERS = 8  # cells that may become the next answer
 
 
 def rotation_vector(q: Tensor) -> Tensor:
@@ -73,7 +73,12 @@ def closeness(p_BM4: Tensor, q_BN4: Tensor, operations_S4: Tensor) -> Tensor:
 
 
 def most_probable(
-    g_BM4: Tensor, probability_BM: Tensor, n: int, symmetry: Symmetry, radius_deg: float = DIFFERENT_DEG
+    g_BM4: Tensor,
+    probability_BM: Tensor,
+    n: int,
+    symmetry: Symmetry,
+    radius_deg: float = DIFFERENT_DEG,
+    leaders: int = 128,
 ) -> Answers:
     """Return the `n` most probable different orientations of weighted candidates.
 
@@ -92,6 +97,8 @@ def most_probable(
         Which orientations are equal.
     radius_deg
         Disorientation within which candidates belong to one answer, at least the 5 degrees between two answers.
+    leaders
+        How many of the likeliest candidates left may become the next answer: time and memory grow with it.
     """
     operations = symmetry.operations_like(g_BM4)
     border = math.cos(math.radians(radius_deg) / 2.0)
@@ -100,7 +107,7 @@ def most_probable(
     confidence: list[Tensor] = []
     for _ in range(n):
         share_BM = probability_BM * free_BM
-        lead_BL = share_BM.topk(min(_LEADERS, share_BM.shape[1]), dim=1).indices
+        lead_BL = share_BM.topk(min(leaders, share_BM.shape[1]), dim=1).indices
         lead_BL4 = g_BM4.gather(1, lead_BL.unsqueeze(-1).expand(-1, -1, 4))
         near_BLM = (closeness(lead_BL4, g_BM4, operations) >= border).float()
         mass_BL = (near_BLM @ share_BM.unsqueeze(-1)).squeeze(-1) * free_BM.gather(1, lead_BL)
@@ -117,8 +124,9 @@ def most_probable(
         answer_B4 = torch.where(mass_B.unsqueeze(1) > 0, answer_B4, torch.full_like(answer_B4, torch.nan))
         orientation.append(answer_B4)
         confidence.append(mass_B.clamp(0.0, 1.0))
-    answers_Bn4 = reduce_to_fundamental_zone(torch.stack(orientation, 1), symmetry)
-    return Answers(answers_Bn4.float(), torch.stack(confidence, 1))
+    confidence_Bn, order_Bn = torch.stack(confidence, 1).sort(dim=1, descending=True, stable=True)
+    found_Bn4 = torch.stack(orientation, 1).gather(1, order_Bn.unsqueeze(-1).expand(-1, -1, 4))
+    return Answers(reduce_to_fundamental_zone(found_Bn4, symmetry).float(), confidence_Bn)
 
 
 def _mean(pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor, operations_S4: Tensor) -> Tensor:
@@ -242,7 +250,7 @@ class Grid(nn.Module):
         if offset is not None:
             g_BM4 = multiply(g_BM4, from_rotation_vector(offset(cell_BM).float()))
         radius_deg = DIFFERENT_DEG if offset is not None else max(DIFFERENT_DEG, 1.25 * self.step_deg)
-        return most_probable(g_BM4, probability_BM, n, self.symmetry, radius_deg)
+        return most_probable(g_BM4, probability_BM, n, self.symmetry, radius_deg, _LEADERS)
 
     def _best_cells(self, logits_BDA: Tensor, n: int, candidates: int) -> tuple[Tensor, Tensor]:
         """Return probability and flat index, both (B, M), of the best cells; directions are shortlisted first."""

@@ -1,8 +1,6 @@
-"""What a model is judged by: disorientation, strict and modulo the beam-180 ambiguity, and pseudo-symmetry."""
+"""What a model is judged by: disorientation, strict and modulo the beam-180 ambiguity, pseudo-symmetry, confidence."""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -12,6 +10,8 @@ from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg, pseudo_variants
 from stemtune.data.loading import Loader
+from stemtune.learning.answering import raw_answer
+from stemtune.learning.calibration import Calibration, crossed_error
 from stemtune.learning.model import DIFFERENT_DEG, OrientationModel
 
 WORST = {
@@ -22,16 +22,12 @@ WORST = {
     "val/disorientation_median_deg_beam180": 180.0,
     "val/within_5deg_beam180": 0.0,
     "val/pseudo_symmetry_fraction": 1.0,
+    "val/ece": 1.0,
     "val/loss": 1e6,
     "train/loss": 1e6,
     "train/samples_per_s": 0.0,
 }
 """What a diverged run reports: finite, and worse than anything a sane run can show."""
-
-
-def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[object]:
-    """Return the context that runs a forward pass in `precision`; None means float32."""
-    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
 
 
 def pseudo_symmetric(answer: Tensor, truth: Tensor, phase: Phase) -> Tensor:
@@ -55,7 +51,8 @@ def summarise(answered: Tensor) -> dict[str, float]:
     """Return the `val/` figures of `stemtune.config.METRICS` from the columns that `judge` returns.
 
     No answer (NaN) counts as 180 degrees wrong. Pseudo-symmetric confusions are counted among the answers that are
-    more than 5 degrees wrong.
+    more than 5 degrees wrong. The expected calibration error (`val/ece`) is that of calibrated confidences, each half
+    of the patterns calibrated by the other.
     """
     angles = answered[:2].double().nan_to_num(nan=180.0)
     strict, beam180 = angles.unbind(0)
@@ -68,8 +65,14 @@ def summarise(answered: Tensor) -> dict[str, float]:
         "val/disorientation_median_deg_beam180": float(np.median(beam180.numpy())),
         "val/within_5deg_beam180": float((beam180 <= DIFFERENT_DEG).double().mean()),
         "val/pseudo_symmetry_fraction": float((pseudo & wrong).sum()) / max(1, int(wrong.sum())),
+        "val/ece": crossed_error(answered[4].numpy(), (strict <= DIFFERENT_DEG).numpy()),
         "val/loss": float(answered[3].double().mean().nan_to_num(nan=1e6).clamp(max=1e6)),
     }
+
+
+def calibrated(answered: Tensor) -> Calibration:
+    """Return the map to the probability of being within 5 degrees, fitted to the columns that `judge` returns."""
+    return Calibration.fitted(answered[4].numpy(), (answered[0] <= DIFFERENT_DEG).numpy())
 
 
 def judge(
@@ -80,9 +83,9 @@ def judge(
     Returns
     -------
     Tensor
-        (4, N) over the patterns of all data-parallel workers: disorientation from the truth in degrees, the same
+        (5, N) over the patterns of all data-parallel workers: disorientation from the truth in degrees, the same
         modulo the beam-180 ambiguity, whether the answer is near a pseudo-symmetric variant of the truth (0 or 1),
-        and the mean loss of its batch.
+        the mean loss of its batch, and the model's own confidence.
     """
     training = model.training
     model.eval()
@@ -91,19 +94,19 @@ def judge(
     with torch.inference_mode():
         for batch in loader.epoch(0):
             truth = batch.orientation.to(device)
-            with autocast(device, precision):
-                output = model(batch.patterns.to(device, non_blocking=True))
+            output, found = raw_answer(model, batch.patterns.to(device, non_blocking=True), 1, precision)
             loss = model.loss(output, truth)
-            answer = model.answers(output, 1).orientation[:, 0].to(truth)
+            answer = found.orientation[:, 0].to(truth)
             figures = [
                 disorientation_deg(answer, truth, symmetry),
                 disorientation_beam180_deg(answer, truth, symmetry),
                 pseudo_symmetric(answer, truth, model.phase).to(truth),
                 loss.expand(len(truth)).to(truth),
+                found.confidence[:, 0].to(truth),
             ]
             columns.append(torch.stack(figures).cpu())
     model.train(training)
-    return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(4, 0))
+    return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(5, 0))
 
 
 def evaluate(

@@ -14,6 +14,7 @@ from torch.nn import functional
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
+from stemtune.learning.calibration import Calibration
 
 Output = Tensor | dict[str, Tensor]
 
@@ -59,6 +60,8 @@ class OrientationModel(nn.Module):
         False for a model that has nothing to learn; the epoch loop then evaluates it once.
     input_size
         Width and height of the pattern after preparation, in pixels.
+    calibration
+        Makes the model's own confidence a probability; `stemtune.learning.answering` applies it, `answers` does not.
     """
 
     trainable: bool = True
@@ -68,6 +71,7 @@ class OrientationModel(nn.Module):
         self.config = config
         self.phase = phase
         self.geometry = geometry
+        self.calibration = Calibration()
         self.input_size = config.model.input_size or geometry.size
 
     def prepare(self, patterns: Tensor) -> Tensor:
@@ -106,7 +110,7 @@ class OrientationModel(nn.Module):
         raise NotImplementedError
 
     def answers(self, output: Any, n: int = 1) -> Answers:
-        """Return the `n` best different orientations of a raw `output`, best first."""
+        """Return the `n` best different orientations of a raw `output`, best first, with the model's own confidence."""
         raise NotImplementedError
 
 

@@ -13,8 +13,8 @@ from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_beam180_deg
 from stemtune.data.loading import Batch, loaders
 from stemtune.errors import UserError
+from stemtune.learning.answering import autocast
 from stemtune.learning.fit import Trainer, default_device
-from stemtune.learning.metrics import autocast
 from stemtune.learning.models import build
 
 

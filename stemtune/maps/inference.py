@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stemtune.data.store import Store
+from stemtune.learning.answering import answer
 from stemtune.learning.fit import chosen_precision, default_device
-from stemtune.learning.metrics import autocast
 from stemtune.learning.model import OrientationModel
 from stemtune.maps.indexing import SpotCheck, is_crystal
 from stemtune.maps.resampling import Resampling
@@ -90,9 +90,7 @@ class Predictor:
     @torch.inference_mode()
     def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
         """Return the model's `count` best orientations (B, n, 4) and confidences (B, n), and do nothing else."""
-        with autocast(self.device, self.precision):
-            output = self.model(patterns)
-        found = self.model.answers(output, count)
+        found = answer(self.model, patterns, count, self.precision)
         return found.orientation, found.confidence
 
     def run(self, rows: npt.NDArray[np.intp] | None = None, progress: bool = True) -> Answered:

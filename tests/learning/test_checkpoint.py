@@ -13,6 +13,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+from stemtune.learning.calibration import Calibration
 from stemtune.learning.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
@@ -43,6 +44,18 @@ def test_a_loaded_model_answers_as_the_saved_one(model: OrientationModel, folder
     assert described["geometry"]["kv"] == 300.0
     assert described["store_sha256"] == "abc" and described["metrics"] == {"val/loss": 1.5}
     assert described["config"]["optim.lr"] == 1e-3 and described["versions"]["torch"]
+
+
+def test_the_calibration_travels_with_the_model_and_older_folders_have_none(
+    model: OrientationModel, tmp_path: Path
+) -> None:
+    model.calibration = Calibration(0.5, 1.25, -0.5)
+    save_model(model, tmp_path / "model", {}, "")
+    assert load_model(tmp_path / "model").calibration == model.calibration
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert described.pop("calibration") == {"low": 0.5, "high": 1.25, "offset": -0.5}
+    (tmp_path / "model" / "model.json").write_text(json.dumps(described))
+    assert load_model(tmp_path / "model").calibration == Calibration()
 
 
 def test_loading_does_not_ask_for_the_pretrained_weights_it_once_started_from(
@@ -108,6 +121,7 @@ def change(key: str, value: object) -> Callable[[Path], None]:
         (change("phase", {"cif": "nonsense"}), "does not describe a model"),
         (change("phase", {}), "missing or malformed"),
         (change("geometry", {"size": 32}), "lacks scale_inv_angstrom, kv"),
+        (change("calibration", {"slope": 1.0}), "missing or malformed"),
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], message: str) -> None:
