@@ -5,17 +5,13 @@ The amplitudes psi of N beams at depth t in a flat crystal across the beam obey
     d psi / dt = 2 pi i A psi,    A_gg = s_g + i U'_0 / 2K,    A_gh = (U_{g-h} + i U'_{g-h}) / 2K,
 
 with K = 1 / wavelength, s the excitation error and U = gamma F / (pi V) the scaled Fourier coefficients of the
-crystal's potential, U' those of its absorption. The exit wave is exp(2 pi i A t) on the incident beam. Rather than
-diagonalise A, the exponential is expanded in Chebyshev polynomials of A: the same polynomials serve every thickness
-and, because beam tilts change the diagonal only, one matrix product per term serves every tilt of precession and
-convergence. Absorption is exact, and no step is more than a matrix product, on CPU and GPU alike.
+crystal's potential, U' those of its absorption. `propagation` carries the incident beam through all of it.
 
-Shape legend: B patterns, N beams (the direct one first), J beam tilts, T thicknesses, K terms, R reflections.
+Shape legend: B patterns, N beams (the direct one first), J beam tilts, T thicknesses, R reflections.
 
 References
 ----------
 C. J. Humphreys, Rep. Prog. Phys. 42 (1979) 1825, section 2: the equations above in the high-energy limit.
-H. Tal-Ezer and R. Kosloff, J. Chem. Phys. 81 (1984) 3967: the Chebyshev expansion of a propagator.
 """
 
 from __future__ import annotations
@@ -34,6 +30,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots
+from stemtune.diffraction.propagation import propagated
 from stemtune.diffraction.threads import map_chunks
 from stemtune.errors import UserError
 
@@ -232,53 +229,6 @@ class BlochSimulator(KinematicSimulator):
         return matrix * (real_BN[:, :, None] & real_BN[:, None, :])
 
 
-def propagated(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Tensor:
-    """Return the intensities (B, T, N), averaged over J tilts, of beams behind a crystal; beam 0 comes in.
-
-    Parameters
-    ----------
-    matrix_BNN
-        Couplings in 1/Å, complex; their real part is Hermitian in structure, the rest small.
-    error_BNJ
-        Excitation errors in 1/Å of each tilt, added to the diagonal.
-    thickness_BT
-        In Å.
-    """
-    own = matrix_BNN.diagonal(dim1=1, dim2=2)
-    reach_BN = matrix_BNN.abs().sum(2) - own.abs() + own.imag.abs()
-    low_B = (error_BNJ.amin(2) - reach_BN).amin(1)
-    high_B = (error_BNJ.amax(2) + reach_BN).amax(1)
-    middle_B, half_B = (low_B + high_B) / 2, 0.505 * (high_B - low_B) + 1e-9
-    term_KBT = _coefficients(2 * math.pi * half_B.double()[:, None] * thickness_BT.double()).to(matrix_BNN.dtype)
-    scaled_BNN = matrix_BNN / half_B[:, None, None]
-    error_BNJ = ((error_BNJ - middle_B[:, None, None]) / half_B[:, None, None]).to(matrix_BNN.dtype)
-    before = torch.zeros_like(error_BNJ)
-    before[:, 0] = 1
-    now = torch.baddbmm(error_BNJ * before, scaled_BNN, before)
-    wave_BTNJ = term_KBT[0, :, :, None, None] * before[:, None] + term_KBT[1, :, :, None, None] * now[:, None]
-    for term_BT in term_KBT[2:]:
-        after = torch.baddbmm(before, scaled_BNN, now, beta=-1, alpha=2).addcmul_(error_BNJ, now, value=2)
-        wave_BTNJ.addcmul_(term_BT[:, :, None, None], after[:, None])
-        before, now = now, after
-    intensity_BTN: Tensor = torch.view_as_real(wave_BTNJ).square().sum(-1).mean(-1)
-    return intensity_BTN
-
-
-def _coefficients(phase_BT: Tensor) -> Tensor:
-    """Return the Chebyshev coefficients (K, B, T) complex128 of exp(i z x) on [-1, 1]: (2 - delta) i^k J_k(z).
-
-    They are the Fourier coefficients of exp(i z cos theta), and vanish beyond z plus a few times its cube root.
-    """
-    largest = float(phase_BT.max())
-    terms = math.ceil(largest + 8 * largest ** (1 / 3) + 8)
-    points = 1 << (2 * terms).bit_length()
-    angle = torch.arange(points, dtype=torch.float64, device=phase_BT.device) * (2 * math.pi / points)
-    wave_BTP = torch.polar(torch.ones((), dtype=torch.float64, device=angle.device), phase_BT[..., None] * angle.cos())
-    series_KBT: Tensor = torch.fft.fft(wave_BTP, dim=-1)[..., :terms].movedim(-1, 0) * (2 / points)
-    series_KBT[0] /= 2
-    return series_KBT
-
-
 def _tilts(tilt_B2: Tensor, count: int) -> Tensor:
     """Return beam tilts (B, 2, J) in rad: even azimuths of the precession cone, points spread over the beam's disk."""
     if not bool(tilt_B2.any()):
@@ -370,4 +320,4 @@ def _free_bytes(device: torch.device) -> int:
         return 1 << 62
 
 
-__all__ = ["Beams", "BlochSimulator", "propagated"]
+__all__ = ["Beams", "BlochSimulator"]
