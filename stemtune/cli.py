@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as mistake:
         print(f"stemtune: {mistake}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stemtune: interrupted; nothing half-written was left under a final name", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        kept = str(stop) or "interrupted; nothing half-written was left under a final name"
+        print(f"stemtune: {kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
@@ -80,6 +81,12 @@ def _simulate_options(parser: _Parser) -> None:
 
 def _simulate_config(options: argparse.Namespace) -> SimulateConfig:
     given = {key: value for key, value in vars(options).items() if key.startswith("simulate.") and value is not None}
+    for key, value in parse_assignments(options.set).items():
+        if not key.startswith("simulate."):
+            raise UserError(f"--set {key}: a simulation has no other settings than those called simulate.*")
+        given[key] = value
+    if options.dynamical and given.setdefault("simulate.physics", "bloch") != "bloch":
+        raise UserError(f"--dynamical asks for Bloch waves, but simulate.physics is {given['simulate.physics']!r}")
     return Config.from_flat(given).simulate
 
 
@@ -89,11 +96,12 @@ def _simulate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
         shape = _pair(options.scan, "--scan") if options.scan else None
         from stemtune.data import simulate
 
+        how: dict[str, Any] = {"seed": options.seed, "device": options.device, "restart": options.restart}
         if shape:
-            simulate.simulate_polycrystal(options.cif, options.out, shape, options.grains, settings, options.seed)
+            simulate.simulate_polycrystal(options.cif, options.out, shape, options.grains, settings, **how)
         else:
             simulate.simulate_store(
-                options.cif, options.out, options.patterns, settings, options.seed, workers=options.workers
+                options.cif, options.out, options.patterns, settings, workers=options.workers, **how
             )
         from stemtune.maps.inspect import describe
 
@@ -102,8 +110,8 @@ def _simulate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
     parser = _command(
         commands,
         "simulate",
-        "simulated patterns with exact orientations",
-        "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --thickness 20:80 --precession 0.5",
+        "simulated patterns with exact orientations; after an interrupt the same command goes on",
+        "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5",
         call,
     )
     parser.add_argument("cif", metavar="CIF", help="the phase: a CIF file, or `linio2`, which ships with stemtune")
@@ -112,7 +120,18 @@ def _simulate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
     parser.add_argument("--scan", metavar="NY,NX", help="instead a scan of a polycrystal with known truth")
     parser.add_argument("--grains", type=_positive, default=12, metavar="N", help="grains of --scan; default 12")
     parser.add_argument("--seed", type=_seed, default=0, help="same seed, same patterns; default 0")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes; default 1")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes on a CPU; default 1")
+    parser.add_argument("--dynamical", action="store_true", help="Bloch waves; the same as --physics bloch")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to simulate; default auto, a GPU if there is one (its random numbers are its own)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew instead of going on with the unfinished STORE.part"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting simulate.*")
     _simulate_options(parser)
 
 

@@ -1,22 +1,26 @@
-"""Ctrl-C, the real signal to the real process: one line, exit code 130, no file and no process left."""
+"""Ctrl-C, the real signal to the real process: one line, exit code 130, no file and no process left.
+
+A simulation leaves its unfinished file, and the same command goes on with it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import pytest
 from test_bad_input import MICROSCOPE, here, sound, write_scan
 
 __all__ = ["MICROSCOPE", "here", "sound"]
 
 LONG = {
-    "simulate": ["simulate", "linio2", "--patterns", "400000", "--out", "new.h5"],
-    "simulate with workers": ["simulate", "linio2", "--patterns", "400000", "--workers", "2", "--out", "new.h5"],
     "ingest": ["ingest", "large.hspy", "--out", "new.h5", "--size", "128"],
     "train": ["train", "--store", "train.h5", "--set", "train.epochs=9999", "--set", "model.width=8", "--out", "new"],
     "predict": ["predict", "large.hspy", "--model", "model", "--out", "new", "--size", "128"],
@@ -52,20 +56,18 @@ def ended(group: int, seconds: float) -> bool:
     return False
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", LONG)
-def test_ctrl_c(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_scan(here / "large.hspy", shape=(128, 120))
-    (here / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(here / "temporary"))
-    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+def begun(command: list[str], here: Path) -> subprocess.Popen[bytes]:
     with (here / "said").open("wb") as said, (here / "error").open("wb") as error:
-        before = names(here)
-        command = [sys.executable, "-m", "stemtune.cli", *LONG[case]]
-        process = subprocess.Popen(command, stdout=said, stderr=error, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "stemtune.cli", *command], stdout=said, stderr=error, start_new_session=True
+        )
+
+
+def interrupted(process: subprocess.Popen[bytes], here: Path, working: Callable[[], bool]) -> list[str]:
+    """Send Ctrl-C once the process is `working`, and return what it says to that."""
     try:
         deadline = time.monotonic() + 120
-        while not at_work(case, here, before) and time.monotonic() < deadline:
+        while not working() and time.monotonic() < deadline:
             assert process.poll() is None, (here / "error").read_text()
             time.sleep(0.05)
         time.sleep(1.0)
@@ -76,9 +78,58 @@ def test_ctrl_c(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert code == 130, (here / "error").read_text()
-    assert (here / "error").read_text().splitlines() == [
-        "stemtune: interrupted; nothing half-written was left under a final name"
-    ]
+    assert ended(process.pid, 10)
+    return (here / "error").read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG)
+def test_ctrl_c(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scan(here / "large.hspy", shape=(128, 120))
+    (here / "temporary").mkdir()
+    (here / "said").touch()
+    (here / "error").touch()
+    monkeypatch.setenv("TMPDIR", str(here / "temporary"))
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    before = names(here)
+    process = begun(LONG[case], here)
+    said = interrupted(process, here, lambda: at_work(case, here, before))
+    assert said == ["stemtune: interrupted; nothing half-written was left under a final name"]
     left = names(here) - before - MAY_STAY
     assert not left
-    assert ended(process.pid, 10)
+
+
+SIMULATE = ["simulate", "linio2", "--size", "32", "--scale", "0.05", "--seed", "3", "--out", "new.h5"]
+SIMULATIONS = {
+    "kinematic": ["--patterns", "12000", "--size", "64"],
+    "workers": ["--patterns", "12000", "--size", "64", "--workers", "2"],
+    "dynamical": ["--patterns", "3000", "--dynamical", "--beams", "20", "--tilts", "2"],
+    "scan": ["--scan", "60,60", "--dynamical", "--set", "simulate.beams=20", "--tilts", "2", "--overlap", "0.5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SIMULATIONS)
+def test_ctrl_c_in_a_simulation_and_the_same_command_again(case: str, here: Path) -> None:
+    """The patterns begin to fill the file; after Ctrl-C they are kept, and in the end all is as if in one go."""
+    command, part = [*SIMULATE, *SIMULATIONS[case]], here / "new.h5.part"
+
+    def filling() -> bool:
+        if not part.exists():
+            return False
+        with h5py.File(part, locking=False) as file:
+            return bool(file["patterns"][0].any())
+
+    (line,) = interrupted(begun(command, here), here, filling)
+    said = r"stemtune: interrupted; ([\d,]+) of ([\d,]+) patterns are kept in 'new\.h5\.part', and the same command"
+    found = re.fullmatch(said + " goes on from there", line)
+    assert found
+    kept, whole = (int(number.replace(",", "")) for number in found.groups())
+    assert 0 < kept < whole and not (here / "new.h5").exists()
+    assert begun(command, here).wait(timeout=300) == 0, (here / "error").read_text()
+    assert f"going on with 'new.h5.part': {kept:,} of {whole:,}" in (here / "error").read_text()
+    assert not part.exists()
+    content = (here / "new.h5").read_bytes()
+    assert begun(command, here).wait(timeout=300) == 0
+    assert "going on" not in (here / "error").read_text()
+    assert (here / "new.h5").read_bytes() == content

@@ -94,12 +94,14 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             "phases_cif": [phase.cif for phase in phases],
         }
         self.done = np.zeros(n, dtype=bool)
+        self._data: dict[str, h5py.Dataset] = {}  # open arrays; to open one anew for every block costs time
         self._stack = ExitStack()
 
     def __enter__(self) -> StoreWriter:
         with ExitStack() as stack:
             part = stack.enter_context(whole_file(replaceable_store(self.path)))
             self._file = stack.enter_context(self._laid_out(part))
+            self._data = {name: self._file[name] for name in ("patterns", *self._columns)}
             self._stack = stack.pop_all()
         return self
 
@@ -145,15 +147,16 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         """
         block = np.asarray(patterns)
         rows = slice(start, start + len(block))
-        self._file["patterns"][rows] = block
+        self._data["patterns"][rows] = block
         for name, values in columns.items():
             if name not in self._columns:
                 raise TypeError(f"a store has no column '{name}'")
-            self._file[name][rows] = np.asarray(values)
+            self._data[name][rows] = np.asarray(values)
         for name, values in (scores or {}).items():
-            if f"scores/{name}" not in self._file:
-                self._file.create_dataset(f"scores/{name}", data=np.full(self.n, np.nan, dtype=np.float32))
-            self._file[f"scores/{name}"][rows] = np.asarray(values)
+            place = f"scores/{name}"
+            if place not in self._data:
+                self._data[place] = self._file.create_dataset(place, data=np.full(self.n, np.nan, dtype=np.float32))
+            self._data[place][rows] = np.asarray(values)
         self.done[rows] = True
 
     def __exit__(
@@ -174,8 +177,8 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         self._file.attrs.modify("schema", SCHEMA)  # in its place: nothing else in the file moves
 
     def _deal(self) -> None:
-        if (self._file["split"][()] < 0).any():
-            self._file["split"][...] = make_splits(self._file["group"][()], seed=self._split_seed)
+        if (self._data["split"][()] < 0).any():
+            self._data["split"][...] = make_splits(self._data["group"][()], seed=self._split_seed)
 
 
 class ResumableWriter(StoreWriter):
@@ -222,7 +225,8 @@ class ResumableWriter(StoreWriter):
         self._file = self._opened()
         try:
             self._check_same_settings()
-            self.done = np.asarray(self._file["split"][()] >= 0)
+            self._data = {name: self._file[name] for name in ("patterns", *self._columns)}
+            self.done = np.asarray(self._data["split"][()] >= 0)
         except BaseException:
             self._file.close()
             raise
@@ -279,7 +283,7 @@ class ResumableWriter(StoreWriter):
         self._file.flush()
         os.fsync(self._file.id.get_vfd_handle())
         for rows in self._pending:
-            self._file["split"][rows] = 0
+            self._data["split"][rows] = 0
         self._pending.clear()
         self._file.flush()
         self._kept_at = time.monotonic()
@@ -296,7 +300,7 @@ class ResumableWriter(StoreWriter):
         except KeyboardInterrupt as interrupt:
             problem = interrupt
         finally:
-            kept = int((self._file["split"][()] >= 0).sum())
+            kept = int((self._data["split"][()] >= 0).sum())
             self._file.close()
         if problem is None:
             self.part.replace(self.path.expanduser())
@@ -315,7 +319,7 @@ class ResumableWriter(StoreWriter):
         os.fsync(self._file.id.get_vfd_handle())
 
     def _deal(self) -> None:
-        self._file["split"][...] = make_splits(self._file["group"][()], seed=self._split_seed)
+        self._data["split"][...] = make_splits(self._data["group"][()], seed=self._split_seed)
 
 
 def _difference(name: str, was: Any, now: Any) -> str:
