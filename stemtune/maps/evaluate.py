@@ -127,14 +127,14 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
         return result
     strict, modulo, best = _angles(orientation_map, truth, same)
     result["disorientation"] = {
-        "strict": {**_figures(strict[same]), "within_5deg_of_crystal": float((strict[known] < RIGHT_DEG).mean())},
-        "beam180": {**_figures(modulo[same]), "within_5deg_of_crystal": float((modulo[known] < RIGHT_DEG).mean())},
+        "strict": {**angle_figures(strict[same]), "within_5deg_of_crystal": float((strict[known] < RIGHT_DEG).mean())},
+        "beam180": {**angle_figures(modulo[same]), "within_5deg_of_crystal": float((modulo[known] < RIGHT_DEG).mean())},
     }
     result["within_5deg_of_best"] = {
         str(n): float((best[same, :n].min(axis=1) < RIGHT_DEG).mean()) for n in range(1, best.shape[1] + 1)
     }
     result["pseudo_symmetry"] = _confusion(orientation_map, truth, same)
-    result["reliability"] = _reliability(orientation_map.confidence[same], modulo[same] < RIGHT_DEG)
+    result["reliability"] = reliability(orientation_map.confidence[same], modulo[same] < RIGHT_DEG)
     return result
 
 
@@ -157,7 +157,8 @@ def _angles(
     return strict, modulo, best
 
 
-def _figures(angles: npt.NDArray[np.float64]) -> dict[str, float]:
+def angle_figures(angles: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return `median_deg`, `mean_deg`, `within_2deg` and `within_5deg` of disorientations (n,) in degrees."""
     return {
         "median_deg": float(np.median(angles)),
         "mean_deg": float(angles.mean()),
@@ -179,15 +180,15 @@ def _confusion(orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[
             continue
         right = torch.from_numpy(truth.orientation[chosen])
         given = torch.from_numpy(orientation_map.answers[chosen, 0])
-        for name, number in _families(right, given, phase).items():
+        for name, number in families(right, given, phase).items():
             counts[name] = counts.get(name, 0) + number
     total = int(same.sum())
     counts["other"] = total - sum(counts.values())
     return {name: number / total for name, number in counts.items()}
 
 
-def _families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[str, int]:
-    """Count, among answers, the right ones, the twins and each family of variants, every answer once."""
+def families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[str, int]:
+    """Count, among answers (n, 4), the right ones, the twins and each family of variants, every answer once."""
     symmetry = phase.symmetry
     left = torch.ones(len(given), dtype=torch.bool)
     counts: dict[str, int] = {}
@@ -206,7 +207,7 @@ def _families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[st
     return counts
 
 
-def _reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Return a table over bins of equal width in confidence, and the expected calibration error."""
     bins = []
     place = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
