@@ -303,7 +303,7 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
     def call(options: argparse.Namespace) -> None:
         from stemtune.maps.evaluate import evaluate, in_words
 
-        print(in_words(evaluate(options.map, options.truth, json=options.json)))
+        print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
 
     parser = _command(
         commands,
@@ -314,7 +314,8 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
     )
     parser.add_argument("map", metavar="MAP.h5")
     parser.add_argument("--truth", required=True, metavar="STORE|MAP.h5|.ang")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    parser.add_argument("--png", metavar="FILE", help="draw the reliability of the confidence")
 
 
 def _bench(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]

@@ -19,7 +19,7 @@ from torch import Tensor
 BINS = 15
 
 _LEAST = 1e-4  # confidences nearer to 0 and 1 than this count as this, so that one pattern cannot decide the fit
-_SPREAD = 2.0  # standard deviation of what is believed about the parameters before a pattern has been seen
+_SPREAD = 2.0  # standard deviation of the parameters before a pattern has been seen
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,21 @@ class Calibration:
 
 
 class Reliability(NamedTuple):
-    """Patterns binned by confidence, from low to high: (b,) `patterns`, mean `confidence` and share `right`."""
+    """Patterns binned by confidence, from low to high.
+
+    Attributes
+    ----------
+    patterns, confidence, right
+        (b,) number of patterns, mean confidence and share of right answers of each bin.
+    by_chance
+        The expected calibration error that confidences which are true probabilities show on average with these bins:
+        a share of few patterns is never exactly its probability.
+    """
 
     patterns: npt.NDArray[np.int64]
     confidence: npt.NDArray[np.float64]
     right: npt.NDArray[np.float64]
+    by_chance: float
 
     @property
     def error(self) -> float:
@@ -116,13 +126,15 @@ def reliability(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BIN
     """
     stated, hit = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if not len(stated):
-        return Reliability(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0))
+        return Reliability(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0), 0.0)
     edges = np.unique(np.sort(stated)[(np.arange(1, bins) * len(stated)) // bins])
     place = np.searchsorted(edges, stated, side="right")
     count = np.bincount(place, minlength=bins)
     kept = count > 0
-    means = (np.bincount(place, weights=values, minlength=bins)[kept] / count[kept] for values in (stated, hit))
-    return Reliability(count[kept], *means)
+    means = [np.bincount(place, weights=values, minlength=bins)[kept] / count[kept] for values in (stated, hit)]
+    spread = np.sqrt(np.bincount(place, weights=stated * (1 - stated)))  # of the number right in each bin
+    by_chance = float(np.sqrt(2 / np.pi) * spread.sum() / len(stated))
+    return Reliability(count[kept], means[0], means[1], by_chance)
 
 
 def crossed_error(confidence: npt.ArrayLike, right: npt.ArrayLike) -> float:

@@ -16,19 +16,24 @@ from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg, pseudo_variants
 from stemtune.errors import UserError
 from stemtune.files import whole_file
+from stemtune.learning import calibration
 from stemtune.maps.orientation_map import OrientationMap
+from stemtune.maps.reliability import draw_reliability
 from stemtune.maps.truth import Truth, read_truth
 
 RIGHT_DEG = 5.0
 """An orientation within this angle of the truth counts as right in the tables."""
 
-_BINS = 10
+_HISTOGRAM = 20
 
 
 def evaluate(
-    map: str | os.PathLike[str], truth: str | os.PathLike[str], json: str | os.PathLike[str] | None = None
+    map: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    json: str | os.PathLike[str] | None = None,
+    png: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Compare the map at `map` with `truth` and return the figures; write them to the file `json` if given.
+    """Compare the map at `map` with `truth` and return the figures; write and draw them where files are given.
 
     Parameters
     ----------
@@ -38,6 +43,8 @@ def evaluate(
         A labelled store, a `map.h5`, an HDF5 map of orix, or an `.ang` file with as many rows and columns.
     json
         File for the figures.
+    png
+        File for the reliability diagram.
 
     Returns
     -------
@@ -53,6 +60,13 @@ def evaluate(
     if json is not None:
         with whole_file(json) as part:
             part.write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if png is not None:
+        if "reliability" not in result:
+            raise UserError(
+                "there is no reliability to draw: no pixel is indexed as the phase that the truth has there"
+            )
+        with whole_file(png) as part:
+            draw_reliability(result["reliability"], part)
     return result
 
 
@@ -75,9 +89,10 @@ def in_words(figures: Mapping[str, Any]) -> str:
     lines.append(f"taken for       {confused}")
     best = ", ".join(f"{count}: {_percent(share)}" for count, share in figures["within_5deg_of_best"].items())
     lines.append(f"among the best  {best} (within 5° modulo beam-180)")
-    error = figures["reliability"]["calibration_error"]
+    trust = figures["reliability"]
     lines.append(
-        f"confidence      expected calibration error {error:.3f}" if error is not None else "confidence      none"
+        f"confidence      expected calibration error {trust['calibration_error']:.3f}"
+        f" ({trust['calibration_error_by_chance']:.3f} by chance alone)"
     )
     return "\n".join(lines)
 
@@ -100,8 +115,9 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
           pixels of the crystal that the map does not index count as wrong;
         - `within_5deg_of_best`: the same share (beam180) when any of the best 1, 2, ... answers may be right;
         - `pseudo_symmetry`: shares of right, of each family of pseudo-symmetric variants, and of other answers;
-        - `reliability`: pixels, mean confidence and share right (beam180) per bin of confidence, and the mean
-          difference of the two, `calibration_error`.
+        - `reliability`: `bins` of pixels of like confidence with their mean confidence and the share that is right
+          (strictly), the mean difference of the two, `calibration_error`, and what it would be if every confidence
+          were a true probability, `calibration_error_by_chance`; `histogram`, pixels per 0.05 of confidence.
     """
     if orientation_map.shape != truth.shape:
         rows, columns = orientation_map.shape
@@ -134,7 +150,7 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
         str(n): float((best[same, :n].min(axis=1) < RIGHT_DEG).mean()) for n in range(1, best.shape[1] + 1)
     }
     result["pseudo_symmetry"] = _confusion(orientation_map, truth, same)
-    result["reliability"] = reliability(orientation_map.confidence[same], modulo[same] < RIGHT_DEG)
+    result["reliability"] = reliability(orientation_map.confidence[same], strict[same] < RIGHT_DEG)
     return result
 
 
@@ -208,23 +224,16 @@ def families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[str
 
 
 def reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Return a table over bins of equal width in confidence, and the expected calibration error."""
-    bins = []
-    place = np.clip((confidence * _BINS).astype(int), 0, _BINS - 1)
-    error = 0.0
-    for index in range(_BINS):
-        chosen = place == index
-        if not chosen.any():
-            continue
-        stated, found = float(confidence[chosen].mean()), float(right[chosen].mean())
-        error += abs(stated - found) * float(chosen.mean())
-        bins.append(
-            {
-                "from": index / _BINS,
-                "to": (index + 1) / _BINS,
-                "pixels": int(chosen.sum()),
-                "mean_confidence": stated,
-                "within_5deg_beam180": found,
-            }
-        )
-    return {"bins": bins, "calibration_error": error}
+    """Return a table over bins of equally many pixels, the expected calibration error, and what of it is chance."""
+    table = calibration.reliability(confidence, right)
+    columns = (table.patterns.tolist(), table.confidence.tolist(), table.right.tolist())
+    bins = [
+        {"pixels": pixels, "mean_confidence": stated, "within_5deg": found}
+        for pixels, stated, found in zip(*columns, strict=True)
+    ]
+    return {
+        "bins": bins,
+        "calibration_error": table.error,
+        "calibration_error_by_chance": table.by_chance,
+        "histogram": np.histogram(confidence, _HISTOGRAM, (0.0, 1.0))[0].tolist(),
+    }

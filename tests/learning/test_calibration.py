@@ -31,6 +31,16 @@ def test_equal_confidences_stay_in_one_bin() -> None:
     assert reliability([], []).error == 0
 
 
+def test_what_chance_alone_gives_is_what_true_probabilities_show() -> None:
+    errors, expected = [], []
+    for seed in range(40):
+        table = reliability(*drawn(300, seed))
+        errors.append(table.error)
+        expected.append(table.by_chance)
+    assert np.mean(errors) == pytest.approx(np.mean(expected), rel=0.15)
+    assert 0.02 < np.mean(expected) < 0.1
+
+
 def test_a_true_probability_has_no_error_and_a_distorted_one_has() -> None:
     truth, right = drawn(20_000, 1)
     assert reliability(truth, right).error < 0.02

@@ -135,7 +135,8 @@ def test_ipf_colours_are_those_of_orix(folder: Path) -> None:
 
 def test_evaluate_reads_every_kind_of_truth(scan: Path, folder: Path, tmp_path: Path) -> None:
     out = folder
-    against_store = evaluate(out / "map.h5", scan, json=tmp_path / "figures.json")
+    against_store = evaluate(out / "map.h5", scan, json=tmp_path / "figures.json", png=tmp_path / "trust.png")
+    assert imread(tmp_path / "trust.png").shape[0] > 500
     assert json.loads((tmp_path / "figures.json").read_text()) == against_store
     for truth in (out, out / "map.h5", out / "map.ang"):
         same = evaluate(out, truth)
@@ -168,7 +169,12 @@ def test_evaluate_finds_planted_errors(scan: Path, folder: Path) -> None:
     assert figures["disorientation"]["strict"]["within_5deg"] == pytest.approx(1 - 2 * quarter / total)
     crystal = int((truth.phase >= 0).sum())
     assert figures["indexed_of_crystal"] == pytest.approx(total / crystal)
-    assert sum(entry["pixels"] for entry in figures["reliability"]["bins"]) == total
+    trust = figures["reliability"]
+    assert sum(entry["pixels"] for entry in trust["bins"]) == total
+    assert sum(trust["histogram"]) == total and len(trust["histogram"]) == 20
+    right = sum(entry["pixels"] * entry["within_5deg"] for entry in trust["bins"])
+    assert right / total == pytest.approx(figures["disorientation"]["strict"]["within_5deg"])
+    assert f"calibration error {trust['calibration_error']:.3f}" in in_words(figures)
     words = in_words(figures)
     assert f"60 about c {quarter / total:.1%}" in words
     assert f"{crystal:,} of them crystal" in words
