@@ -17,7 +17,6 @@ C. J. Humphreys, Rep. Prog. Phys. 42 (1979) 1825, section 2: the equations above
 from __future__ import annotations
 
 import math
-import os
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots
+from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.propagation import propagated
 from stemtune.diffraction.threads import map_chunks
 from stemtune.errors import UserError
@@ -70,7 +70,7 @@ class BlochSimulator(KinematicSimulator):
     Raises
     ------
     UserError
-        As `KinematicSimulator`, and for a set of beams too large for the memory.
+        As `KinematicSimulator`, and for couplings or a set of beams too large for the memory.
     """
 
     def __init__(
@@ -79,7 +79,6 @@ class BlochSimulator(KinematicSimulator):
         super().__init__(phase, geometry, simulate, device)
         self.hkl, self.g = _reachable(phase, self.hkl, float(torch.linalg.vector_norm(self.g, dim=1).max()) + 1e-9)
         self.strength = phase.structure_factors(self.hkl).abs().square()
-        self._check_memory()
         extent = 2 * self.hkl.abs().amax(0)
         stride = torch.tensor([(2 * extent[1] + 1) * (2 * extent[2] + 1), 2 * extent[2] + 1, 1])
         self._middle = int((extent * stride).sum())
@@ -88,19 +87,15 @@ class BlochSimulator(KinematicSimulator):
         self._own = self._coupling[self._place + self._middle].abs()
         self.g, self.strength = self.g.to(self.device), self.strength.to(self.device)
 
-    def _check_memory(self) -> None:
-        count = min(self.simulate.beams, len(self.hkl) + 1)
-        needed = 24 * count**2 * (1 if self.device.type != "cpu" else torch.get_num_threads())
-        box = int((4 * self.hkl.abs().amax(0) + 1).prod()) * 24
-        free = _free_bytes(self.device)
-        for what, bytes_needed, remedy in (
-            (f"structure matrices of {count} beams", needed, "lower `simulate.beams`"),
-            ("the couplings of all reflections", box, "lower `simulate.size` or `simulate.scale`"),
-        ):
-            if bytes_needed > free:
-                raise UserError(
-                    f"{what} need {bytes_needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB are free; {remedy}"
-                )
+    def _check_memory(self, reach: float) -> None:
+        super()._check_memory(reach)
+        box = math.prod(4 * int(reach * edge) + 1 for edge in self.phase.lattice[:3])
+        lower = "lower `simulate.scale` or `simulate.size`"
+        check_memory(f"the couplings of all reflections within {reach:.3g} 1/Å", 64 * box, lower, self.device)
+        count = min(self.simulate.beams, int(4 / 3 * math.pi * reach**3 * self.phase.volume) + 1)
+        at_once = torch.get_num_threads() if self.device.type == "cpu" else 1
+        needed = 64 * count**2 * at_once  # the matrix, where its elements stand, and its two parts
+        check_memory(f"structure matrices of {count} beams", needed, "lower `simulate.beams`", self.device)
 
     def beams(
         self,
@@ -308,16 +303,6 @@ def _joined(parts: list[Beams]) -> Beams:
         )
 
     return Beams(wide("reflection", -2), wide("x", 0), wide("y", 0), wide("intensity", 0))
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return 1 << 62
 
 
 __all__ = ["Beams", "BlochSimulator"]

@@ -29,6 +29,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction import detector
 from stemtune.diffraction.conditions import Conditions, check_settings, draw_conditions
 from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.threads import map_chunks
 from stemtune.errors import UserError
 
@@ -115,7 +116,7 @@ class KinematicSimulator:
     Raises
     ------
     UserError
-        For settings out of range, and when no reflection falls on the detector.
+        For settings out of range, when no reflection falls on the detector, and for more than the memory holds.
     """
 
     def __init__(
@@ -126,13 +127,27 @@ class KinematicSimulator:
         self.device = torch.device(device)
         slack = 1 + simulate.ellipticity / 2 + simulate.scale_error
         reach = (geometry.corner_inv_angstrom + simulate.centre_error * geometry.scale_inv_angstrom) * slack
-        self.hkl, self.g, self.strength = _reflections(phase, min(reach, 1.99 / geometry.wavelength_angstrom))
+        reach = min(reach, 1.99 / geometry.wavelength_angstrom)
+        self._check_memory(reach)
+        self.hkl, self.g, self.strength = _reflections(phase, reach)
         if not len(self.hkl):
             raise UserError(
                 f"no reflection of {phase.name} falls on a pattern of {geometry.size} px at "
                 f"{geometry.scale_inv_angstrom:g} 1/Å per pixel; raise `simulate.scale` or `simulate.size`"
             )
         self.g, self.strength = self.g.to(self.device), self.strength.to(self.device)
+
+    def _check_memory(self, reach: float) -> None:
+        """Refuse a reach (1/Å) whose reflections are too many, before they are listed."""
+        box = math.prod(2 * int(reach * edge) + 1 for edge in self.phase.lattice[:3])
+        number = 4 / 3 * math.pi * reach**3 * self.phase.volume
+        chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
+        check_memory(
+            f"the reflections within {reach:.3g} 1/Å",
+            64 * box + 16 * chunk * number,
+            "lower `simulate.scale` or `simulate.size`",
+            self.device,
+        )
 
     def spots(
         self,

@@ -450,3 +450,25 @@ def test_a_pattern_without_reflections_is_refused(physics):
     simulate = SimulateConfig(physics=physics, scale=1e-4)
     with pytest.raises(UserError, match=r"no reflection of LiNiO2 falls on a pattern of 128 px at 0\.0001 1/Å.*raise"):
         simulator_for(linio2(), Geometry.of(simulate), simulate)
+
+
+@pytest.mark.parametrize("physics", ["kinematic", "bloch"])
+def test_more_reflections_than_the_memory_holds_are_refused_at_once(physics):
+    simulate = SimulateConfig(physics=physics, kv=1500, size=1024, scale=1.0)  # terabytes
+    with pytest.raises(UserError, match=r"the reflections within .* need .* GB .* free; lower `simulate\.scale`"):
+        simulator_for(linio2(), Geometry.of(simulate), simulate)
+
+
+def test_more_beams_than_the_memory_holds_are_refused(monkeypatch):
+    """A machine with little memory left: 4,000 beams need 1 GB."""
+    monkeypatch.setattr("stemtune.diffraction.memory.free_bytes", lambda device: 700 * 2**20)
+    with pytest.raises(
+        UserError, match=r"structure matrices of 4000 beams need .* GB .* free; lower `simulate\.beams`"
+    ):
+        _made.__wrapped__(linio2(), _exact(beams=4000, scale=0.025))
+
+
+def test_a_crystal_that_swallows_everything_is_refused():
+    simulator = like_oracle("au", False, "thermal")
+    with pytest.raises(UserError, match=r"5000 nm of this crystal absorb too much .* lower `simulate\.thickness`"):
+        simulator.beams(torch.from_numpy(oracle("au")["orientation"])[:1], 5000.0)
