@@ -125,6 +125,7 @@ def _store(path: Path) -> tuple[str, dict[str, str]]:
             f"direct beam at row {geometry.centre_px[0]:g}, column {geometry.centre_px[1]:g}",
             "counts": f"{np.median(sums):,.0f} per pattern (median), {sums.min():,.0f} to {sums.max():,.0f}",
             "labels": _labels(store),
+            "overlaps": _overlaps(store),
             "phases": _phases(store),
             "splits": _splits(store),
             "origin": made + (f", sha256 {digest[:12]}" if digest else ""),
@@ -150,6 +151,20 @@ def _labels(store: Store) -> str:
         sure += f", {confidence.min():.3g} to {confidence.max():.3g}"
     scores = f"; scores {', '.join(store.scores)}" if store.scores else ""
     return f"{labelled:,} of {store.n:,} patterns have an orientation; {sure}{scores}"
+
+
+def _overlaps(store: Store) -> str:
+    if store.overlap_weight is None:
+        return ""
+    grains = (store.overlap_weight > 0).sum(axis=1)
+    several = grains > 1
+    if not several.any():
+        return "no pattern shows more than one grain"
+    strongest = np.median(store.overlap_weight[several, 0])
+    return (
+        f"{int(several.sum()):,} patterns show further grains ({int((grains == 3).sum()):,} show three), the strongest"
+        f" has {strongest:.0%} of the beam in them (median)"
+    )
 
 
 def _phases(store: Store) -> str:

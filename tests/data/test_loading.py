@@ -205,6 +205,9 @@ SIMULATE = {
 }  # fmt: skip
 
 
+DYNAMICAL = {"simulate.physics": "bloch", "simulate.beams": 10, "simulate.absorption": "none", "simulate.tilts": 1}
+
+
 def test_simulated_epochs_are_fresh_and_repeat() -> None:
     train, validation = loaders(Config.from_flat(SIMULATE))
     first, second = list(train.epoch(0)), list(train.epoch(1))
@@ -218,6 +221,14 @@ def test_simulated_epochs_are_fresh_and_repeat() -> None:
     seen = {tuple(q.tolist()) for batch in first + kept for q in batch.orientation}
     assert len(seen) == 60  # no orientation comes twice, and none of validation in training
     assert validation.geometry == Geometry(32, 0.08, 200.0)
+
+
+@pytest.mark.parametrize("changed", [{"simulate.overlap": 1}, DYNAMICAL])
+def test_simulated_epochs_honour_overlap_and_physics(changed: dict[str, object]) -> None:
+    plain, other = (next(loaders(Config.from_flat(SIMULATE | more))[0].epoch(2)) for more in ({}, changed))
+    again = next(loaders(Config.from_flat(SIMULATE | changed))[0].epoch(2))
+    assert torch.equal(plain.orientation, other.orientation)
+    assert not torch.equal(plain.patterns, other.patterns) and torch.equal(again.patterns, other.patterns)
 
 
 def test_simulated_ranks_differ() -> None:

@@ -16,7 +16,9 @@ from stemtune.data.grains import GRAIN_SPREAD_DEG
 from stemtune.data.simulate import simulate_polycrystal, simulate_store
 from stemtune.data.store import Store
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
+from stemtune.maps.inspect import describe
 
 
 def _settings(**given):
@@ -112,6 +114,74 @@ def test_what_cannot_be_simulated_leaves_nothing(tmp_path, cif, patterns, given,
     with pytest.raises(UserError, match=message) as problem:
         simulate_store(cif, tmp_path / "g.h5", patterns, _settings(**given))
     assert "\n" not in str(problem.value) and list(tmp_path.iterdir()) == []
+
+
+PLAIN = {
+    "thickness": 40, "precession": 0, "convergence": 1, "dose": 0, "direct_beam": 0.5, "background": 0, "blur": 0.5,
+    "centre_error": 0, "ellipticity": 0, "scale_error": 0, "dead_pixels": 0, "beams": 30, "tilts": 2,
+    "absorption": "none", "scale": 0.03,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("physics", ["kinematic", "bloch"])
+def test_the_stored_truths_of_overlapping_grains_explain_the_patterns(physics, tmp_path):
+    """Each pattern is again what its stored orientations and weights give, under a microscope without chance."""
+    settings = _settings(**PLAIN, physics=physics, overlap=0.7, overlap_grains=3)
+    with Store.open(simulate_store("", tmp_path / "o.h5", 40, settings, seed=2)) as opened:
+        simulator = simulator_for(opened.phases[0], opened.geometry, settings)
+        weight = opened.overlap_weight
+        truth = np.concatenate((opened.orientation[:, None], opened.overlap_orientation), axis=1)
+        assert np.array_equal(np.isfinite(truth).all(-1), weight > 0) and 20 < (weight[:, 1] > 0).sum() < 36
+        made = simulator.patterns(torch.from_numpy(np.nan_to_num(truth, nan=0.5)).view(-1, 4))
+        expected = np.einsum("nk,nkij->nij", weight, made.view(40, 3, 64, 64).numpy())
+        assert np.abs(opened.patterns - expected).max() < 1e-3 * expected.max()
+    assert "patterns show further grains" in " ".join(describe(tmp_path / "o.h5").split())
+
+
+def test_dynamical_stores_and_scans(tmp_path):
+    """`simulate.physics` is honoured: the same orientations, but other intensities."""
+    cheap = {**PLAIN, "physics": "bloch", "thickness": 60}
+    for make in (
+        lambda out, settings: simulate_store("", tmp_path / out, 24, settings, seed=2),
+        lambda out, settings: simulate_polycrystal("", tmp_path / out, (8, 8), 2, settings, seed=2),
+    ):
+        dynamical, kinematic = (
+            make("d.h5", _settings(**cheap)),
+            make("k.h5", _settings(**{**cheap, "physics": "kinematic"})),
+        )
+        with Store.open(dynamical) as one, Store.open(kinematic) as two:
+            assert np.array_equal(one.orientation, two.orientation, equal_nan=True)
+            inside = one.phase >= 0
+            direct = [opened.patterns[inside, 30:34, 30:34].sum((1, 2)) for opened in (one, two)]
+            assert direct[1] == pytest.approx(np.full(inside.sum(), direct[1].mean()), rel=0.01)
+            assert direct[0].min() < 0.9 * direct[0].max()  # by theory, no setting
+            assert one.patterns[~inside].sum() == pytest.approx((~inside).sum(), rel=0.01)
+
+
+def test_positions_at_grain_boundaries_show_the_neighbour_too(tmp_path):
+    settings = _settings(overlap=0.6)
+    with Store.open(simulate_polycrystal("", tmp_path / "b.h5", (24, 24), 5, settings, seed=3)) as opened:
+        weight, grain = opened.overlap_weight, opened.group.reshape(24, 24)
+        further, symmetry = opened.overlap_orientation[:, 0], opened.phases[0].symmetry
+        vacuum = opened.phase < 0
+        assert (weight[vacuum, 1:] == 0).all() and (weight[:, 2] == 0).all()
+        touching = np.zeros((24, 24), dtype=bool)
+        for row, column in np.argwhere(weight[:, 1].reshape(24, 24) > 0):
+            beside = [(row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)]
+            near = [24 * y + x for y, x in beside if grain[y, x] not in (grain[row, column], 5)]
+            off = disorientation_deg(
+                torch.from_numpy(further[24 * row + column]), torch.from_numpy(opened.orientation[near]), symmetry
+            )
+            assert off.min() < GRAIN_SPREAD_DEG
+        for axis in (0, 1):
+            for step in (1, -1):
+                moved = np.roll(grain, step, axis)
+                touching |= (moved != grain) & (moved != 5) & (grain != 5)
+        assert np.mean(weight[touching.ravel(), 1] > 0) == pytest.approx(0.6, abs=0.12)
+        assert (weight[~touching.ravel(), 1] == 0).all()
+    alone = simulate_polycrystal("", tmp_path / "a.h5", (24, 24), 5, _settings(), seed=3)
+    with Store.open(alone) as one, Store.open(tmp_path / "b.h5") as two:
+        assert np.array_equal(one.orientation, two.orientation, equal_nan=True)
 
 
 @pytest.fixture(scope="module")

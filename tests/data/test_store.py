@@ -193,6 +193,29 @@ def test_damaged_stores_are_refused_by_name(store_path: Path) -> None:
     assert "`kv` is missing" in damage(lambda file: file.attrs.__delitem__("kv"))
 
 
+def test_overlapping_grains_come_back_and_other_stores_open_without(store_path: Path, tmp_path: Path) -> None:
+    path, weight = tmp_path / "o.h5", np.tile([0.7, 0.3, 0.0], (N, 1))
+    further = np.full((N, 2, 4), np.nan)
+    further[:, 0] = [0.0, 1, 0, 0]
+    with StoreWriter(path, N, GEOMETRY, overlap=True) as writer:
+        writer.write(0, counts(), overlap_orientation=further, overlap_weight=weight)
+    with Store.open(path) as store, Store.open(store_path) as other:
+        np.testing.assert_array_equal(store.overlap_orientation, further)
+        np.testing.assert_allclose(store.overlap_weight, weight, atol=1e-7)
+        assert other.overlap_orientation is None and other.overlap_weight is None
+        before = store.sha256
+    with h5py.File(path, "r+") as file:
+        file["overlap_weight"][3] = [0.6, 0.4, 0]
+    with Store.open(path) as store:
+        assert store.sha256 != before
+    with h5py.File(path, "r+") as file:
+        del file["overlap_orientation"]
+    with pytest.raises(UserError, match="`overlap_orientation` is missing"):
+        Store.open(path)
+    with pytest.raises(TypeError, match="no column 'overlap_weight'"), StoreWriter(path, N, GEOMETRY) as writer:
+        writer.write(0, counts(), overlap_weight=weight)
+
+
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=60), seed=st.integers(0, 1000))
 def test_splits_never_cut_a_group(sizes: list[int], seed: int) -> None:
