@@ -222,7 +222,7 @@ class SimulateConfig:
     )
 
 
-MODEL_NAMES = ("cnn", "densenet", "swin", "matched", "polar")
+MODEL_NAMES = ("cnn", "densenet", "swin", "matched", "polar", "rerank")
 """The architectures that ship; `stemtune/learning/models/` holds one module each."""
 
 

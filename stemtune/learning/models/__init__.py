@@ -45,10 +45,20 @@ def _polar(config: Config, phase: Phase, geometry: Geometry) -> OrientationModel
     return Polar(config, phase, geometry)
 
 
+def _rerank(config: Config, phase: Phase, geometry: Geometry) -> OrientationModel:
+    from stemtune.learning.models.rerank import Rerank
+
+    return Rerank(config, phase, geometry)
+
+
 BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": _cnn, "densenet": _densenet, "swin": _swin}
 """Feature extractors that any head can sit on: (settings, pattern size in pixels) -> backbone."""
 
-MODELS: dict[str, Callable[[Config, Phase, Geometry], OrientationModel]] = {"matched": _matched, "polar": _polar}
+MODELS: dict[str, Callable[[Config, Phase, Geometry], OrientationModel]] = {
+    "matched": _matched,
+    "polar": _polar,
+    "rerank": _rerank,
+}
 """Whole models that bring their own head."""
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.threads import map_chunks
 from stemtune.learning.model import Answers, OrientationModel
 from stemtune.learning.models.bank import PolarView, polar_grid, template_views
-from stemtune.learning.models.peaks import RIVALS, Peaks
+from stemtune.learning.models.peaks import RIVALS, Peaks, Tops
 
 GRID_STEP = 2.0
 """Spacing of beam directions in degrees where `model.grid_step` is 0."""
@@ -44,6 +44,22 @@ _CPU_BATCH, _GPU_BATCH = 32, 512  # patterns worked on at once: on a CPU their s
 
 
 Part = TypeVar("Part")
+
+
+class Proposals(NamedTuple):
+    """The best answers of the matched filter with their scores.
+
+    Attributes
+    ----------
+    orientation, score
+        (B, n, 4) as in `Answers`, and their correlations (B, n), best first; NaN and -inf where there are no more.
+    clear
+        (B,) from 0, junk, to 1, by the best correlation.
+    """
+
+    orientation: Tensor
+    score: Tensor
+    clear: Tensor
 
 
 class Matched(OrientationModel):
@@ -148,14 +164,23 @@ class Matched(OrientationModel):
     @torch.no_grad()
     def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
         """Return the `n` best orientations that are more than 5 degrees apart; see `OrientationModel.answers`."""
-        parts = _in_parts(partial(self._second_stage, n=n), output["peak"], output["spectrum"])
-        return Answers(torch.cat([part.orientation for part in parts]), torch.cat([part.confidence for part in parts]))
+        tops = self._tops(output, n)
+        return Answers(tops.orientation, _confidence(tops.score)[:, :n])
 
-    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Answers:
+    @torch.no_grad()
+    def proposals(self, patterns: Tensor, n: int) -> Proposals:
+        """Return the `n` best different orientations of patterns (B, H, W) with their correlations."""
+        tops = self._tops(self(patterns), n)
+        return Proposals(tops.orientation, tops.score[:, :n], _clear(tops.score[:, 0]))
+
+    def _tops(self, output: dict[str, Tensor], n: int) -> Tops:
+        parts = _in_parts(partial(self._second_stage, n=n), output["peak"], output["spectrum"])
+        return Tops(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Tops:
         direction_BT = self.peaks.shortlist(peak_BD, 8 + 4 * n)
         rows_BTA = self._rows(spectrum_BFR2, direction_BT)
-        tops = self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n)
-        return Answers(tops.orientation, _confidence(tops.score)[:, :n])
+        return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n)
 
 
 def _in_parts(work: Callable[..., Part], *tensors: Tensor) -> list[Part]:
@@ -193,8 +218,12 @@ def _confidence(score_Br: Tensor) -> Tensor:
     """Return the confidence (B, r) of different answers from their scores, best first; -inf is no answer."""
     total_B1 = (score_Br[:, :RIVALS] / SHARPNESS).logsumexp(dim=1, keepdim=True)
     share_Br = (score_Br / SHARPNESS - total_B1).exp().nan_to_num(0.0)
-    clear_B1 = ((score_Br[:, :1] - JUNK) / (CLEAR - JUNK)).clamp(0.0, 1.0)
-    return share_Br * clear_B1
+    return share_Br * _clear(score_Br[:, :1])
 
 
-__all__ = ["Matched"]
+def _clear(score: Tensor) -> Tensor:
+    """Return how much of a pattern a best correlation of `score` makes: 0 for junk, 1 from `CLEAR` on."""
+    return ((score - JUNK) / (CLEAR - JUNK)).clamp(0.0, 1.0)
+
+
+__all__ = ["Matched", "Proposals"]

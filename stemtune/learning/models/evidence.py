@@ -1,0 +1,175 @@
+"""What a pattern shows at the places where an orientation predicts spots.
+
+Shape legend: B patterns, H x W pixels, M candidate orientations, R reflections, K predicted spots, C pictures,
+F features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stemtune.crystal.absorption import relativistic_mass_factor
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.rotations import inverse, rotate
+from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
+
+FEATURES = 11
+"""Numbers per predicted spot; see `Evidence.forward`."""
+
+NARROW, WIDE = 0.035, 0.1
+"""Widths (Gaussian sigma, 1/Å) of the windows that counts are collected in."""
+
+_NEAR = 0.003  # 1/Å; excitation errors below this make no difference to which spots are looked at
+
+
+class Pictures(NamedTuple):
+    """Counts of B patterns collected in windows around every pixel, and over the whole pattern.
+
+    Attributes
+    ----------
+    window
+        (B, 4, H, W): counts in the narrow window, their first moments to the right and up in units of its width, and
+        counts in the wide window.
+    direct, rest
+        (B,) counts inside and outside the direct beam's place.
+    """
+
+    window: Tensor
+    direct: Tensor
+    rest: Tensor
+
+
+class Seen(NamedTuple):
+    """Evidence for M orientations.
+
+    Attributes
+    ----------
+    feature
+        (B, M, K, F) invariants of every predicted spot.
+    place
+        (B, M, K, 2) where it is predicted: x right and y up, 1/Å.
+    """
+
+    feature: Tensor
+    place: Tensor
+
+
+class Evidence(nn.Module):
+    """Predicts the spots of orientations and reads the pattern at their places.
+
+    Parameters
+    ----------
+    phase, geometry
+        The crystal and the calibration of the patterns.
+    spots
+        How many spots of each orientation are looked at: those with the largest U_g / (|s_g| + 0.003 1/Å).
+    reach
+        Outer radius of the spots, in half widths of the pattern.
+
+    Attributes
+    ----------
+    g, coupling
+        (R, 3) reciprocal vectors in the crystal frame in 1/Å, and (R,) half the inverse extinction distances in 1/Å.
+    """
+
+    g: Tensor
+    coupling: Tensor
+    smooth: Tensor
+    beam: Tensor
+
+    def __init__(self, phase: Phase, geometry: Geometry, spots: int, reach: float) -> None:
+        super().__init__()
+        self.geometry, self.spots = geometry, spots
+        known = phase.reflections(min(reach * geometry.radius_inv_angstrom, 1.99 / geometry.wavelength_angstrom))
+        if not len(known.hkl):
+            raise UserError(f"no reflection of {phase.name} falls on the patterns; their scale or size is too small")
+        wavelength = geometry.wavelength_angstrom
+        scale = relativistic_mass_factor(wavelength) * wavelength / (2 * math.pi * phase.volume)
+        coupling = known.structure_factor.abs() * scale
+        kept = coupling > 1e-3 * coupling.max()
+        self.curve = wavelength / 2
+        self.beam_px = 0.6 * float(torch.linalg.vector_norm(known.g, dim=1).min()) / geometry.scale_inv_angstrom
+        rows = torch.arange(geometry.size, dtype=torch.float64)
+        apart = (rows - rows[:, None]) * geometry.scale_inv_angstrom
+        narrow, wide = torch.exp(-0.5 * (apart / NARROW) ** 2), torch.exp(-0.5 * (apart / WIDE) ** 2)
+        off = torch.hypot(rows[:, None] - geometry.centre_px[0], rows - geometry.centre_px[1])
+        buffers = {
+            "g": known.g[kept],
+            "coupling": coupling[kept],
+            "smooth": torch.stack((narrow, narrow * apart / NARROW, wide)),  # products of matrices: fast on any device
+            "beam": (self.beam_px + 0.5 - off).clamp(0.0, 1.0),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value.to(torch.float32).contiguous(), persistent=False)
+
+    def pictures(self, counts: Tensor) -> Pictures:
+        """Return the windows over centred patterns (B, H, W) of counts."""
+        narrow_HW, moment_HW, wide_HW = self.smooth.unbind()
+        across_BHX = counts @ torch.cat((narrow_HW.T, moment_HW.T, wide_HW.T), dim=1)
+        near_BHW, turn_BHW, far_BHW = across_BHX.chunk(3, dim=2)
+        # Rows count downwards, hence the sign.
+        window = (narrow_HW @ near_BHW, narrow_HW @ turn_BHW, -moment_HW @ near_BHW, wide_HW @ far_BHW)
+        direct = (counts * self.beam).sum((1, 2))
+        return Pictures(torch.stack(window, dim=1), direct, counts.sum((1, 2)) - direct)
+
+    def forward(self, pictures: Pictures, orientation: Tensor) -> Seen:
+        """Return the evidence for orientations (B, M, 4).
+
+        The features of a spot are: the logarithms of the counts in the narrow and the wide window, the mean
+        displacement of the counts outwards and anticlockwise in the narrow window, the excitation error and its
+        absolute value's logarithm, the logarithms of the coupling and of the two-beam intensity of a thick crystal,
+        |g|, the logarithm of the pattern's counts, and whether the spot lies on the detector.
+        """
+        place_BMK2, error_BMK, coupling_BMK = self.predicted(orientation)
+        counts_BMKC, inside_BMK = self.sampled(pictures.window, place_BMK2)
+        length_BMK = torch.linalg.vector_norm(place_BMK2, dim=-1).clamp_min(1e-6)
+        narrow_BMK = counts_BMKC[..., 0].clamp_min(0)
+        x, y = (place_BMK2 / length_BMK[..., None]).unbind(-1)
+        shift_x, shift_y = counts_BMKC[..., 1] / (narrow_BMK + 1), counts_BMKC[..., 2] / (narrow_BMK + 1)
+        two_beam = (2 * coupling_BMK) ** 2 / ((2 * coupling_BMK) ** 2 + error_BMK**2)
+        feature = (
+            narrow_BMK.log1p() - 1.0,
+            counts_BMKC[..., 3].clamp_min(0).log1p() - 2.0,
+            shift_x * x + shift_y * y,
+            shift_y * x - shift_x * y,
+            error_BMK * 50,
+            (error_BMK.abs() + 1e-3).log() + 5,
+            coupling_BMK.clamp_min(1e-7).log() + 8,
+            (two_beam + 1e-4).log() * 0.5,
+            length_BMK - 1,
+            (pictures.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(x),
+            inside_BMK,
+        )
+        return Seen(torch.stack(feature, dim=-1), place_BMK2)
+
+    def predicted(self, orientation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the spots of orientations (B, M, 4) that are looked at.
+
+        Lab coordinates (B, M, K, 2), excitation errors (B, M, K) and couplings (B, M, K), all in 1/Å.
+        """
+        axes = torch.eye(3, dtype=orientation.dtype, device=orientation.device)
+        lab_BM33 = rotate(inverse(orientation)[..., None, :], axes)
+        error_BMR = (lab_BM33[..., 2] @ self.g.T) - self.g.square().sum(1) * self.curve
+        weight_BMR = self.coupling / (error_BMR.abs() + _NEAR)
+        index_BMK = weight_BMR.topk(min(self.spots, len(self.g)), dim=-1, sorted=False).indices
+        place_BMK2 = self.g[index_BMK] @ lab_BM33[..., :2]
+        return place_BMK2, error_BMR.gather(-1, index_BMK), self.coupling[index_BMK]
+
+    def sampled(self, window_BCHW: Tensor, place_BMK2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pictures (B, M, K, C) at lab coordinates, and 1 where these lie on the detector, else 0."""
+        size, scale = self.geometry.size, self.geometry.scale_inv_angstrom
+        row, column = self.geometry.centre_px
+        column_BMK = (2 * (place_BMK2[..., 0] / scale + column) + 1) / size - 1
+        row_BMK = (2 * (row - place_BMK2[..., 1] / scale) + 1) / size - 1
+        grid_BMK2 = torch.stack((column_BMK, row_BMK), dim=-1)
+        sampled = functional.grid_sample(window_BCHW, grid_BMK2, align_corners=False).permute(0, 2, 3, 1)
+        return sampled, (grid_BMK2.abs() < 1).all(-1).to(sampled.dtype)
+
+
+__all__ = ["FEATURES", "Evidence", "Pictures", "Seen"]

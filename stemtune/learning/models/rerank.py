@@ -1,0 +1,179 @@
+"""Propose, choose, mend: the matched filter's best answers, judged by a network over their predicted spots.
+
+The polar matched filter almost always has the truth among its ten best answers, but picks another in one pattern of
+ten: intensities of thick crystals are not those of its templates. Here a small network, trained on dynamical patterns,
+reads the pattern at the spots that each candidate predicts, says which candidate it is and how far it is off; the
+best are mended and judged once more. It sees nothing of the crystal but couplings, excitation errors and lengths of
+reciprocal vectors, so what it learned on one phase is a start for another.
+
+Shape legend: B patterns, M candidates, T candidates that are mended, n answers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import ModuleList, functional
+
+from stemtune.config import Config
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.rotations import inverse, multiply
+from stemtune.crystal.symmetry import reduce_to_fundamental_zone
+from stemtune.diffraction.geometry import Geometry
+from stemtune.learning.grid import closeness, from_rotation_vector, rotation_vector
+from stemtune.learning.model import DIFFERENT_DEG, Answers, OrientationModel
+from stemtune.learning.models.bank import centred
+from stemtune.learning.models.evidence import Evidence, Pictures, Seen
+from stemtune.learning.models.judge import Judge
+from stemtune.learning.models.matched import Matched, Proposals
+
+CANDIDATES = 10
+"""Answers of the matched filter that are judged."""
+
+KEPT = 4
+"""Candidates that are mended and judged a second time."""
+
+SPOTS = 64
+"""Predicted spots of each candidate that are looked at."""
+
+WIDTH = 64
+"""Features per spot where `model.width` is 0."""
+
+_EXTRA = 3
+_SHARPNESS = 0.05  # difference of correlation that counts as 1
+_TOLERANCE_DEG = 0.3  # errors below this count with their square, larger ones with their size
+
+
+class Rerank(OrientationModel):
+    """The matched filter's candidates, chosen and mended by a trained network.
+
+    Settings: those of `matched`, and `model.width`, the features per spot.
+
+    Attributes
+    ----------
+    matched, evidence, judges
+        Who proposes; what is seen of each proposal; the networks of the first and of all later looks.
+    """
+
+    def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
+        super().__init__(config, phase, geometry)
+        self.matched = Matched(config, phase, geometry)
+        self.evidence = Evidence(phase, geometry, SPOTS, config.model.reach)
+        width = config.model.width or WIDTH
+        self.judges = ModuleList(Judge(width, _EXTRA) for _ in range(2))
+
+    def forward(self, patterns: Tensor) -> dict[str, Tensor]:
+        """Judge the candidates of patterns (B, H, W) of any numeric type.
+
+        Returns
+        -------
+        dict
+            `first` (B, M, 4), `first_score` (B, M) and `first_mend` (B, M, 3): the candidates, their scores and
+            corrections (rotation vectors in radians: truth ~ g * exp(correction)); `orientation` (B, T, 4), `score`
+            and `mend`: the best of them, mended and judged again; `clear` (B,): 0 where the pattern is junk.
+        """
+        return self.decide(*self.propose(patterns))
+
+    @torch.no_grad()
+    def propose(self, patterns: Tensor) -> tuple[Proposals, Pictures]:
+        """Return the matched filter's candidates for patterns (B, H, W), and what the judges look at."""
+        counts = centred(patterns, self.geometry, self.evidence.beam_px)
+        return self.matched.proposals(patterns, CANDIDATES), self.evidence.pictures(counts)
+
+    def decide(self, proposals: Proposals, pictures: Pictures) -> dict[str, Tensor]:
+        """Judge candidates by the pictures of their patterns; see `forward`."""
+        missing_BM = proposals.score == -torch.inf
+        first_BM4 = proposals.orientation.nan_to_num(0.5)
+        prior_BM = ((proposals.score - proposals.score[:, :1]) / _SHARPNESS).clamp_min(-4.0)
+        score_BM, mend_BM3 = self._judged(0, pictures, first_BM4, prior_BM)
+        score_BM = score_BM.masked_fill(missing_BM, -1e4)
+        output = {"first": first_BM4, "first_score": score_BM, "first_mend": mend_BM3, "clear": proposals.clear}
+        chosen_BT = score_BM.detach().topk(min(KEPT, score_BM.shape[1]), dim=1).indices
+        rows = torch.arange(len(chosen_BT), device=chosen_BT.device)[:, None]
+        prior_BT = score_BM.detach()[rows, chosen_BT]
+        mended_BT4 = multiply(first_BM4[rows, chosen_BT], from_rotation_vector(mend_BM3.detach()[rows, chosen_BT]))
+        prior_BT = (0.3 * (prior_BT - prior_BT[:, :1])).clamp_min(-4.0)
+        score_BT, mend_BT3 = self._judged(1, pictures, mended_BT4, prior_BT)
+        score_BT = score_BT.masked_fill(missing_BM[rows, chosen_BT], -1e4)
+        return {**output, "orientation": mended_BT4, "score": score_BT, "mend": mend_BT3}
+
+    def _judged(self, look: int, pictures: Pictures, orientation: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            seen = self.evidence(pictures, orientation)
+            extra = _known(pictures, seen, prior)
+        score, mend = self.judges[look](seen, extra)
+        return score, mend
+
+    def loss(self, output: dict[str, Tensor], orientation: Tensor) -> Tensor:
+        """Return the cross-entropy of the choice and the error of the right candidate, in degrees, of both looks.
+
+        Patterns without the truth (B, 4) among their candidates, within 5 degrees, do not count.
+        """
+        truth_B4 = orientation.to(output["score"])
+        total = output["score"].sum() * 0
+        looks = (("first", "first_score", "first_mend", 1.0), ("orientation", "score", "mend", 2.0))
+        for candidate, score, mend, weight in looks:
+            missing_BM3 = self._missing(output[candidate], truth_B4)
+            off_BM = missing_BM3.norm(dim=-1)
+            off_B, right_B = off_BM.masked_fill(output[score] < -9e3, math.pi).min(1)
+            known = off_B < math.radians(DIFFERENT_DEG)
+            if not bool(known.any()):
+                continue
+            rows = torch.arange(len(right_B), device=right_B.device)
+            error = (output[mend] - missing_BM3)[rows, right_B][known].rad2deg().norm(dim=-1)
+            total = total + functional.cross_entropy(output[score][known], right_B[known])
+            total = total + weight * functional.smooth_l1_loss(error, torch.zeros_like(error), beta=_TOLERANCE_DEG)
+        return total
+
+    def _missing(self, candidate_BM4: Tensor, truth_B4: Tensor) -> Tensor:
+        """Return the rotation vectors (B, M, 3) from each candidate to the nearest orientation equal to the truth."""
+        equal_BS4 = multiply(self.phase.symmetry.operations_like(truth_B4), truth_B4[:, None])
+        between_BMS4 = multiply(inverse(candidate_BM4)[:, :, None], equal_BS4[:, None])
+        nearest_BM = between_BMS4[..., 0].abs().argmax(-1)
+        index = nearest_BM[..., None, None].expand(*nearest_BM.shape, 1, 4)
+        return rotation_vector(between_BMS4.gather(2, index)[:, :, 0])
+
+    @torch.no_grad()
+    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
+        """Return the `n` best different orientations; see `OrientationModel.answers`."""
+        mended_BT4 = multiply(output["orientation"], from_rotation_vector(output["mend"]))
+        order_BT = output["score"].argsort(dim=1, descending=True)
+        rows = torch.arange(len(order_BT), device=order_BT.device)[:, None]
+        found_BT4, score_BT = mended_BT4[rows, order_BT], output["score"][rows, order_BT]
+        share_BT = score_BT.softmax(1) * output["clear"][:, None]
+        kept_BT = self._different(found_BT4) & (score_BT > -9e3)
+        place_BT = (~kept_BT).to(torch.int8).argsort(dim=1, stable=True)
+        kept_BT = kept_BT[rows, place_BT]
+        orientation = reduce_to_fundamental_zone(found_BT4[rows, place_BT], self.phase.symmetry)
+        orientation = orientation.masked_fill(~kept_BT[..., None], torch.nan)[:, :n]
+        confidence = share_BT[rows, place_BT].masked_fill(~kept_BT, 0.0)[:, :n]
+        short = n - orientation.shape[1]
+        if short > 0:
+            orientation = functional.pad(orientation, (0, 0, 0, short), value=torch.nan)
+            confidence = functional.pad(confidence, (0, short))
+        return Answers(orientation, confidence)
+
+    def _different(self, found_BT4: Tensor) -> Tensor:
+        """Return which answers (B, T) are more than 5 degrees from every better one that is kept."""
+        border = math.cos(math.radians(DIFFERENT_DEG) / 2)
+        near_BTT = closeness(found_BT4, found_BT4, self.phase.symmetry.operations_like(found_BT4)) >= border
+        kept = [torch.ones_like(near_BTT[:, 0, 0])]
+        for rank in range(1, found_BT4.shape[1]):
+            kept.append(~(near_BTT[:, rank, :rank] & torch.stack(kept, dim=1)).any(1))
+        return torch.stack(kept, dim=1)
+
+
+def _known(pictures: Pictures, seen: Seen, prior_BM: Tensor) -> Tensor:
+    """Return what is known of each candidate besides its spots (B, M, 3).
+
+    The matched filter's or the first look's verdict; the logarithm of the share of the counts that its spots explain;
+    the logarithm of the direct beam's ratio to the rest.
+    """
+    explained_BM = ((seen.feature[..., 0] + 1).exp() - 1).sum(-1) / (pictures.rest[:, None] + 1)
+    direct_B = pictures.direct.clamp_min(0).log1p() - pictures.rest.clamp_min(0).log1p()
+    return torch.stack((prior_BM, (explained_BM + 1e-3).log(), direct_B[:, None].expand_as(prior_BM)), dim=-1)
+
+
+__all__ = ["Rerank"]
