@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stemtune import cli
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.data.simulate import simulate_polycrystal, simulate_store
+from stemtune.data.writer import ResumableWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.files import whole_file, whole_folder
@@ -233,6 +235,24 @@ def test_bad_cifs(case: str, command: str, here: Path, capfd: pytest.CaptureFixt
         (["simulate", "linio2", "--seed", "-1"], "'-1' must be a whole number of at least 0"),
         (["simulate", "linio2", "--thickness", "80:20"], "`simulate.thickness` is '80:20'"),
         (["simulate", "linio2", "--scan", "9,9", "--grains", "500"], "500 grains do not fit"),
+        (
+            ["simulate", "linio2", "--dynamical", "--thickness", "0"],
+            "`simulate.thickness` is '0', but must be in (0, 5000]",
+        ),
+        (["simulate", "linio2", "--dynamical", "--thickness=-5:20"], "`simulate.thickness` is '-5:20'"),
+        (
+            ["simulate", "linio2", "--dynamical", "--beams", "5000"],
+            "`simulate.beams` is 5000, but must be in [2, 4000]",
+        ),
+        (["simulate", "linio2", "--dynamical", "--scale", "0.0001"], "no reflection of"),
+        (["simulate", "linio2", "--dynamical", "--physics", "kinematic"], "--dynamical asks for Bloch waves"),
+        (["simulate", "linio2", "--set", "simulate.beans=3"], "did you mean 'simulate.beams'?"),
+        (["simulate", "linio2", "--set", "optim.lr=0.1"], "--set optim.lr"),
+        (["simulate", "linio2", "--overlap", "1.5"], "`simulate.overlap` is 1.5, but must be in [0, 1]"),
+        (
+            ["simulate", "linio2", "--overlap-weight", "0:1"],
+            "`simulate.overlap_weight` is '0:1', but must be in (0, 1]",
+        ),
         (["predict", "scan.h5", "--model", "champion"], "there is no MLflow file"),
         (["predict", "scan.h5", "--model", "models:/nope@champion"], "there is no MLflow file"),
         (["predict", "scan.h5", "--model", "runs:/abc/model"], "there is no MLflow file"),
@@ -244,6 +264,54 @@ def test_bad_cifs(case: str, command: str, here: Path, capfd: pytest.CaptureFixt
 def test_wrong_settings(arguments: list[str], says: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     more = ["--store", "train.h5", "--set", "train.epochs=1"] if arguments[0] == "train" else []
     assert says in refused(capfd, *arguments, *more, "--out", "new")
+
+
+SMALL = ["--size", "24", "--scale", "0.06", "--beams", "8", "--tilts", "1", "--absorption", "none"]
+
+
+def test_a_dynamical_simulation_of_too_many_beams(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with half a gigabyte to spare."""
+    monkeypatch.setattr("stemtune.diffraction.memory.free_bytes", lambda device: 2**29)
+    message = refused(capfd, "simulate", "linio2", "--dynamical", "--beams", "4000", "--out", "new.h5")
+    assert "structure matrices of 4000 beams need" in message and "lower `simulate.beams`" in message
+
+
+@pytest.mark.parametrize("folder", ["file", "/proc"])
+def test_a_dynamical_simulation_into_a_folder_that_cannot_be_written(
+    folder: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not even root can write into /proc."""
+    (here / "file").write_text("mine")
+    message = refused(capfd, "simulate", "linio2", "--dynamical", *SMALL, "--out", f"{folder}/new.h5")
+    assert f"'{folder}'" in message and "choose another --out" in message
+
+
+def test_a_simulation_that_was_begun_with_other_settings(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C, then other settings: refused; then the same command: goes on; then --restart with others: begins anew."""
+    command = ["simulate", "linio2", "--dynamical", *SMALL, "--patterns", "300", "--out", "new.h5"]
+    write = ResumableWriter.write
+
+    def interrupting(self: ResumableWriter, *arguments: Any, **columns: Any) -> None:
+        write(self, *arguments, **columns)
+        signal.raise_signal(signal.SIGINT)
+
+    for anew in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(ResumableWriter, "write", interrupting)
+            assert cli.main(command) == 130
+        said = "interrupted; 256 of 300 patterns are kept in 'new.h5.part', and the same command goes on from there"
+        assert capfd.readouterr().err.splitlines()[-1] == f"stemtune: {said}"
+        message = refused(capfd, *command, "--dose", "77")
+        assert "`simulate.dose` is 300:100000 there and 77 here" in message and "give --restart" in message
+        assert "`seed` is 0 there and 1 here" in refused(capfd, *command, "--seed", "1")
+        again = [*command, "--dose", "77", "--restart"] if anew else command
+        assert cli.main(again) == 0
+        assert ("going on with 'new.h5.part': 256 of 300" in capfd.readouterr().err) == (not anew)
+        assert not (here / "new.h5.part").exists()
 
 
 def described(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
