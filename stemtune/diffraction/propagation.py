@@ -46,17 +46,18 @@ def propagated(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> T
             "`simulate.thickness`, or set `simulate.absorption` to none"
         )
     kind = matrix_BNN.dtype if len(term_KBT) * growth < _LARGEST_SINGLE else torch.complex128
-    scaled_BNN, term_KBT = (matrix_BNN / focus).to(kind), term_KBT.to(kind)
-    error_BNJ = ((error_BNJ - middle_B[:, None, None]) / focus).to(kind)
-    before = torch.zeros_like(error_BNJ)
-    before[:, 0] = 1
-    now = torch.baddbmm(error_BNJ * before, scaled_BNN, before)
-    wave_BTNJ = term_KBT[0, :, :, None, None] * before[:, None] + term_KBT[1, :, :, None, None] * now[:, None]
+    # Waves are rows: a product of few rows with a matrix is several times as fast on a CPU as one with few columns.
+    scaled_BNN, term_KBT = (matrix_BNN.mT / focus).to(kind).contiguous(), term_KBT.to(kind)
+    error_BJN = ((error_BNJ - middle_B[:, None, None]) / focus).to(kind).mT.contiguous()
+    before = torch.zeros_like(error_BJN)
+    before[:, :, 0] = 1
+    now = torch.baddbmm(error_BJN * before, before, scaled_BNN)
+    wave_BTJN = term_KBT[0, :, :, None, None] * before[:, None] + term_KBT[1, :, :, None, None] * now[:, None]
     for term_BT in term_KBT[2:]:
-        after = torch.baddbmm(before, scaled_BNN, now, beta=-1, alpha=2).addcmul_(error_BNJ, now, value=2)
-        wave_BTNJ.addcmul_(term_BT[:, :, None, None], after[:, None])
+        after = torch.baddbmm(before, now, scaled_BNN, beta=-1, alpha=2).addcmul_(error_BJN, now, value=2)
+        wave_BTJN.addcmul_(term_BT[:, :, None, None], after[:, None])
         before, now = now, after
-    intensity_BTN: Tensor = torch.view_as_real(wave_BTNJ).square().sum(-1).mean(-1).to(matrix_BNN.real.dtype)
+    intensity_BTN: Tensor = torch.view_as_real(wave_BTJN).square().sum(-1).mean(2).to(matrix_BNN.real.dtype)
     return intensity_BTN
 
 
