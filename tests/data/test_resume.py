@@ -116,7 +116,7 @@ def test_a_kill_and_the_same_again(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(script), str(out)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
-    _, said = process.communicate(timeout=120)  # the workers hold the pipe: it closes when the last of them is gone
+    _, said = process.communicate(timeout=400)  # the workers hold the pipe: it closes when the last of them is gone
     assert process.returncode == -signal.SIGKILL, said.decode()
     assert [path.name for path in folder.iterdir()] == ["a.h5.part"]
     with pytest.raises(UserError, match="is an unfinished store"):
