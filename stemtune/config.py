@@ -204,7 +204,7 @@ class SimulateConfig:
         "span", Span(1, 1), "power of the intensities; below 1 imitates dynamical equalising", low=0.05, high=2
     )
     direct_beam: Span = _knob(
-        "span", Span(0.2, 0.8), "share of the direct beam in what the background leaves of the dose", low=0, high=1
+        "span", Span(0.2, 0.8), "kinematic: share of the direct beam in what the background leaves", low=0, high=1
     )
     background: Span = _knob("span", Span(0, 0.3), "share of the amorphous background in the dose", low=0, high=0.95)
     blur: Span = _knob("span", Span(0.3, 1), "detector blur (Gaussian sigma)", unit="px", low=0, high=10)
