@@ -22,9 +22,13 @@ from stemtune.errors import UserError
 FEATURES = 11
 """Numbers per predicted spot; see `Evidence.forward`."""
 
+PEAKS, PEAK_FEATURES = 24, 8
+"""Brightest peaks of a pattern that are explained by each orientation, and the numbers per peak."""
+
 NARROW, WIDE = 0.035, 0.1
 """Widths (Gaussian sigma, 1/Å) of the windows that counts are collected in."""
 
+_FAINTEST = 0.5  # counts; fainter maxima are no peaks, and stand as nothing at the centre
 _NEAR = 0.003  # 1/Å; excitation errors below this make no difference to which spots are looked at
 
 
@@ -38,11 +42,14 @@ class Pictures(NamedTuple):
         counts in the wide window.
     direct, rest
         (B,) counts inside and outside the direct beam's place.
+    peak
+        (B, P, 4) of the brightest peaks: x right and y up in 1/Å, counts in the narrow and in the wide window.
     """
 
     window: Tensor
     direct: Tensor
     rest: Tensor
+    peak: Tensor
 
 
 class Seen(NamedTuple):
@@ -54,10 +61,13 @@ class Seen(NamedTuple):
         (B, M, K, F) invariants of every predicted spot.
     place
         (B, M, K, 2) where it is predicted: x right and y up, 1/Å.
+    peak
+        (B, M, P, F') invariants of every peak of the pattern.
     """
 
     feature: Tensor
     place: Tensor
+    peak: Tensor
 
 
 class Evidence(nn.Module):
@@ -116,7 +126,19 @@ class Evidence(nn.Module):
         # Rows count downwards, hence the sign.
         window = (narrow_HW @ near_BHW, narrow_HW @ turn_BHW, -moment_HW @ near_BHW, wide_HW @ far_BHW)
         direct = (counts * self.beam).sum((1, 2))
-        return Pictures(torch.stack(window, dim=1), direct, counts.sum((1, 2)) - direct)
+        peak = self._peaks(window[0], window[3])
+        return Pictures(torch.stack(window, dim=1), direct, counts.sum((1, 2)) - direct, peak)
+
+    def _peaks(self, narrow_BHW: Tensor, wide_BHW: Tensor) -> Tensor:
+        """Return the brightest local maxima (B, P, 4) of the narrow window outside the direct beam; see `Pictures`."""
+        highest = functional.max_pool2d(narrow_BHW[:, None], 5, stride=1, padding=2)[:, 0]
+        height = narrow_BHW.where((narrow_BHW >= highest) & (self.beam == 0), 0.0).flatten(1)
+        value_BP, index_BP = height.topk(PEAKS, dim=1)
+        row, column = index_BP // self.geometry.size, index_BP % self.geometry.size
+        scale = self.geometry.scale_inv_angstrom
+        x, y = (column - self.geometry.centre_px[1]) * scale, (self.geometry.centre_px[0] - row) * scale
+        peak = torch.stack((x, y, value_BP, wide_BHW.flatten(1).gather(1, index_BP)), dim=-1)
+        return peak * (value_BP > _FAINTEST)[..., None]
 
     def forward(self, pictures: Pictures, orientation: Tensor) -> Seen:
         """Return the evidence for orientations (B, M, 4).
@@ -146,7 +168,32 @@ class Evidence(nn.Module):
             (pictures.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(x),
             inside_BMK,
         )
-        return Seen(torch.stack(feature, dim=-1), place_BMK2)
+        peak = self._explained(pictures, place_BMK2, feature[4], feature[7])
+        return Seen(torch.stack(feature, dim=-1), place_BMK2, peak)
+
+    def _explained(self, pictures: Pictures, place_BMK2: Tensor, error_BMK: Tensor, two_beam_BMK: Tensor) -> Tensor:
+        """Return how each candidate explains the brightest peaks (B, M, P, F').
+
+        The logarithms of the peak's counts in both windows and of the pattern's, its distance from the centre, and of
+        the nearest predicted spot the distance in narrow widths, the excitation error and the two-beam intensity.
+        """
+        peak_BP2 = pictures.peak[..., :2]
+        candidates = place_BMK2.shape[1]
+        apart = torch.cdist(peak_BP2, place_BMK2.flatten(1, 2), compute_mode="donot_use_mm_for_euclid_dist")
+        apart_BPM, nearest_BPM = apart.view(*apart.shape[:2], candidates, -1).min(-1)
+        apart_BMP, nearest_BMP = apart_BPM.transpose(1, 2), nearest_BPM.transpose(1, 2)
+        counts_BMP, wide_BMP = (pictures.peak[:, None, :, k].expand(-1, candidates, -1) for k in (2, 3))
+        feature = (
+            counts_BMP.clamp_min(0).log1p() - 1.0,
+            wide_BMP.clamp_min(0).log1p() - 2.0,
+            (pictures.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(apart_BMP),
+            torch.linalg.vector_norm(peak_BP2, dim=-1)[:, None].expand_as(apart_BMP) - 1,
+            (apart_BMP / NARROW).clamp_max(5.0) - 1,
+            torch.exp(-0.5 * (apart_BMP / NARROW).square()),
+            error_BMK.gather(-1, nearest_BMP),
+            two_beam_BMK.gather(-1, nearest_BMP),
+        )
+        return torch.stack(feature, dim=-1)
 
     def predicted(self, orientation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the spots of orientations (B, M, 4) that are looked at.

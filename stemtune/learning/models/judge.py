@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stemtune.learning.models.evidence import FEATURES, Seen
+from stemtune.learning.models.evidence import FEATURES, PEAK_FEATURES, Seen
 
 _VECTORS = 16
 
@@ -33,9 +33,10 @@ class Judge(nn.Module):
         super().__init__()
         self.spot = nn.Sequential(nn.Linear(FEATURES, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
         self.pool = nn.Linear(width, width)
+        self.peak = nn.Sequential(nn.Linear(PEAK_FEATURES, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
         self.vector = nn.Linear(width, _VECTORS)
         self.whole = nn.Sequential(
-            nn.Linear(2 * width + _VECTORS + extra, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width), nn.GELU()
+            nn.Linear(4 * width + _VECTORS + extra, 2 * width), nn.GELU(), nn.Linear(2 * width, 2 * width), nn.GELU()
         )
         self.score = nn.Linear(2 * width, 1)
         self.mend = nn.Linear(2 * width, _VECTORS + 1)
@@ -48,9 +49,9 @@ class Judge(nn.Module):
         pooled_BMKW = self.pool(spot_BMKW)
         vector_BMV2 = torch.einsum("bmkv,bmkd->bmvd", self.vector(spot_BMKW).float(), seen.place) / seen.place.shape[2]
         length_BMV = (vector_BMV2.square().sum(-1) + 1e-6).sqrt()
-        whole_BMX = torch.cat(
-            (pooled_BMKW.mean(2), pooled_BMKW.amax(2), length_BMV.to(spot_BMKW), extra_BMX.to(spot_BMKW)), dim=-1
-        )
+        peak_BMPW = self.peak(seen.peak)
+        pooled = (pooled_BMKW.mean(2), pooled_BMKW.amax(2), peak_BMPW.mean(2), peak_BMPW.amax(2))
+        whole_BMX = torch.cat((*pooled, length_BMV.to(spot_BMKW), extra_BMX.to(spot_BMKW)), dim=-1)
         whole_BMX = self.whole(whole_BMX)
         mend = self.mend(whole_BMX).float()
         x, y = torch.einsum("bmv,bmvd->bmd", mend[..., :-1], vector_BMV2).unbind(-1)
