@@ -21,6 +21,21 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     return found
 
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""Where the models that come with the package lie, a folder each."""
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(entry.name for entry in SHIPPED.glob("*") if (entry / "model.json").is_file())
+
+
+def shipped_or(spec: str | os.PathLike[str]) -> Path:
+    """Return the folder of the shipped model called `spec`; where none is, or such a path exists, `spec` as a path."""
+    path = Path(spec).expanduser()
+    return SHIPPED / str(spec) if not path.exists() and str(spec) in shipped_models() else path
+
+
 def writable_folder(path: str | os.PathLike[str]) -> Path:
     """Create the folder `path` if need be and make sure that files can be made in it."""
     folder = Path(path).expanduser()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stemtune.errors import UserError
-from stemtune.files import existing
+from stemtune.files import existing, shipped_or
 from stemtune.learning.model import Backbone, OrientationModel
 
 log = logging.getLogger(__name__)
@@ -29,12 +29,14 @@ WEIGHTS = "model.safetensors"
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a weights file (.safetensors, or anything `torch.load` takes) or of a model folder.
 
+    `path` may also be the name of a model that ships with the package.
+
     Raises
     ------
     UserError
         When the file is absent, damaged, or holds no tensors by name.
     """
-    file = existing(path, "the weights file or model folder")
+    file = existing(shipped_or(path), "the weights file or model folder")
     if file.is_dir():
         file = existing(file / WEIGHTS, "the weights file")
     try:

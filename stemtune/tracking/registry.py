@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stemtune.errors import UserError
+from stemtune.files import shipped_models, shipped_or
 from stemtune.tracking.events import CHAMPION, ID_TAG
 from stemtune.tracking.reading import _connect, reach
 
@@ -16,22 +17,23 @@ def resolve_model(spec: str) -> Path:
     Parameters
     ----------
     spec
-        A model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), or the word `champion`,
-        which is the champion of the sweep that crowned one last.
+        A model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), the word `champion`, which is
+        the champion of the sweep that crowned one last, or a model that ships with the package (`linio2`).
 
     Raises
     ------
     UserError
         When nothing of that name is there, or it holds no model.
     """
-    folder = Path(spec).expanduser()
+    folder = shipped_or(spec)
     if spec.startswith(("models:/", "runs:/")):
         return _whole(_fetched(spec), spec)
     if spec == CHAMPION and not folder.exists():
         return _whole(_fetched(_newest_champion()), spec)
     if not folder.exists():
         raise UserError(
-            f"there is no model '{spec}'; give a model folder, models:/NAME@champion, runs:/ID/model or champion"
+            f"there is no model '{spec}'; give a model folder, models:/NAME@champion, runs:/ID/model, champion or "
+            + ", ".join(shipped_models())
         )
     inner = folder / "model"
     return inner if not (folder / "model.json").exists() and (inner / "model.json").exists() else folder
