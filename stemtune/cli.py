@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stemtune import __version__
+from stemtune import __version__, bench
 from stemtune.config import Config, SimulateConfig, knobs, parse_assignments
 from stemtune.errors import UserError, fault_line
 
@@ -320,16 +320,23 @@ def _evaluate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
 
 def _bench(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
     def call(options: argparse.Namespace) -> None:
-        from stemtune.bench import run
-
-        run(options.name)
+        speeds = [name for name in options.name if name != bench.ACCURACY]
+        if speeds or not options.name:
+            bench.run(speeds)
+        if bench.ACCURACY in options.name:
+            bench.run_accuracy(options)
 
     parser = _command(
-        commands, "bench", "the speed figures of the README, each beside its peer or its limit", "stemtune bench", call
+        commands,
+        "bench",
+        "the figures of the README: speeds, each beside its peer or its limit, and accuracy",
+        "stemtune bench accuracy --model model --json accuracy.json",
+        call,
     )
     parser.add_argument(
-        "name", nargs="*", metavar="NAME", help="simulate, loading, matched, train, predict; default all"
+        "name", nargs="*", metavar="NAME", help="simulate, loading, matched, train, predict (default all), or accuracy"
     )
+    bench.add_accuracy_options(parser, _positive)
 
 
 def _demo(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]

@@ -1,10 +1,12 @@
 """`stemtune bench`: the speed figures of the README, each measured beside its peer or its limit in one run.
 
-Machines are shared and noisy: the ratio of two figures of one run can be trusted, a single figure less.
+Machines are shared and noisy: the ratio of two figures of one run can be trusted, a single figure less. How accurate
+models are is measured in `accuracy.py`, by name only, for it takes minutes.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,18 +23,24 @@ MODELS: dict[str, dict[str, object]] = {
 """The settings whose training loop is measured: models of the size that two cores can train."""
 
 
+ACCURACY = "accuracy"
+"""The name of the measurement that has options of its own."""
+
+
 def run(names: Sequence[str] = ()) -> None:
-    """Measure what `names` says (all without names) and print each figure.
+    """Measure the speeds that `names` says (all without names) and print each figure.
 
     Raises
     ------
     UserError
         For a name that is not a measurement.
     """
+    known = (*_MEASUREMENTS, ACCURACY)
     for name in names:
         if name not in _MEASUREMENTS:
-            known = ", ".join(_MEASUREMENTS)
-            raise UserError(f"no measurement is called '{name}'{did_you_mean(name, _MEASUREMENTS)}; there are {known}")
+            raise UserError(
+                f"no measurement is called '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}"
+            )
     with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
         for name in names or _MEASUREMENTS:
             about, measure = _MEASUREMENTS[name]
@@ -40,6 +48,55 @@ def run(names: Sequence[str] = ()) -> None:
             for key, value in measure(Path(folder)).items():
                 shown = f"{value:,.4g}" if isinstance(value, float) else value
                 print(f"  {key:32s} {shown}", flush=True)
+
+
+def add_accuracy_options(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """Add to the parser of `stemtune bench` what `bench accuracy` can be asked for; `positive` reads whole numbers."""
+    group = parser.add_argument_group(
+        "accuracy: LiNiO2 patterns of Bloch waves, read by models and other programs (minutes; only by name)"
+    )
+    group.add_argument("--patterns", type=positive, default=200, metavar="N", help="patterns of a set; default 200")
+    group.add_argument("--seed", type=positive, default=2024, help="of the test set; default 2024")
+    group.add_argument(
+        "--model", action="append", default=[], help="a model to judge, repeatable; default matched and what ships"
+    )
+    group.add_argument("--refine", action="store_true", help="judge every model refined as well")
+    group.add_argument(
+        "--peer-python",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a Python that has pyxem or py4DSTEM, repeatable; default this one",
+    )
+    group.add_argument("--no-peers", action="store_true", help="leave pyxem and py4DSTEM out")
+    group.add_argument(
+        "--full",
+        action="store_true",
+        help="pyxem and py4DSTEM on every set (hours), not only on those of py4DSTEM's Bloch waves: pyxem with ideal"
+        " calibration and with the worst, py4DSTEM at 3,000 electrons and ideal calibration",
+    )
+    group.add_argument("--out", default="accuracy", metavar="DIR", help="folder of the test set; default accuracy")
+    group.add_argument("--json", metavar="FILE", help="write the figures there")
+
+
+def run_accuracy(options: argparse.Namespace) -> None:
+    """Run the accuracy benchmark that the parsed `options` describe."""
+    from stemtune.bench.accuracy import Options
+    from stemtune.bench.accuracy import run as judge
+
+    judge(
+        Options(
+            patterns=options.patterns,
+            seed=options.seed,
+            models=tuple(options.model),
+            refine=options.refine,
+            full=options.full,
+            peers=not options.no_peers,
+            peer_pythons=tuple(options.peer_python),
+            out=options.out,
+            json=options.json,
+        )
+    )
 
 
 def _store(folder: Path, patterns: int = 4096) -> Path:
