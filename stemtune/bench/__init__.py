@@ -114,6 +114,12 @@ def _simulate(_: Path) -> Figures:
     return simulation_rate()
 
 
+def _bloch(_: Path) -> Figures:
+    from stemtune.diffraction.rates import bloch_rate
+
+    return bloch_rate()
+
+
 def _loading(folder: Path) -> Figures:
     from stemtune.data.measure import loading_rate, sharing
 
@@ -153,6 +159,7 @@ def _predict(folder: Path) -> Figures:
 
 _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "simulate": ("kinematic patterns per second, beside diffsims", _simulate),
+    "bloch": ("Bloch waves: orientations per second, 100 beams and four thicknesses, beside py4DSTEM", _bloch),
     "loading": ("shuffled batches from a store beside an array in memory; one copy among four readers", _loading),
     "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
     "train": ("the training loop beside the bare forward, backward and step", _train),

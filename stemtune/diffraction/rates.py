@@ -1,15 +1,19 @@
-"""How fast patterns are simulated, beside diffsims, the field's own simulator, on the same machine in the same run."""
+"""How fast patterns are simulated, beside the field's own simulators, on the same machine in the same run."""
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import time
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import torch
 
 from stemtune.config import SimulateConfig
+from stemtune.crystal import rotations
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction.geometry import Geometry
@@ -85,6 +89,100 @@ def diffsims_rate(simulate: SimulateConfig, seconds: float) -> float:
         return int(rotation.size)
 
     return _rate(theirs, seconds)[0]
+
+
+BLOCH_THICKNESS_NM = (20.0, 40.0, 60.0, 80.0)
+BLOCH_BEAMS = 100
+_BLOCH_REACH, _BLOCH_ERROR = 1.7, 0.17  # 1/Å; an orientation of LiNiO2 has about 100 beams within them
+_ATOMIC_NUMBERS = {"Li": 3, "O": 8, "Ni": 28}
+
+
+def bloch_rate(seconds: float = 4.0, device: torch.device | str = "cpu", peer: bool = True) -> dict[str, Any]:
+    """Measure the Bloch waves of LiNiO2 at random orientations: 100 beams, four thicknesses, with absorption.
+
+    Parameters
+    ----------
+    seconds
+        Time to measure for, each.
+    device
+        Where ours runs.
+    peer
+        Whether to measure py4DSTEM as well, in this process: about as many beams, the same thicknesses. That takes a
+        running interpreter that has it (0.14 wants numpy below 2).
+
+    Returns
+    -------
+    rates
+        `orientations_per_s`, `cpu_ms_per_orientation` (over all threads), `beams`, `thicknesses`, `threads`, `device`;
+        with `peer` `py4dstem_orientations_per_s`, `py4dstem_beams` and `times_faster`, or `py4dstem`, that it is not
+        installed.
+    """
+    from stemtune.diffraction.bloch import BlochSimulator
+
+    simulate = SimulateConfig(
+        physics="bloch",
+        scale=_BLOCH_REACH / math.hypot(64, 64),
+        beams=BLOCH_BEAMS,
+        beam_error=_BLOCH_ERROR,
+        centre_error=0.0,
+        ellipticity=0.0,
+        scale_error=0.0,
+    )
+    simulator = BlochSimulator(linio2(), Geometry.of(simulate), simulate, device)
+    thickness = torch.tensor(BLOCH_THICKNESS_NM)
+    batch = 128 if simulator.device.type == "cpu" else 2048
+    counted: list[float] = []
+
+    def ours() -> int:
+        beams = simulator.beams(random_orientations(batch, len(counted)), thickness)
+        counted.append(float((beams.intensity[:, 0] > 0).sum()) / batch)  # waits for a GPU
+        return batch
+
+    rate, cpu = _rate(ours, seconds)
+    rates: dict[str, Any] = {
+        "orientations_per_s": rate,
+        "cpu_ms_per_orientation": 1e3 * cpu,
+        "beams": float(np.mean(counted)),
+        "thicknesses": len(thickness),
+        "threads": torch.get_num_threads(),
+        "device": str(simulator.device),
+    }
+    if peer and importlib.util.find_spec("py4DSTEM") is None:
+        rates["py4dstem"] = "not installed for this interpreter, so not measured"
+    elif peer:
+        theirs, beams = py4dstem_rate(simulate.kv, seconds)
+        rates |= {"py4dstem_orientations_per_s": theirs, "py4dstem_beams": beams, "times_faster": rate / theirs}
+    return rates
+
+
+def py4dstem_rate(kv: float, seconds: float) -> tuple[float, float]:
+    """Return how many orientations of LiNiO2 per second py4DSTEM's Bloch waves do, and with how many beams."""
+    from py4DSTEM.process.diffraction import Crystal
+
+    phase = linio2()
+    numbers = np.array([_ATOMIC_NUMBERS[element] for element in phase.elements])
+    crystal = Crystal(positions=phase.fractional.numpy(), numbers=numbers, cell=np.array(phase.lattice))
+    crystal.calculate_dynamical_structure_factors(
+        1e3 * kv, "WK-P", k_max=2 * _BLOCH_REACH, thermal_sigma=math.sqrt(float(phase.u_iso[0]))
+    )
+    thickness = [10 * value for value in BLOCH_THICKNESS_NM]
+    counted: list[int] = []
+
+    def theirs() -> int:
+        matrix = rotations.to_matrix(random_orientations(1, len(counted)))[0].numpy()
+        beams = crystal.generate_diffraction_pattern(
+            orientation_matrix=matrix,
+            sigma_excitation_error=_BLOCH_ERROR,
+            tol_excitation_error_mult=1,
+            tol_intensity=1e-9,  # without the reflections that the lattice forbids
+            k_max=_BLOCH_REACH,
+        )
+        crystal.generate_dynamical_diffraction_pattern(beams, thickness=thickness, zone_axis_cartesian=matrix[:, 2])
+        counted.append(len(beams.data))
+        return 1
+
+    rate, _ = _rate(theirs, seconds)
+    return rate, float(np.mean(counted))
 
 
 def _rate(work: Callable[[], int], seconds: float) -> tuple[float, float]:
