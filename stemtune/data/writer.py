@@ -6,6 +6,7 @@ on only numbers inside the arrays change, so the file stays sound HDF5 whenever 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -169,6 +170,8 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
                 self._stack.__exit__(*sys.exc_info())
                 raise
         self._stack.__exit__(kind, problem, trace)
+        if _disk_is_full(problem):
+            raise UserError(f"the disk is full, so '{self.path}' was not written; make room, or choose another --out")
 
     def _finish(self) -> None:
         if not self.done.all():
@@ -304,9 +307,15 @@ class ResumableWriter(StoreWriter):
             self._file.close()
         if problem is None:
             self.part.replace(self.path.expanduser())
-        elif not kept:
+            return
+        if not kept:
             self.part.unlink(missing_ok=True)
-        elif isinstance(problem, KeyboardInterrupt):
+        if _disk_is_full(problem):
+            raise UserError(
+                f"the disk is full; {kept:,} of {self.n:,} patterns of '{self.path}' are kept: make room, then repeat "
+                "the command, or choose another --out"
+            )
+        if kept and isinstance(problem, KeyboardInterrupt):
             raise Interrupted(
                 f"interrupted; {kept:,} of {self.n:,} patterns are kept in '{self.part}', and the same command goes on "
                 "from there"
@@ -320,6 +329,10 @@ class ResumableWriter(StoreWriter):
 
     def _deal(self) -> None:
         self._data["split"][...] = make_splits(self._data["group"][()], seed=self._split_seed)
+
+
+def _disk_is_full(problem: BaseException | None) -> bool:
+    return isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _difference(name: str, was: Any, now: Any) -> str:

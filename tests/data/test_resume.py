@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -213,6 +214,22 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
                 simulate_store("linio2", tmp_path / "a.h5", N, settings(), seed=7, restart=restart)
         other.stdin.close()
     random(tmp_path / "a.h5")
+
+
+def test_a_full_disk_is_said_and_what_is_there_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the one that h5py raises on a full disk."""
+    write = ResumableWriter.write
+
+    def full(self: ResumableWriter, start: int, *arguments: Any, **columns: Any) -> None:
+        if start:
+            raise OSError(errno.ENOSPC, "Can't synchronously write data")
+        write(self, start, *arguments, **columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableWriter, "write", full)
+        with pytest.raises(UserError, match=f"the disk is full; {BLOCK} of {N} patterns .* are kept: make room"):
+            random(tmp_path / "a.h5")
+    assert random(tmp_path / "a.h5").read_bytes() == random(tmp_path / "b.h5").read_bytes()
 
 
 def test_an_unfinished_store_keeps_what_was_there(tmp_path: Path) -> None:
