@@ -114,7 +114,12 @@ def _simulate(commands: argparse._SubParsersAction) -> None:  # type: ignore[typ
         "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5",
         call,
     )
-    parser.add_argument("cif", metavar="CIF", help="the phase: a CIF file, or `linio2`, which ships with stemtune")
+    parser.add_argument(
+        "cif",
+        metavar="CIF",
+        help="the phase: a CIF file, or `linio2`, which ships with stemtune; atoms without displacement parameters"
+        " (Debye-Waller factors) get a mean square of 0.005 Å²",
+    )
     parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
     parser.add_argument("--patterns", type=_positive, default=10_000, metavar="N", help="how many; default 10000")
     parser.add_argument("--scan", metavar="NY,NX", help="instead a scan of a polycrystal with known truth")

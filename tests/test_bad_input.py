@@ -244,7 +244,13 @@ def test_bad_cifs(case: str, command: str, here: Path, capfd: pytest.CaptureFixt
             ["simulate", "linio2", "--dynamical", "--beams", "5000"],
             "`simulate.beams` is 5000, but must be in [2, 4000]",
         ),
+        (["simulate", "linio2", "--scale", "0.0001"], "no reflection of"),
         (["simulate", "linio2", "--dynamical", "--scale", "0.0001"], "no reflection of"),
+        (["simulate", "linio2", "--kv", "1500", "--size", "1024", "--scale", "1"], "free; lower `simulate.scale`"),
+        (
+            ["simulate", "linio2", "--dynamical", "--kv", "1500", "--size", "1024", "--scale", "1"],
+            "free; lower `simulate.scale`",
+        ),
         (["simulate", "linio2", "--dynamical", "--physics", "kinematic"], "--dynamical asks for Bloch waves"),
         (["simulate", "linio2", "--set", "simulate.beans=3"], "did you mean 'simulate.beams'?"),
         (["simulate", "linio2", "--set", "optim.lr=0.1"], "--set optim.lr"),

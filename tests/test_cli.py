@@ -79,3 +79,11 @@ def test_ctrl_c_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_user_errors_are_one_line() -> None:
     assert "\n" not in str(UserError("a"))
+
+
+def test_the_help_of_simulate_states_the_displacement_of_a_cif_without(capsys: pytest.CaptureFixture[str]) -> None:
+    from stemtune.crystal.phase import DEFAULT_U_ISO
+
+    with pytest.raises(SystemExit):
+        cli.main(["simulate", "--help"])
+    assert f"{DEFAULT_U_ISO:g} Å²" in " ".join(capsys.readouterr().out.split())

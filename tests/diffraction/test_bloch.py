@@ -459,15 +459,6 @@ def test_more_reflections_than_the_memory_holds_are_refused_at_once(physics):
         simulator_for(linio2(), Geometry.of(simulate), simulate)
 
 
-def test_more_beams_than_the_memory_holds_are_refused(monkeypatch):
-    """A machine with little memory left: 4,000 beams need 1 GB."""
-    monkeypatch.setattr("stemtune.diffraction.memory.free_bytes", lambda device: 700 * 2**20)
-    with pytest.raises(
-        UserError, match=r"structure matrices of 4000 beams need .* GB .* free; lower `simulate\.beams`"
-    ):
-        _made.__wrapped__(linio2(), _exact(beams=4000, scale=0.025))
-
-
 def test_a_crystal_that_swallows_everything_is_refused():
     simulator = like_oracle("au", False, "thermal")
     with pytest.raises(UserError, match=r"5000 nm of this crystal absorb too much .* lower `simulate\.thickness`"):
