@@ -26,17 +26,18 @@ from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
 from stemtune.data.store import Store
 from stemtune.errors import UserError
-from stemtune.files import replaceable_file, whole_file, writable_folder
+from stemtune.files import replaceable_file, shipped_models, whole_file, writable_folder
 from stemtune.learning.calibration import reliability
-from stemtune.learning.model import OrientationModel
+from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps.evaluate import RIGHT_DEG, angle_figures, families
 from stemtune.maps.inference import Predictor
+from stemtune.maps.refine import Refiner
 
-MODELS = ("matched",)
-"""What is judged where nothing is named: the baseline without training, and every model that ships."""
+BASELINE = "matched"
+"""The model without training that is judged where nothing is named, beside every model that ships."""
 
 ALTERNATIVES = 10
-"""Answers per pattern; the table of JSON says how often the truth is among them."""
+"""Answers per pattern; the JSON says how often the truth is among the first of them."""
 
 OURS, THEIRS = "stemtune", "py4DSTEM"
 """Whose Bloch waves a set is made of."""
@@ -128,7 +129,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _methods(options: Options) -> Iterator[Method]:
-    for name in options.models or MODELS:
+    for name in options.models or (BASELINE, *shipped_models()):
         model = load(name)
         yield Method(name, model, False)
         if options.refine:
@@ -143,7 +144,7 @@ def load(name: str) -> OrientationModel:
     UserError
         When there is none, or it is made for another crystal.
     """
-    if name == "matched" and not Path(name).exists():
+    if name == BASELINE and not Path(name).exists():
         from stemtune.learning.models import build
 
         return build(Config.from_flat({"model.name": name}), linio2(), testset.GEOMETRY).eval()
@@ -160,7 +161,18 @@ def load(name: str) -> OrientationModel:
 
 def predictor(method: Method, store: Store) -> Predictor:
     """Return what answers for `method`: the one place where refinement is asked for."""
-    return Predictor(method.model, store, alternatives=ALTERNATIVES)
+    kind = _Refining if method.refine else Predictor
+    return kind(method.model, store, alternatives=ALTERNATIVES)
+
+
+class _Refining(Predictor):
+    """Fits every answer of the model to the pattern."""
+
+    def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+        """Return the refined orientations (B, n, 4), in the model's order, and the model's confidences (B, n)."""
+        orientation, confidence = super().bare(patterns, count)
+        fit = Refiner(self.model.config, self.model.phase, self.model.geometry, self.device)
+        return fit.refine(patterns, Answers(orientation, confidence)).orientation, confidence
 
 
 def _sets(options: Options, folder: Path) -> tuple[list[Set], list[tuple[Set, Set]]]:

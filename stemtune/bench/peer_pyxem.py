@@ -10,6 +10,7 @@ the quaternions (n, 4) that pyxem makes of them; and `set0/0.25/seconds`.
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -18,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-EXCITATION = 0.05  # 1/Å; largest excitation error of a template's spot
-RADII, ANGLES = 64, 360  # of the polar pattern
+EXCITATION = 0.03  # 1/Å; largest excitation error of a template's spot; 0.01 to 0.05 were tried
+RADII, ANGLES = 128, 360  # of the polar pattern; pyxem labels a radius by its inner edge, so many make the error small
 DIRECT = 0.08  # 1/Å; the direct beam inside is left out
 WARM_UP = 4  # patterns matched before the clock starts, for numba compiles on the first
 
@@ -58,6 +59,7 @@ def match(patterns: np.ndarray, scale: float, simulation: Any) -> Any:
 
 def main(job_path: str, result_path: str) -> None:
     """Match every set of the job at every power and write the result."""
+    logging.disable(logging.WARNING)  # hyperspy warns about the scales of axes at every call
     result: dict[str, Any] = {}
     with np.load(job_path) as job:
         scale, gammas = float(job["scale"]), job["gammas"]

@@ -114,7 +114,10 @@ def run_py4dstem(
 def from_pyxem_columns(grid: Tensor, columns: Tensor) -> Tensor:
     """Return the orientations (n, 4), lab-to-crystal, that pyxem 0.21 found, from its raw columns.
 
-    pyxem's own `OrientationMap.to_rotation` is wrong for templates matched by their mirror image in -3m.
+    pyxem's polar angle is that of x to the right and y up, and its in-plane angle is counted from -180 degrees. A
+    template matched as it is stands for `grid * Rz(-angle) * Rz(180)`. A template matched by its mirror image (y turned
+    over, the same side of the Ewald sphere) is that of the centrosymmetric crystal turned by 180 degrees about y, and
+    stands for `grid * Rz(angle) * R180[100]`. pyxem's own `OrientationMap.to_rotation` does neither in -3m.
 
     Parameters
     ----------
@@ -144,7 +147,8 @@ def _call(peer: Peer, python: str, folder: Path, job: dict[str, Any]) -> dict[st
     np.savez(asked, **arrays)
     script = Path(__file__).with_name(peer.script)
     with log.open("w") as out:
-        done = subprocess.run([python, str(script), str(asked), str(answered)], stdout=out, stderr=None, check=False)
+        command = [python, "-W", "ignore", str(script), str(asked), str(answered)]
+        done = subprocess.run(command, stdout=out, check=False)  # its progress goes where ours does
     if done.returncode or not answered.is_file():
         raise UserError(f"{peer.name} failed in {python} (see above); leave that --peer-python out, or mend it")
     with np.load(answered) as result:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_ROWS = ("Bloch waves", "prec.", "electrons", "centre", "scale", "method", "median", "mean", "< 2°", "< 5°")
-_ROWS += ("median*", "< 5°*", "pseudo", "patterns/s")
+_SET = ("Bloch waves", "prec.", "electrons", "centre", "scale")
+_ROWS = (*_SET, "method", "median", "mean", "< 2°", "< 5°", "median*", "< 5°*", "pseudo", "patterns/s")
 _NOTE = (
     "* modulo half a turn about the beam; pseudo: taken for a pseudo-symmetric variant; centre and scale: how far they"
     " are off; no answer counts as 180°"
