@@ -30,7 +30,7 @@ LONG["train with workers"] = [*LONG["train"], "--workers", "2"]
 SAID = {"train": "epoch 2/", "train with workers": "epoch 2/", "demo": "simulate"}
 """What a command prints when it is at work; of the others the unfinished output is seen."""
 
-MAY_STAY = {"demo", "demo/.stemtune-demo", "demo/space.yaml", "temporary/torchinductor_root"}
+MAY_STAY = {"demo", "demo/.stemtune-demo", "demo/space.yaml", "demo/train.h5.part", "temporary/torchinductor_root"}
 """The demo's folder is marked as its own and used again; the last is torch's own cache."""
 
 
@@ -94,7 +94,10 @@ def test_ctrl_c(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = names(here)
     process = begun(LONG[case], here)
     said = interrupted(process, here, lambda: at_work(case, here, before))
-    assert said == ["stemtune: interrupted; nothing half-written was left under a final name"]
+    kept = " patterns are kept in 'train.h5.part', and the same command goes on from there"
+    assert said == ["stemtune: interrupted; nothing half-written was left under a final name"] or (
+        case == "demo" and len(said) == 1 and said[0].endswith(kept)
+    )
     left = names(here) - before - MAY_STAY
     assert not left
 
