@@ -117,7 +117,14 @@ class PolarView(nn.Module):
 
 
 def centred(patterns: Tensor, geometry: Geometry, radius_px: float) -> Tensor:
+    """Return patterns (B, H, W), float32, moved so that the direct beam is where it should be; see `centring`."""
+    return centring(patterns, geometry, radius_px)[0]
+
+
+def centring(patterns: Tensor, geometry: Geometry, radius_px: float) -> tuple[Tensor, Tensor]:
     """Return patterns (B, H, W), float32, moved by parts of a pixel so that the direct beam is where it should be.
+
+    And with them how far off (B, 2) it was, in rows and columns.
 
     The direct beam's place is the mean of the counts within `radius_px` of it, found in three rounds from the
     centre of `geometry`. A pattern stays where it is when it has no direct beam (behind a beam stop, for instance):
@@ -146,7 +153,7 @@ def centred(patterns: Tensor, geometry: Geometry, radius_px: float) -> Tensor:
     place_B23 = torch.eye(2, 3, device=x_BHW.device).repeat(len(x_BHW), 1, 1)
     place_B23[:, :, 2] = moved_B2.flip(1) * (2.0 / moved_B2.new_tensor([width, height]))
     grid_BHW2 = functional.affine_grid(place_B23, [len(x_BHW), 1, height, width], align_corners=False)
-    return functional.grid_sample(x_BHW[:, None], grid_BHW2, align_corners=False)[:, 0]
+    return functional.grid_sample(x_BHW[:, None], grid_BHW2, align_corners=False)[:, 0], moved_B2
 
 
 def _areas(radius: Tensor, step: float, angles: int, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:

@@ -119,15 +119,20 @@ class Evidence(nn.Module):
             self.register_buffer(name, value.to(torch.float32).contiguous(), persistent=False)
 
     def pictures(self, counts: Tensor) -> Pictures:
-        """Return the windows over centred patterns (B, H, W) of counts."""
+        """Return what is collected from centred patterns (B, H, W) of counts."""
+        window = self.windows(counts)
+        direct = (counts * self.beam).sum((1, 2))
+        peak = self._peaks(window[:, 0], window[:, 3])
+        return Pictures(window, direct, counts.sum((1, 2)) - direct, peak)
+
+    def windows(self, counts: Tensor) -> Tensor:
+        """Return the windows (B, 4, H, W) over centred patterns (B, H, W) of counts; see `Pictures`."""
         narrow_HW, moment_HW, wide_HW = self.smooth.unbind()
         across_BHX = counts @ torch.cat((narrow_HW.T, moment_HW.T, wide_HW.T), dim=1)
         near_BHW, turn_BHW, far_BHW = across_BHX.chunk(3, dim=2)
         # Rows count downwards, hence the sign.
         window = (narrow_HW @ near_BHW, narrow_HW @ turn_BHW, -moment_HW @ near_BHW, wide_HW @ far_BHW)
-        direct = (counts * self.beam).sum((1, 2))
-        peak = self._peaks(window[0], window[3])
-        return Pictures(torch.stack(window, dim=1), direct, counts.sum((1, 2)) - direct, peak)
+        return torch.stack(window, dim=1)
 
     def _peaks(self, narrow_BHW: Tensor, wide_BHW: Tensor) -> Tensor:
         """Return the brightest local maxima (B, P, 4) of the narrow window outside the direct beam; see `Pictures`."""
