@@ -28,10 +28,9 @@ from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import replaceable_file, shipped_models, whole_file, writable_folder
 from stemtune.learning.calibration import reliability
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.model import OrientationModel
 from stemtune.maps.evaluate import RIGHT_DEG, angle_figures, families
 from stemtune.maps.inference import Predictor
-from stemtune.maps.refine import Refiner
 
 BASELINE = "matched"
 """The model without training that is judged where nothing is named, beside every model that ships."""
@@ -161,18 +160,7 @@ def load(name: str) -> OrientationModel:
 
 def predictor(method: Method, store: Store) -> Predictor:
     """Return what answers for `method`: the one place where refinement is asked for."""
-    kind = _Refining if method.refine else Predictor
-    return kind(method.model, store, alternatives=ALTERNATIVES)
-
-
-class _Refining(Predictor):
-    """Fits every answer of the model to the pattern."""
-
-    def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-        """Return the refined orientations (B, n, 4), in the model's order, and the model's confidences (B, n)."""
-        orientation, confidence = super().bare(patterns, count)
-        fit = Refiner(self.model.config, self.model.phase, self.model.geometry, self.device)
-        return fit.refine(patterns, Answers(orientation, confidence)).orientation, confidence
+    return Predictor(method.model, store, alternatives=ALTERNATIVES, refine=method.refine)
 
 
 def _sets(options: Options, folder: Path) -> tuple[list[Set], list[tuple[Set, Set]]]:

@@ -45,7 +45,7 @@ def test_the_score_of_known_errors() -> None:
 
 def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = accuracy.Options(
-        patterns=12,
+        patterns=8,
         peers=False,
         conditions=(Condition(0.5, 3000), Condition(0.5, 0, 1.0, 0.01)),
         out=str(tmp_path / "set"),
@@ -58,7 +58,7 @@ def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
         (source, *condition) for source in ("stemtune", "py4DSTEM") for condition in ((3000, 0.0), (0, 1.0))
     ]
     for row in result["rows"]:  # measured on 16: 94 %
-        assert row["method"] == "matched" and row["n"] == 12
+        assert row["method"] == "matched" and row["n"] == 8
         assert row["strict"]["median_deg"] < 1 and row["strict"]["within_5deg"] > 0.7
         assert row["within_5deg_of_best"][-1] > 0.9
         assert row["patterns_per_s"] > 0
@@ -74,7 +74,7 @@ def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(table) == 3 and "matched" in table[0] and "3,000" in table[0] and "no noise" in table[1]
     assert len({len(line) for line in table[:2]}) == 1
     assert "(built)" in printed.err and str(tmp_path / "set") in printed.err
-    assert list((tmp_path / "set").glob("bloch_linio2_p0.5_n12_*.npz"))
+    assert list((tmp_path / "set").glob("bloch_linio2_p0.5_n8_*.npz"))
 
 
 def test_a_model_that_is_not_there_and_a_peer_that_is_no_python(tmp_path: Path) -> None:

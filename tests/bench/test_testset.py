@@ -67,7 +67,7 @@ def test_the_default_seed_draws_the_orientations_of_the_shipped_patterns() -> No
 @pytest.mark.parametrize("precession", testset.PRECESSIONS_DEG)
 def test_our_bloch_waves_are_py4dstems_and_are_built_once(precession: float, tmp_path: Path) -> None:
     """The same orientations and thicknesses: pictures must agree, though scattering factors and beams differ a bit."""
-    theirs = testset.py4dstem(precession).first(8)
+    theirs = testset.py4dstem(precession).first(4)
     ours, path, new = testset.bloch(theirs.orientation, theirs.thickness_nm, precession, tmp_path)
     assert new and path.is_file()
     clean = Condition(precession, 0)
@@ -76,13 +76,13 @@ def test_our_bloch_waves_are_py4dstems_and_are_built_once(precession: float, tmp
     again, _, built = testset.bloch(theirs.orientation, theirs.thickness_nm, precession, tmp_path)
     assert not built
     assert (testset.pictures(again, clean) == testset.pictures(ours, clean)).all()
-    other = testset.bloch(theirs.orientation[:2], theirs.thickness_nm[:2] + 1, precession, tmp_path)
+    other = testset.bloch(theirs.orientation[:1], theirs.thickness_nm[:1] + 1, precession, tmp_path)
     assert other[1] != path
 
 
 def test_our_kinematic_spots_are_those_of_diffsims() -> None:
     """Strong spots agree; ours leave out thousands of faint ones, and diffsims' cell of reflections is a sphere."""
-    drawn = testset.draw(6)
+    drawn = testset.draw(3)
     clean = Condition(electrons=0)
     for a, b in zip(testset.kinematic(*drawn).beams, testset.diffsims(*drawn).beams, strict=True):
         strong = a[1:][a[1:, 2] > 0.03 * a[1:, 2].max()]
@@ -90,4 +90,4 @@ def test_our_kinematic_spots_are_those_of_diffsims() -> None:
         ratio = b[1:, 2][distance.argmin(1)] / strong[:, 2]
         assert distance.min(1).max() < 1e-5
         np.testing.assert_allclose(ratio, 1, atol=0.02)
-    assert testset.pictures(testset.kinematic(*drawn), clean).shape == (6, 128, 128)
+    assert testset.pictures(testset.kinematic(*drawn), clean).shape == (3, 128, 128)
