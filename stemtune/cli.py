@@ -276,7 +276,14 @@ def _predict(commands: argparse._SubParsersAction) -> None:  # type: ignore[type
         from stemtune.tracking import resolve_model
 
         model = resolve_model(options.model)
-        summary = predict(options.scan, model, options.out, batch=options.batch, **_scan_arguments(options))
+        summary = predict(
+            options.scan,
+            model,
+            options.out,
+            batch=options.batch,
+            refine=options.refine,
+            **_scan_arguments(options),
+        )
         print(
             f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed, at"
             f" {summary['patterns_per_second']:,.0f} patterns/s; figures in {Path(options.out) / 'summary.json'}"
@@ -299,6 +306,7 @@ def _predict(commands: argparse._SubParsersAction) -> None:  # type: ignore[type
         "--model", required=True, help="a model folder, models:/NAME@champion, runs:/ID/model, champion"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
+    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
     parser.add_argument("--batch", type=_positive, default=256, metavar="N", help="patterns at a time; default 256")
     parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
     _scan_options(parser)

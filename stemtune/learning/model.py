@@ -58,6 +58,8 @@ class OrientationModel(nn.Module):
     ----------
     trainable
         False for a model that has nothing to learn; the epoch loop then evaluates it once.
+    spread_deg
+        How far off its right answers are, in degrees about each axis; refinement looks that far around them.
     input_size
         Width and height of the pattern after preparation, in pixels.
     calibration
@@ -65,6 +67,7 @@ class OrientationModel(nn.Module):
     """
 
     trainable: bool = True
+    spread_deg: float = 0.5
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
         super().__init__()

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from stemtune.data.store import Store
 from stemtune.learning.answering import answer
 from stemtune.learning.fit import chosen_precision, default_device
-from stemtune.learning.model import OrientationModel
+from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps.indexing import SpotCheck, is_crystal
+from stemtune.maps.refine import Refiner
 from stemtune.maps.resampling import Resampling
 
 _AHEAD = 2  # batches that wait, read, while the model works
@@ -26,7 +27,8 @@ class Answered(NamedTuple):
     """Answers to n patterns, in the order asked.
 
     `answers` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
-    the crystal of the best answer; `signal` and `fit` (n,) float32, see `maps.indexing`.
+    the crystal of the best answer; `signal` and `fit` (n,) float32, see `maps.indexing`. Where answers were refined,
+    `goodness` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `maps.refine.Refined`.
     """
 
     answers: npt.NDArray[np.float64]
@@ -34,6 +36,9 @@ class Answered(NamedTuple):
     indexed: npt.NDArray[np.bool_]
     signal: npt.NDArray[np.float32]
     fit: npt.NDArray[np.float32]
+    goodness: npt.NDArray[np.float32] | None = None
+    scale: npt.NDArray[np.float32] | None = None
+    centre_px: npt.NDArray[np.float32] | None = None
 
 
 class Predictor:
@@ -51,6 +56,8 @@ class Predictor:
         Answers per pattern.
     device
         Where to work; left out, the GPU if there is one.
+    refine
+        Whether the model's answers are fitted to the patterns (`maps.refine`); their order stays.
 
     Attributes
     ----------
@@ -70,6 +77,7 @@ class Predictor:
         batch: int = 256,
         alternatives: int = 5,
         device: torch.device | str | None = None,
+        refine: bool = False,
     ) -> None:
         self.device = default_device() if device is None else torch.device(device)
         self.model = model.to(self.device).eval()
@@ -77,15 +85,22 @@ class Predictor:
         self.precision = chosen_precision(model.config.train.precision, self.device)
         self._resampled = Resampling(store.geometry, model.geometry)
         self._check = SpotCheck(model.phase, store.geometry, self.device)
+        self._refiner = (
+            Refiner(model.config, model.phase, store.geometry, self.device, model.spread_deg) if refine else None
+        )
         self.notes = self._resampled.notes
 
     @torch.inference_mode()
-    def answer(self, patterns: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return the five columns of `Answered` for patterns (B, H, W), still on the device."""
+    def answer(self, patterns: Tensor) -> tuple[Tensor, ...]:
+        """Return the columns of `Answered` for patterns (B, H, W), still on the device; refined ones are eight."""
         counts = patterns.to(self.device, non_blocking=True)
-        best = self.bare(self._resampled(counts), self.alternatives)
-        scores = self._check(counts, best[0][:, 0])
-        return *best, is_crystal(scores), scores.signal, scores.fit
+        orientation, confidence = self.bare(self._resampled(counts), self.alternatives)
+        further: tuple[Tensor, ...] = ()
+        if self._refiner is not None:
+            orientation, *found = self._refiner.refine(counts, Answers(orientation, confidence))
+            further = tuple(found)
+        scores = self._check(counts, orientation[:, 0])
+        return orientation, confidence, is_crystal(scores), scores.signal, scores.fit, *further
 
     @torch.inference_mode()
     def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
@@ -101,14 +116,13 @@ class Predictor:
             for patterns in self._read_ahead(wanted):
                 parts.append(tuple(column.cpu() for column in self.answer(patterns)))
                 bar.update(len(patterns))
-        answers, confidence, indexed, signal, fit = (torch.cat(column) for column in zip(*parts, strict=True))
+        answers, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
         answers = answers.double()
         return Answered(
             (answers / answers.norm(dim=-1, keepdim=True)).numpy(),
             confidence.float().numpy(),
             indexed.numpy(),
-            signal.float().numpy(),
-            fit.float().numpy(),
+            *(column.float().numpy() for column in further),
         )
 
     def _read_ahead(self, rows: npt.NDArray[np.intp]) -> Iterator[Tensor]:

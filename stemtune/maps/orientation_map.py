@@ -39,6 +39,7 @@ NOT_INDEXED = -1
 """Phase of a pixel that shows no crystal."""
 
 _COLUMNS = ("answers", "answer_confidence", "phase", "signal", "fit")
+_OPTIONAL = "goodness"
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
@@ -67,6 +68,9 @@ class OrientationMap:
         Distance between rows and between columns in nm; None when it is not known.
     attrs
         How the map was made: model, source, calibration, versions.
+    goodness
+        Correlation (n, k), 0 to 1, of the patterns with the fitted spots of each answer, NaN for those that were not
+        fitted; None where no answer was refined; see `maps.refine`.
     """
 
     shape: tuple[int, int]
@@ -78,13 +82,18 @@ class OrientationMap:
     phases: list[Phase]
     step_nm: tuple[float, float] | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    goodness: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
-        for name in _COLUMNS:
+        for name in self._columns:
             length = len(getattr(self, name))
             if length != rows * columns:
                 raise ValueError(f"{name} has {length} entries, but the map has {rows} x {columns} pixels")
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return _COLUMNS if self.goodness is None else (*_COLUMNS, _OPTIONAL)
 
     @property
     def indexed(self) -> npt.NDArray[np.bool_]:
@@ -113,7 +122,8 @@ class OrientationMap:
         return "px" if self.step_nm is None else "nm"
 
     def to_orix(self) -> CrystalMap:
-        """Return the map for orix: coordinates in `scan_unit`, properties confidence, signal and fit.
+        """Return the map for orix: coordinates in `scan_unit`, properties confidence, signal and fit, of a
+        refined map goodness too.
 
         orix has no orientation without numbers: pixels that are not indexed carry the identity there, with the
         phase -1 that orix reads as *not_indexed*, and where a pixel has fewer than k answers its best one repeats.
@@ -126,6 +136,13 @@ class OrientationMap:
         quaternions = np.where(offered[..., None], self.answers, best)
         if quaternions.shape[1] == 1:
             quaternions = quaternions[:, 0]
+        properties = {
+            "confidence": self.confidence,
+            "signal": np.nan_to_num(self.signal),
+            "fit": np.nan_to_num(self.fit),
+        }
+        if self.goodness is not None:
+            properties[_OPTIONAL] = np.nan_to_num(self.goodness[:, 0])
         coordinates, _ = create_coordinate_arrays(self.shape, self.step_nm or (1, 1))
         phases = PhaseList([orix_phase(phase, _COLOURS[i % len(_COLOURS)]) for i, phase in enumerate(self.phases)])
         with warnings.catch_warnings():
@@ -136,11 +153,7 @@ class OrientationMap:
                 x=coordinates["x"],
                 y=coordinates["y"],
                 phase_list=phases,
-                prop={
-                    "confidence": self.confidence,
-                    "signal": np.nan_to_num(self.signal),
-                    "fit": np.nan_to_num(self.fit),
-                },
+                prop=properties,
                 scan_unit=self.scan_unit,
             )
         if not self.indexed.all():
@@ -155,7 +168,7 @@ class OrientationMap:
         io.save(str(path), self.to_orix(), overwrite=True)
         with h5py.File(path, "a") as file:
             group = file.create_group("stemtune")
-            for name in _COLUMNS:
+            for name in self._columns:
                 group.create_dataset(name, data=getattr(self, name))
             group.attrs["schema"] = SCHEMA
             group.attrs["shape"] = self.shape
@@ -183,7 +196,7 @@ class OrientationMap:
                     raise UserError(f"'{found}' is HDF5, but no map of stemtune: it lacks the group 'stemtune'")
                 if int(group.attrs["schema"]) > SCHEMA:
                     raise UserError(f"'{found}' was written by a newer stemtune; update stemtune to read it")
-                columns = {name: group[name][()] for name in _COLUMNS}
+                columns = {name: group[name][()] for name in (*_COLUMNS, _OPTIONAL) if name in group}
                 attrs = dict(group.attrs)
         except OSError as problem:
             raise UserError(f"'{found}' cannot be read as HDF5 ({_first_line(problem)}); is it truncated?") from None

@@ -24,6 +24,7 @@ from stemtune.errors import UserError
 from stemtune.files import existing, replaceable_folder, whole_folder
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.model import OrientationModel
+from stemtune.maps.calibration import found_calibration
 from stemtune.maps.evaluate import compare
 from stemtune.maps.export import check_same, read_with_orix, write_ang
 from stemtune.maps.figures import draw_scalar
@@ -44,6 +45,7 @@ def predict(
     *,
     alternatives: int = 5,
     device: torch.device | str | None = None,
+    refine: bool = False,
     **calibration: Any,
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
@@ -63,6 +65,8 @@ def predict(
         How many different answers to keep per pixel.
     device
         Where to work; left out, the GPU if there is one.
+    refine
+        Fit the model's answers to the patterns; see `maps.refine`.
     **calibration
         `kv`, `scale`, `centre`, `shape`, `size` and `keep` as `data.ingest.ingest` takes them, for a scan file.
 
@@ -71,7 +75,8 @@ def predict(
     dict
         What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
         `seconds` (of the whole command), `model`, `median_confidence`, `notes`, and with a truth in the store
-        `disorientation` and the rest of `maps.evaluate.compare`.
+        `disorientation` and the rest of `maps.evaluate.compare`. Refined, also `median_goodness` and `fitted`, see
+        `maps.calibration`.
 
     Raises
     ------
@@ -84,12 +89,15 @@ def predict(
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
         if store.n < 2:
             raise UserError(f"'{source}' holds one pattern, but a map needs at least two")
-        predictor = Predictor(model, store, batch, alternatives, device)
+        predictor = Predictor(model, store, batch, alternatives, device, refine)
         for note in predictor.notes:
             print(f"note: {note}", file=sys.stderr)
         started = time.perf_counter()
         answered = predictor.run()
         rate = store.n / (time.perf_counter() - started)
+        fitted = found_calibration(answered, store.geometry)
+        for note in fitted.notes:
+            print(f"note: {note}", file=sys.stderr)
         facts = _facts(source, model_folder, store, model, calibration, predictor)
         orientation_map = as_map(store, answered, model, facts)
         write_map(orientation_map, part)
@@ -103,7 +111,8 @@ def predict(
             "median_fit": _median(answered.fit[answered.indexed]),
             "scan_shape": list(orientation_map.shape),
             "step_nm": orientation_map.step_nm,
-            "notes": predictor.notes,
+            "notes": [*predictor.notes, *fitted.notes],
+            **fitted.figures,
             **{name: facts[name] for name in ("architecture", "phase", "source", "geometry", "device", "stemtune")},
         }
         if store.labelled.any():
@@ -150,6 +159,7 @@ def as_map(store: Store, answered: Answered, model: OrientationModel, facts: Map
         phases=[model.phase],
         step_nm=_step(store),
         attrs=facts,
+        goodness=None if answered.goodness is None else laid(answered.goodness, np.nan),
     )
 
 
