@@ -57,6 +57,8 @@ class Rerank(OrientationModel):
         Who proposes; what is seen of each proposal; the networks of the first and of all later looks.
     """
 
+    spread_deg = 0.18
+
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
         super().__init__(config, phase, geometry)
         self.matched = Matched(config, phase, geometry)
