@@ -69,6 +69,11 @@ class Set(NamedTuple):
     beams: Beams
     seed: int
 
+    @property
+    def key(self) -> tuple[str, Condition, bytes]:
+        """What tells it from other sets."""
+        return self.source, self.condition, self.beams.orientation.tobytes()
+
     def patterns(self) -> npt.NDArray[Any]:
         """Draw the patterns (n, 128, 128); the same every time."""
         return testset.pictures(self.beams, self.condition, self.seed)
@@ -107,9 +112,11 @@ def run(options: Options) -> dict[str, Any]:
     foreign: list[dict[str, Any]] = []
     left_out: list[str] = []
     for method in methods:
-        scored = {id(each): _score_model(method, each) for each in tqdm(sets, desc=method.name, disable=None)}
-        rows += [_row(each, method.name, scored[id(each)]) for each in sets]
-        foreign += [_foreign(method, theirs, ours) for theirs, ours in pairs]
+        wanted = {each.key: each for each in (*sets, *(each for pair in pairs for each in pair))}
+        bar = tqdm(wanted.items(), desc=method.name, unit="set", disable=None)
+        scored = {key: _score_model(method, each) for key, each in bar}
+        rows += [_row(each, method.name, scored[each.key]) for each in sets]
+        foreign += [_foreign(method, theirs, scored[theirs.key], scored[ours.key]) for theirs, ours in pairs]
     for name, where in found.items():
         if where is None:
             left_out.append(
@@ -279,9 +286,8 @@ def _row(each: Set, method: str, figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _foreign(method: Method, theirs: Set, ours: Set) -> dict[str, Any]:
-    """Return how a model reads patterns of another program beside our own of the same conditions."""
-    other, own = _score_model(method, theirs), _score_model(method, ours)
+def _foreign(method: Method, theirs: Set, other: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return how a model reads patterns of another program (`other`) beside our own of the same conditions (`own`)."""
     median = other["strict"]["median_deg"] / own["strict"]["median_deg"]
     five = other["strict"]["within_5deg"] / own["strict"]["within_5deg"] if own["strict"]["within_5deg"] else np.inf
     return {
