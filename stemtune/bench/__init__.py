@@ -157,6 +157,16 @@ def _predict(folder: Path) -> Figures:
     return figures
 
 
+def _refine(folder: Path) -> Figures:
+    from stemtune.data.store import Store
+    from stemtune.learning.models import build
+    from stemtune.maps.rates import refine_rate
+
+    with Store.open(_store(folder)) as store:
+        model = build(Config.from_flat({"model.name": "matched"}), store.phases[0], store.geometry).eval()
+        return refine_rate(store, model)
+
+
 _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "simulate": ("kinematic patterns per second, beside diffsims", _simulate),
     "bloch": ("Bloch waves: orientations per second, 100 beams and four thicknesses, beside py4DSTEM", _bloch),
@@ -164,4 +174,5 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
     "train": ("the training loop beside the bare forward, backward and step", _train),
     "predict": ("prediction from file to map beside the bare forward pass", _predict),
+    "refine": ("the physical fit of matched's answers, alone and from file to refined answers", _refine),
 }

@@ -17,7 +17,7 @@ _PAIRS = ("patterns of", "prec.", "electrons", "method", "median", "ours", "< 5Â
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; columns are as wide as their longest cell, and numbers stand at the right."""
     widths = [max(len(line[place]) for line in (head, *rows)) for place in range(len(head))]
-    words = [not any(row[place][-1:] in "0123456789Â°%" for row in rows) for place in range(len(head))]
+    words = [not any(row[place][:1].isdigit() for row in rows) for place in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
         parts = zip(cells, widths, words, strict=True)
