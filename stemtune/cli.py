@@ -347,7 +347,10 @@ def _bench(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-a
         call,
     )
     parser.add_argument(
-        "name", nargs="*", metavar="NAME", help="simulate, loading, matched, train, predict (default all), or accuracy"
+        "name",
+        nargs="*",
+        metavar="NAME",
+        help="simulate, bloch, loading, matched, train, predict, refine (default all), or accuracy",
     )
     bench.add_accuracy_options(parser, _positive)
 

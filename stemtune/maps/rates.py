@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from stemtune.data.store import Store
-from stemtune.learning.model import OrientationModel
+from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps.inference import Predictor
+from stemtune.maps.refine import Refiner
 
 
 def predict_rate(
@@ -80,4 +81,51 @@ def predict_rate(
         "alternatives": alternatives,
         "model": model.config.model.name,
         "device": str(predictor.device),
+    }
+
+
+def refine_rate(
+    store: Store,
+    model: OrientationModel,
+    *,
+    batch: int = 256,
+    rounds: int = 3,
+    patterns: int = 1024,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
+    """Measure refinement alone, and prediction from file to refined answers, in turns.
+
+    Returns
+    -------
+    dict
+        `patterns_per_second` of the fit of what the model answers (five answers, those that are worth it), and
+        `whole_patterns_per_second` with reading, the model and the check; medians of `rounds`. And `fits_per_pattern`;
+        `processor_ms`, what the fit of a pattern takes of one core: the figure to believe on a busy machine.
+    """
+    predictor = Predictor(model, store, batch, device=device, refine=True)
+    refiner = Refiner(model.config, model.phase, store.geometry, predictor.device, model.spread_deg)
+    rows = np.arange(min(patterns, store.n))
+    ready = torch.from_numpy(store.take(rows)).to(predictor.device)
+    parts = [
+        (ready[start : start + batch], Answers(*predictor.bare(ready[start : start + batch], predictor.alternatives)))
+        for start in range(0, len(rows), batch)
+    ]
+    fits = 0
+    alone, processor, whole = [], [], []
+    for turn in range(rounds + 1):
+        wall, work = time.perf_counter(), time.process_time()
+        goodness = torch.cat([refiner.refine(*part).goodness.cpu() for part in parts])
+        if turn:  # the first one warms up
+            alone.append(time.perf_counter() - wall)
+            processor.append(time.process_time() - work)
+        fits = int(goodness.isfinite().sum())
+        wall = time.perf_counter()
+        predictor.run(rows, progress=False)
+        if turn:
+            whole.append(time.perf_counter() - wall)
+    return {
+        "patterns_per_second": float(len(rows) / np.median(alone)),
+        "whole_patterns_per_second": float(len(rows) / np.median(whole)),
+        "fits_per_pattern": fits / len(rows),
+        "processor_ms": float(1e3 * np.median(processor) / len(rows)),
     }
