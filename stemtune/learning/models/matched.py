@@ -178,7 +178,7 @@ class Matched(OrientationModel):
         return Tops(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Tops:
-        direction_BT = self.peaks.shortlist(peak_BD, 8 + 4 * n)
+        direction_BT = self.peaks.shortlist(peak_BD, 10 + 2 * n)
         rows_BTA = self._rows(spectrum_BFR2, direction_BT)
         return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n)
 
