@@ -23,6 +23,8 @@ from stemtune.files import existing, whole_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from stemtune.maps.orientation_map import OrientationMap
+
 _COLUMNS, _PATTERNS = 8, 40
 _GAMMA = 0.25
 _LINE = 110  # characters of a line
@@ -224,11 +226,18 @@ def _map(path: Path) -> tuple[str, dict[str, str]]:
         "scan": _positions(found.shape, found.step_nm),
         "indexed": f"{indexed.mean():.1%} of {len(indexed):,} pixels ({', '.join(shares)})",
         "confidence": f"{np.median(confidence):.3g} (median of the indexed pixels)" if len(confidence) else "",
-        "answers": f"the best {found.answers.shape[1]} of every pixel",
+        "answers": f"the best {found.answers.shape[1]} of every pixel" + _refined(found),
         **{name: str(value) for name, value in found.attrs.items() if isinstance(value, str | int | float)},
         "pictures": ", ".join(pictures),
     }
     return f"an orientation map of {found.shape[0]} x {found.shape[1]} pixels", facts
+
+
+def _refined(found: OrientationMap) -> str:
+    goodness = None if found.goodness is None else found.goodness[found.indexed, 0]
+    if goodness is None or not len(goodness):
+        return ""
+    return f", refined: goodness {np.nanmedian(goodness):.3g} (median of the indexed pixels)"
 
 
 def _model(path: Path) -> tuple[str, dict[str, str]]:

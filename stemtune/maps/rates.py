@@ -100,7 +100,7 @@ def refine_rate(
     dict
         `patterns_per_second` of the fit of what the model answers (five answers, those that are worth it), and
         `whole_patterns_per_second` with reading, the model and the check; medians of `rounds`. And `fits_per_pattern`;
-        `processor_ms`, what the fit of a pattern takes of one core: the figure to believe on a busy machine.
+        `processor_ms` and `whole_processor_ms`, what a pattern takes of one core: to believe on a busy machine.
     """
     predictor = Predictor(model, store, batch, device=device, refine=True)
     refiner = Refiner(model.config, model.phase, store.geometry, predictor.device, model.spread_deg)
@@ -111,7 +111,7 @@ def refine_rate(
         for start in range(0, len(rows), batch)
     ]
     fits = 0
-    alone, processor, whole = [], [], []
+    alone, processor, whole, whole_processor = [], [], [], []
     for turn in range(rounds + 1):
         wall, work = time.perf_counter(), time.process_time()
         goodness = torch.cat([refiner.refine(*part).goodness.cpu() for part in parts])
@@ -119,13 +119,15 @@ def refine_rate(
             alone.append(time.perf_counter() - wall)
             processor.append(time.process_time() - work)
         fits = int(goodness.isfinite().sum())
-        wall = time.perf_counter()
+        wall, work = time.perf_counter(), time.process_time()
         predictor.run(rows, progress=False)
         if turn:
             whole.append(time.perf_counter() - wall)
+            whole_processor.append(time.process_time() - work)
     return {
         "patterns_per_second": float(len(rows) / np.median(alone)),
         "whole_patterns_per_second": float(len(rows) / np.median(whole)),
         "fits_per_pattern": fits / len(rows),
         "processor_ms": float(1e3 * np.median(processor) / len(rows)),
+        "whole_processor_ms": float(1e3 * np.median(whole_processor) / len(rows)),
     }

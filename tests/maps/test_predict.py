@@ -16,6 +16,7 @@ from orix import io as orix_io
 
 from stemtune.config import Config, SimulateConfig, Span
 from stemtune.crystal.phase import linio2
+from stemtune.crystal.rotations import multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.data.simulate import simulate_polycrystal
@@ -24,9 +25,11 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
+from stemtune.learning.grid import from_rotation_vector
 from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps import predict as predict_module
 from stemtune.maps.evaluate import evaluate, in_words
+from stemtune.maps.inspect import describe
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.overlay import overlay_positions
 from stemtune.maps.predict import predict
@@ -146,7 +149,7 @@ def test_evaluate_reads_every_kind_of_truth(scan: Path, folder: Path, tmp_path: 
 
 
 def test_evaluate_finds_planted_errors(scan: Path, folder: Path) -> None:
-    from stemtune.crystal.rotations import from_axis_angle_deg, multiply
+    from stemtune.crystal.rotations import from_axis_angle_deg
     from stemtune.crystal.symmetry import beam180
     from stemtune.maps.evaluate import compare
     from stemtune.maps.truth import read_truth
@@ -257,6 +260,30 @@ def test_rate_compares_the_whole_with_the_bare_model(scan: Path, model: Orientat
     assert rates["patterns"] == 120
     assert 0 < rates["ratio"] < 3
     assert rates["patterns_per_second"] > 0
+
+
+def test_refined_map(scan: Path, model: OrientationModel, folder: Path, tmp_path: Path) -> None:
+    """Answers 0.6 degrees off come out better, the map says how well they fit, and maps without that still read."""
+    kept = model.known.clone()
+    turn = torch.randn(len(kept), 3, generator=torch.Generator().manual_seed(8))
+    model.known.copy_(multiply(kept, from_rotation_vector(turn / turn.norm(dim=1, keepdim=True) * 0.0105)))
+    try:
+        plain = predict(scan, "stand-in", tmp_path / "plain")
+        summary = predict(scan, "stand-in", tmp_path / "map", refine=True)
+    finally:
+        model.known.copy_(kept)
+    assert plain["disorientation"]["strict"]["median_deg"] == pytest.approx(0.6, abs=0.05)
+    assert summary["disorientation"]["strict"]["median_deg"] < 0.4
+    made, before = OrientationMap.read(tmp_path / "map"), OrientationMap.read(folder)
+    assert made.goodness is not None and made.goodness.shape == made.answers.shape[:2]
+    assert summary["median_goodness"] == pytest.approx(np.median(made.goodness[made.indexed, 0]))
+    assert summary["fitted"]["scale_inv_angstrom"] == pytest.approx(0.05, rel=0.01)
+    assert summary["fitted"]["centre_px"] == pytest.approx([31.5, 31.5], abs=0.3)
+    read = orix_io.load(tmp_path / "map" / "map.h5")
+    np.testing.assert_allclose(read.prop["goodness"], np.nan_to_num(made.goodness[:, 0]), rtol=1e-6)
+    assert before.goodness is None and "median_goodness" not in plain
+    assert "goodness" in describe(tmp_path / "map") and "goodness" not in describe(folder)
+    assert evaluate(tmp_path / "map", scan)["disorientation"]["strict"] == summary["disorientation"]["strict"]
 
 
 def test_ctrl_c_leaves_nothing(
