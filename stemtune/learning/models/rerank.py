@@ -57,7 +57,7 @@ class Rerank(OrientationModel):
         Who proposes; what is seen of each proposal; the networks of the first and of all later looks.
     """
 
-    spread_deg = 0.18
+    spread_deg = 0.07  # wider ones make refinement worse where the beam precesses by more than 0.7 degrees
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
         super().__init__(config, phase, geometry)
