@@ -38,7 +38,7 @@ KEPT = 4
 SPOTS = 64
 """Predicted spots of each candidate that are looked at."""
 
-WIDTH = 64
+WIDTH = 96
 """Features per spot where `model.width` is 0."""
 
 _EXTRA = 3
@@ -114,7 +114,8 @@ class Rerank(OrientationModel):
         Patterns without the truth (B, 4) among their candidates, within 5 degrees, do not count.
         """
         truth_B4 = orientation.to(output["score"])
-        total = output["score"].sum() * 0
+        parts = ("first_score", "first_mend", "score", "mend")
+        total = torch.stack([output[part].sum() for part in parts]).sum() * 0  # every weight has a gradient
         looks = (("first", "first_score", "first_mend", 1.0), ("orientation", "score", "mend", 2.0))
         for candidate, score, mend, weight in looks:
             missing_BM3 = self._missing(output[candidate], truth_B4)
