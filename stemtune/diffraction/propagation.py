@@ -5,7 +5,7 @@ than diagonalise A, the exponential is expanded in Chebyshev polynomials of A: t
 thickness and, because beam tilts change the diagonal only, one matrix product per term serves every tilt of precession
 and convergence. Absorption is exact, and no step is more than a matrix product, on CPU and GPU alike.
 
-Shape legend: B patterns, N beams, J beam tilts, T thicknesses, K terms.
+Shape legend: B patterns, N beams, J beam tilts, T thicknesses, W different ones of them, K terms.
 
 References
 ----------
@@ -37,17 +37,17 @@ def propagated(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> T
     thickness_BT
         In Å.
     """
-    way_BT = 2 * math.pi * thickness_BT.double()
-    middle_B, focus, vertex, growth = _ellipse(matrix_BNN, error_BNJ, float(way_BT.max()))
-    term_KBT = _coefficients(focus * way_BT, vertex * way_BT) * torch.exp(-middle_B.imag[:, None] * way_BT)
-    if len(term_KBT) * growth > _LARGEST:
+    way_W, place_BT = (2 * math.pi * thickness_BT.double()).unique(return_inverse=True)  # patterns often share them
+    middle_B, focus, vertex, growth = _ellipse(matrix_BNN, error_BNJ, float(way_W.max()))
+    term_KW = _coefficients(focus * way_W, vertex * way_W) * torch.exp(-middle_B.imag.max() * way_W)
+    if len(term_KW) * growth > _LARGEST:
         raise UserError(
             f"{float(thickness_BT.max()) / 10:g} nm of this crystal absorb too much to be simulated; lower "
             "`simulate.thickness`, or set `simulate.absorption` to none"
         )
-    kind = matrix_BNN.dtype if len(term_KBT) * growth < _LARGEST_SINGLE else torch.complex128
+    kind = matrix_BNN.dtype if len(term_KW) * growth < _LARGEST_SINGLE else torch.complex128
     # Waves are rows: a product of few rows with a matrix is several times as fast on a CPU as one with few columns.
-    scaled_BNN, term_KBT = (matrix_BNN.mT / focus).to(kind).contiguous(), term_KBT.to(kind)
+    scaled_BNN, term_KBT = (matrix_BNN.mT / focus).to(kind).contiguous(), term_KW.to(kind)[:, place_BT]
     error_BJN = ((error_BNJ - middle_B[:, None, None]) / focus).to(kind).mT.contiguous()
     before = torch.zeros_like(error_BJN)
     before[:, :, 0] = 1
@@ -83,17 +83,17 @@ def _ellipse(matrix_BNN: Tensor, error_BNJ: Tensor, way: float) -> tuple[Tensor,
     return middle_B, focus, vertex, math.acosh(max(1.0, vertex / focus))
 
 
-def _coefficients(phase_BT: Tensor, vertex_BT: Tensor) -> Tensor:
-    """Return the Chebyshev coefficients (K, B, T) complex128 of exp(i z x) on [-1, 1]: (2 - delta) i^k J_k(z).
+def _coefficients(phase_W: Tensor, vertex_W: Tensor) -> Tensor:
+    """Return the Chebyshev coefficients (K, W) complex128 of exp(i z x) on [-1, 1]: (2 - delta) i^k J_k(z).
 
-    They are the Fourier coefficients of exp(i z cos theta). Beyond `vertex_BT`, which is z or for polynomials that
+    They are the Fourier coefficients of exp(i z cos theta). Beyond `vertex_W`, which is z or for polynomials that
     grow more, plus a few times its cube root, they no longer matter and are left out: there they are but rounding.
     """
-    needed_BT = vertex_BT + 8 * vertex_BT ** (1 / 3) + 8
-    terms = math.ceil(float(needed_BT.max()))
+    needed_W = vertex_W + 8 * vertex_W ** (1 / 3) + 8
+    terms = math.ceil(float(needed_W.max()))
     points = 1 << (2 * terms).bit_length()
-    angle = torch.arange(points, dtype=torch.float64, device=phase_BT.device) * (2 * math.pi / points)
-    wave_BTP = torch.polar(torch.ones((), dtype=torch.float64, device=angle.device), phase_BT[..., None] * angle.cos())
-    series_KBT: Tensor = torch.fft.fft(wave_BTP, dim=-1)[..., :terms].movedim(-1, 0) * (2 / points)
-    series_KBT[0] /= 2
-    return series_KBT * (torch.arange(terms, device=angle.device)[:, None, None] <= needed_BT)
+    angle = torch.arange(points, dtype=torch.float64, device=phase_W.device) * (2 * math.pi / points)
+    wave_WP = torch.polar(torch.ones((), dtype=torch.float64, device=angle.device), phase_W[..., None] * angle.cos())
+    series_KW: Tensor = torch.fft.fft(wave_WP, dim=-1)[..., :terms].movedim(-1, 0) * (2 / points)
+    series_KW[0] /= 2
+    return series_KW * (torch.arange(terms, device=angle.device)[:, None] <= needed_W)
