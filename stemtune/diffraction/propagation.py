@@ -37,7 +37,8 @@ def propagated(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> T
     thickness_BT
         In Å.
     """
-    way_W, place_BT = (2 * math.pi * thickness_BT.double()).unique(return_inverse=True)  # patterns often share them
+    way_BT = 2 * math.pi * thickness_BT.double()
+    way_W, place_BT = torch.unique(way_BT, return_inverse=True)  # patterns often share them
     middle_B, focus, vertex, growth = _ellipse(matrix_BNN, error_BNJ, float(way_W.max()))
     term_KW = _coefficients(focus * way_W, vertex * way_W) * torch.exp(-middle_B.imag.max() * way_W)
     if len(term_KW) * growth > _LARGEST:
