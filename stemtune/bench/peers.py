@@ -24,8 +24,8 @@ from stemtune.errors import UserError
 STEP_DEG = 2.0
 """Spacing of the peers' templates."""
 
-GAMMAS = (0.25, 0.5)
-"""Powers that patterns are raised to before pyxem matches them."""
+POWERS = ((0.25, 0.25), (0.25, 1.0), (0.5, 1.0))
+"""Powers that patterns and templates are raised to before pyxem matches them; its manual raises only patterns."""
 
 _NUMBERS = {"Li": 3, "O": 8, "Ni": 28}
 
@@ -76,14 +76,16 @@ def run_pyxem(
 ) -> Iterator[Answered]:
     """Yield what pyxem answers to each set (patterns, beams), its columns rightly converted, and as it ships."""
     job: dict[str, Any] = {f"set{number}": patterns for number, (patterns, _) in enumerate(sets)}
-    result = _call(PYXEM, python, folder, job | {"cif": linio2().cif, "gammas": np.array(GAMMAS)})
+    result = _call(PYXEM, python, folder, job | {"cif": linio2().cif, "powers": np.array(POWERS)})
     for number, (patterns, _) in enumerate(sets):
-        for gamma in GAMMAS:
-            key, method = f"set{number}/{gamma:g}", f"pyxem {version}, gamma {gamma:g}"
+        for row, (gamma, of_templates) in enumerate(POWERS):
+            key, method = f"set{number}/{row}", f"pyxem {version}, gamma {gamma:g}"
+            if of_templates != 1:
+                method += f", templates {of_templates:g}"
             rate = len(patterns) / float(result[f"{key}/seconds"])
             converted = from_pyxem_columns(torch.from_numpy(result["grid"]), torch.from_numpy(result[f"{key}/raw"]))
             yield Answered(number, method, converted, rate)
-            shipped = normalise(torch.from_numpy(result[f"{key}/shipped"]))
+            shipped = from_pyxem_shipped(torch.from_numpy(result[f"{key}/shipped"]))
             yield Answered(number, f"{method}, as shipped", shipped, rate)
 
 
@@ -131,6 +133,16 @@ def from_pyxem_columns(grid: Tensor, columns: Tensor) -> Tensor:
     plain, mirrored = torch.tensor([[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     turned = multiply(grid.double()[index.long()], from_axis_angle_deg(axis, -mirror * angle))
     return multiply(turned, torch.where(mirror[:, None] > 0, plain, mirrored))
+
+
+def from_pyxem_shipped(rotations: Tensor) -> Tensor:
+    """Return what pyxem's own `to_rotation` says, (n, 4), in our frame: half a turn about the beam from its own.
+
+    The half turn is the one constant turn with which the answers of templates matched as they are come out right; with
+    none are those of mirrored templates right in -3m.
+    """
+    half = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    return multiply(normalise(rotations.double()), half)
 
 
 def from_py4dstem_matrix(matrix: Tensor) -> Tensor:
