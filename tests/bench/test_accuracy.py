@@ -46,6 +46,7 @@ def test_the_score_of_known_errors() -> None:
 def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = accuracy.Options(
         patterns=8,
+        models=("matched",),
         peers=False,
         conditions=(Condition(0.5, 3000), Condition(0.5, 0, 1.0, 0.01)),
         out=str(tmp_path / "set"),

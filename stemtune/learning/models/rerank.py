@@ -88,7 +88,8 @@ class Rerank(OrientationModel):
         """Judge candidates by the pictures of their patterns; see `forward`."""
         missing_BM = proposals.score == -torch.inf
         first_BM4 = proposals.orientation.nan_to_num(0.5)
-        prior_BM = ((proposals.score - proposals.score[:, :1]) / _SHARPNESS).clamp_min(-4.0)
+        behind_BM = (proposals.score - proposals.score[:, :1]) / _SHARPNESS
+        prior_BM = behind_BM.masked_fill(missing_BM, -math.inf).clamp_min(-4.0)  # where all are missing, inf - inf
         score_BM, mend_BM3 = self._judged(0, pictures, first_BM4, prior_BM)
         score_BM = score_BM.masked_fill(missing_BM, -1e4)
         output = {"first": first_BM4, "first_score": score_BM, "first_mend": mend_BM3, "clear": proposals.clear}
