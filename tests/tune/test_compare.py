@@ -137,7 +137,9 @@ def test_the_best_checkpoint_is_found_on_disk(tmp_path: Path) -> None:
         folder = tmp_path / "train" / "train-abc" / f"checkpoint_{number}"
         (folder / "model").mkdir(parents=True)
         (folder / "model" / "model.json").write_text("{}")
-        (folder / ".metadata.json").write_text(json.dumps({"epoch": number, "metrics": {"epoch": number, "val/loss": value}}))
+        (folder / ".metadata.json").write_text(
+            json.dumps({"epoch": number, "metrics": {"epoch": number, "val/loss": value}})
+        )
     (tmp_path / "train" / "train-abc" / "checkpoint_3").mkdir()
     found = best_checkpoint(tmp_path, "abc", "val/loss", "min")
     assert found is not None

@@ -1,0 +1,114 @@
+"""Commands that make and show data: simulate, ingest, inspect."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from stemtune.cli.parsing import command, pair, positive, scan_arguments, scan_options, seed, simulate_options
+from stemtune.config import Config, SimulateConfig, parse_assignments
+from stemtune.errors import UserError
+
+if TYPE_CHECKING:
+    from stemtune.cli.parsing import Commands
+
+
+def _simulate_config(options: argparse.Namespace) -> SimulateConfig:
+    given = {key: value for key, value in vars(options).items() if key.startswith("simulate.") and value is not None}
+    for key, value in parse_assignments(options.set).items():
+        if not key.startswith("simulate."):
+            raise UserError(f"--set {key}: a simulation has no other settings than those called simulate.*")
+        given[key] = value
+    if options.dynamical and given.setdefault("simulate.physics", "bloch") != "bloch":
+        raise UserError(f"--dynamical asks for Bloch waves, but simulate.physics is {given['simulate.physics']!r}")
+    return Config.from_flat(given).simulate
+
+
+def simulate(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        settings = _simulate_config(options)
+        shape = pair(options.scan, "--scan") if options.scan else None
+        from stemtune.data import simulate
+
+        how: dict[str, Any] = {"seed": options.seed, "device": options.device, "restart": options.restart}
+        if shape:
+            simulate.simulate_polycrystal(options.cif, options.out, shape, options.grains, settings, **how)
+        else:
+            simulate.simulate_store(
+                options.cif, options.out, options.patterns, settings, workers=options.workers, **how
+            )
+        from stemtune.maps.inspect import describe
+
+        print(describe(options.out))
+
+    parser = command(
+        commands,
+        "simulate",
+        "simulated patterns with exact orientations; after an interrupt the same command goes on",
+        "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5",
+        call,
+    )
+    parser.add_argument(
+        "cif",
+        metavar="CIF",
+        help="the phase: a CIF file, or `linio2`, which ships with stemtune; atoms without displacement parameters"
+        " (Debye-Waller factors) get a mean square of 0.005 Å²",
+    )
+    parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
+    parser.add_argument("--patterns", type=positive, default=10_000, metavar="N", help="how many; default 10000")
+    parser.add_argument("--scan", metavar="NY,NX", help="instead a scan of a polycrystal with known truth")
+    parser.add_argument("--grains", type=positive, default=12, metavar="N", help="grains of --scan; default 12")
+    parser.add_argument("--seed", type=seed, default=0, help="same seed, same patterns; default 0")
+    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes on a CPU; default 1")
+    parser.add_argument("--dynamical", action="store_true", help="Bloch waves; the same as --physics bloch")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to simulate; default auto, a GPU if there is one (its random numbers are its own)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew instead of going on with the unfinished STORE.part"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting simulate.*")
+    simulate_options(parser)
+
+
+def ingest(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.data.ingest import ingest
+        from stemtune.maps.inspect import describe
+
+        ingest(options.scan, options.out, **scan_arguments(options))
+        print(describe(options.out))
+
+    parser = command(
+        commands,
+        "ingest",
+        "a measured scan, calibrated and centred, into a store",
+        "stemtune ingest scan.hspy --out scan.h5 --kv 300",
+        call,
+    )
+    parser.add_argument("scan", metavar="SCAN", help="a file that rosettasciio reads")
+    parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
+    scan_options(parser)
+
+
+def inspect(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps import inspect
+
+        print(inspect.describe(options.path))
+        if options.png:
+            inspect.contact_sheet(options.path, options.png)
+            print(f"contact sheet: {options.png}")
+
+    parser = command(
+        commands,
+        "inspect",
+        "what a scan, store, map, model or search space holds",
+        "stemtune inspect scan.h5 --png scan.png",
+        call,
+    )
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument("--png", metavar="FILE", help="draw a contact sheet of patterns")

@@ -1,0 +1,89 @@
+"""Commands that learn: train, sweep, check, compare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stemtune.cli.parsing import command, positive
+from stemtune.config import Config, parse_assignments
+
+if TYPE_CHECKING:
+    from stemtune.cli.parsing import Commands
+
+
+def train(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        settings = parse_assignments(options.set)
+        if options.store:
+            settings["data.store"] = str(Path(options.store).expanduser().absolute())
+        if options.workers:
+            settings["train.workers"] = options.workers
+        config = Config.from_flat(settings)
+        from stemtune.learning.train import train
+
+        train(config, options.out, config.train.workers)
+
+    parser = command(
+        commands,
+        "train",
+        "one training run, the same code as a trial of the search",
+        "stemtune train --store linio2.h5 --set model.name=cnn --set train.epochs=10 --out model",
+        call,
+    )
+    parser.add_argument("--store", metavar="STORE", help="training store; leave out with --set data.source=simulate")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of a trial")
+    parser.add_argument("--workers", type=positive, metavar="N", help="data-parallel processes")
+    parser.add_argument("--out", required=True, metavar="MODEL", help="the model folder to write")
+
+
+def sweep(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.sweep import main as sweep
+
+        raise SystemExit(sweep(options.arguments))
+
+    parser = command(
+        commands,
+        "sweep",
+        "the search over a space, as python stemtune/sweep.py does it",
+        "stemtune sweep search_spaces/smoke.yaml --local --trials 8 --name first",
+        call,
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="SPACE.yaml [OPTION ...]")
+    parser.prefix_chars = "\0"  # options, --help too, belong to sweep.py's own parser
+
+
+def check(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.tune.describe import check
+
+        print(check(options.spaces))
+
+    parser = command(
+        commands,
+        "check",
+        "validates search spaces, samples each, prints what would run",
+        "stemtune check search_spaces/*.yaml",
+        call,
+    )
+    parser.add_argument("spaces", nargs="+", metavar="SPACE.yaml")
+
+
+def compare(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.tune.report import compare
+
+        print(compare(options.name, png=options.png, json=options.json))
+
+    parser = command(
+        commands,
+        "compare",
+        "leaderboard, architectures side by side, importances, cost",
+        "stemtune compare first --png first.png --json first.json",
+        call,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; default the newest")
+    parser.add_argument("--png", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE")

@@ -1,0 +1,73 @@
+"""Commands that make and judge maps: predict, evaluate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stemtune.cli.parsing import command, pair, positive, scan_arguments, scan_options
+
+if TYPE_CHECKING:
+    from stemtune.cli.parsing import Commands
+
+
+def predict(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps.predict import predict
+        from stemtune.tracking import resolve_model
+
+        model = resolve_model(options.model)
+        summary = predict(
+            options.scan,
+            model,
+            options.out,
+            batch=options.batch,
+            refine=options.refine,
+            **scan_arguments(options),
+        )
+        print(
+            f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed, at"
+            f" {summary['patterns_per_second']:,.0f} patterns/s; figures in {Path(options.out) / 'summary.json'}"
+        )
+        if options.overlay:
+            from stemtune.maps.overlay import overlay_positions
+
+            picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
+            print(f"overlay: {picture}")
+
+    parser = command(
+        commands,
+        "predict",
+        "the orientation map",
+        "stemtune predict scan.h5 --model champion --out map --overlay 23,18 30,40",
+        call,
+    )
+    parser.add_argument("scan", metavar="SCAN|STORE")
+    parser.add_argument(
+        "--model", required=True, help="a model folder, models:/NAME@champion, runs:/ID/model, champion"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
+    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
+    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
+    parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
+    scan_options(parser)
+
+
+def evaluate(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps.evaluate import evaluate, in_words
+
+        print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
+
+    parser = command(
+        commands,
+        "evaluate",
+        "a map against the truth: disorientation, pseudo-symmetry confusion, calibration of the confidence",
+        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json",
+        call,
+    )
+    parser.add_argument("map", metavar="MAP.h5")
+    parser.add_argument("--truth", required=True, metavar="STORE|MAP.h5|.ang")
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    parser.add_argument("--png", metavar="FILE", help="draw the reliability of the confidence")

@@ -1,0 +1,82 @@
+"""What every command's parser shares: one-line errors, an example in the help, options that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from stemtune.config import knobs
+from stemtune.errors import UserError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["Parser"]
+
+Command = Callable[[argparse.Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def command(commands: Commands, name: str, does: str, example: str, call: Command) -> Parser:
+    parser: Parser = commands.add_parser(
+        name,
+        help=does,
+        description=does[0].upper() + does[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=call)
+    return parser
+
+
+def simulate_options(parser: Parser) -> None:
+    """Give every `simulate.*` knob as an option of its own name."""
+    group = parser.add_argument_group("the microscope (low:high is drawn from anew for every pattern)")
+    for key, knob in knobs().items():
+        section, name = key.split(".", 1)
+        if section == "simulate":
+            unit = f" [{knob.unit}]" if knob.unit else ""
+            text = f"{knob.about}{unit}; default {knob.default}"
+            group.add_argument(f"--{name.replace('_', '-')}", dest=key, metavar="X", help=text.replace("%", "%%"))
+
+
+def scan_options(parser: Parser) -> None:
+    group = parser.add_argument_group("the scan's calibration, where the file does not say")
+    group.add_argument("--kv", type=float, help="acceleration voltage in kV")
+    group.add_argument("--scale", type=float, help="1/Å per pixel of the file")
+    group.add_argument("--centre", default="auto", metavar="Y,X", help="direct beam in pixels; default auto")
+    group.add_argument("--shape", metavar="NY,NX", help="scan shape of a file that is only a stack of frames")
+    group.add_argument("--size", type=positive, help="resample the patterns to this size")
+    group.add_argument("--keep", metavar="0:NY,0:NX", help="the part of the scan to keep")
+
+
+def scan_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("kv", "scale", "centre", "shape", "size", "keep")}
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
+    return number
+
+
+def pair(text: str, option: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} {text}: write two whole numbers, 23,18 for instance") from None
+    return first, second

@@ -1,0 +1,121 @@
+"""What is known about one setting: its name, default, unit, range and meaning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from stemtune.errors import UserError, did_you_mean
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Span:
+    """A closed range that is drawn from at random; a single number is a range of no width."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g}" if self.low == self.high else f"{self.low:g}:{self.high:g}"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What is known about one setting: the place `key`, the default, the allowed values and the meaning."""
+
+    key: str
+    kind: str
+    default: Any
+    about: str
+    unit: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    choices: tuple[str, ...] = ()
+
+    def parse(self, value: object) -> Any:
+        """Return `value` as this knob's type, or raise a `UserError` that names key, value and range."""
+        if isinstance(value, str) and self.kind != "text":
+            value = _from_text(value, self.kind)
+        if self.kind == "flag":
+            if not isinstance(value, bool):
+                raise self._refuse(value, "true or false")
+            return value
+        if self.kind == "text":
+            if isinstance(value, bool) or not isinstance(value, str):
+                raise self._refuse(value, f"one of {', '.join(self.choices)}" if self.choices else "text")
+            if self.choices and value not in self.choices:
+                raise self._refuse(value, f"one of {', '.join(self.choices)}{did_you_mean(value, self.choices)}")
+            return value
+        if self.kind == "flag_or_path":
+            if not isinstance(value, bool | str):
+                raise self._refuse(value, "true, false or a path")
+            return value
+        if self.kind == "span":
+            span = _span(value)
+            if span is None or span.low > span.high:
+                raise self._refuse(value, "a number or low:high")
+            self._in_range(span.low, value)
+            self._in_range(span.high, value)
+            return span
+        return self._number(value)
+
+    def _number(self, value: object) -> int | float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._refuse(value, "a whole number" if self.kind == "int" else "a number")
+        if self.kind == "int" and value != int(value):
+            raise self._refuse(value, "a whole number")
+        self._in_range(value, value)
+        return int(value) if self.kind == "int" else float(value)
+
+    def _in_range(self, number: float, shown: object) -> None:
+        above = number > self.low if self.open_low else number >= self.low
+        if not (above and number <= self.high) or math.isnan(number):
+            raise self._refuse(shown, f"in {self.range_text}")
+
+    @property
+    def range_text(self) -> str:
+        """The allowed range in mathematical notation, `(0, 1]` for instance."""
+        left = "(" if self.open_low or math.isinf(self.low) else "["
+        right = ")" if math.isinf(self.high) else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+    def _refuse(self, value: object, wanted: str) -> UserError:
+        return UserError(f"`{self.key}` is {value!r}, but must be {wanted}")
+
+
+def _from_text(text: str, kind: str) -> object:
+    """Read a number or a flag that came as text (from `--set`, or YAML's 1e-5); leave other text as it is."""
+    lowered = text.strip().lower()
+    if kind in ("flag", "flag_or_path") and lowered in ("true", "false"):
+        return lowered == "true"
+    if kind in ("int", "float"):
+        try:
+            return float(lowered) if kind == "float" else int(lowered)
+        except ValueError:
+            return text
+    return text
+
+
+def _span(value: object) -> Span | None:
+    if isinstance(value, Span):
+        return value
+    if isinstance(value, str):
+        parts: list[Any] = value.split(":")
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    else:
+        parts = [value]
+    if len(parts) not in (1, 2) or any(isinstance(part, bool) for part in parts):
+        return None
+    try:
+        return Span(float(parts[0]), float(parts[-1]))
+    except (TypeError, ValueError):
+        return None
+
+
+def define(kind: str, default: Any, about: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "about": about, **limits})
