@@ -159,9 +159,13 @@ class StoreLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of epoch `epoch`, fetched ahead of their use by a thread."""
         plan = [np.sort(rows) for rows in self.rows_of(epoch)]
-        hint = self._cold or self.store.path.stat().st_size > _memory_bytes() // 2
+        fits = self.store.path.stat().st_size <= _memory_bytes() // 2
+        through = self._cold and fits and 2 * len(self.rows) >= self.store.n
+        hint = not fits or (self._cold and not through)
 
         def fetch(number: int) -> Batch:
+            if through and number == 0:
+                self.store.read_through()
             if hint and number + 1 < len(plan):
                 self.store.expect(plan[number + 1])
             rows = plan[number]

@@ -33,6 +33,7 @@ __all__ = ["SPLITS", "Store", "StoreWriter", "make_splits"]
 SPLITS = ("train", "validation", "test")
 """Names of the values 0, 1, 2 of `split`."""
 
+_PIECE = 2**22  # bytes at a time of what is only read into the page cache
 _SAMPLED = 64  # patterns that enter the content hash, and whose counts are checked
 
 
@@ -147,6 +148,17 @@ class Store:
             start = self._map_offset + int(row) * length
             page = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, start + length - page)
+
+    def read_through(self) -> None:
+        """Read the file once from its beginning to its end, so that the page cache holds all of it.
+
+        This is as fast as the disk, and the kernel caches what is read in order in large pages: shuffled reading from
+        them is as fast as from an array in memory, from the small pages of single patterns about a tenth slower.
+        """
+        piece = bytearray(_PIECE)
+        with self.path.open("rb", buffering=0) as raw:
+            while raw.readinto(piece):
+                pass
 
     @cached_property
     def orientation(self) -> npt.NDArray[np.float64]:

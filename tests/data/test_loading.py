@@ -159,6 +159,25 @@ def test_larger_than_memory_path_reads_the_same(path: Path, monkeypatch: pytest.
     assert len(asked) == 2 * (160 - 16)  # every batch but the first of each epoch is asked for ahead of its use
 
 
+def test_a_store_that_fits_is_read_through_once_before_its_first_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = epoch_rows(loaders(config(path))[0], 1)
+    read: list[int] = []
+    monkeypatch.setattr(Store, "read_through", lambda self: read.append(self.n))
+    monkeypatch.setattr(Store, "expect", lambda self, rows: pytest.fail("asked for single patterns"))
+    loader = loaders(config(path))[0]
+    assert epoch_rows(loader, 1) == expected
+    assert epoch_rows(loader, 1) == expected
+    assert read == [N]
+    monkeypatch.undo()
+    few, asked = loaders(config(path, data__keep_fraction=0.2))[0], []
+    monkeypatch.setattr(Store, "read_through", lambda self: pytest.fail("read more than is needed"))
+    monkeypatch.setattr(Store, "expect", lambda self, rows: asked.extend(rows))
+    assert epoch_rows(few, 1)
+    assert asked
+
+
 def test_leaving_an_epoch_early_ends_its_thread(path: Path) -> None:
     before = threading.active_count()
     batches = loaders(config(path))[0].epoch(0)
