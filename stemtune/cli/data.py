@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from stemtune.cli.parsing import command, pair, positive, scan_arguments, scan_options, seed, simulate_options
+from stemtune.cli.parsing import (
+    command,
+    over_ray,
+    pair,
+    positive,
+    ray_option,
+    scan_arguments,
+    scan_options,
+    seed,
+    simulate_options,
+)
 from stemtune.config import Config, SimulateConfig, parse_assignments
 from stemtune.errors import UserError
 
@@ -30,13 +40,16 @@ def simulate(commands: Commands) -> None:
         shape = pair(options.scan, "--scan") if options.scan else None
         from stemtune.data import simulate
 
-        how: dict[str, Any] = {"seed": options.seed, "device": options.device, "restart": options.restart}
+        how: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "workers", "device", "restart")}
+        if options.ray is not None:
+            if shape and options.device == "cuda":
+                raise UserError("--ray spreads a --scan over CPUs only; leave out --device cuda")
+            how["device"] = "cuda" if options.device == "cuda" else "cpu"
+            how["spread"] = over_ray(options, how["device"])
         if shape:
             simulate.simulate_polycrystal(options.cif, options.out, shape, options.grains, settings, **how)
         else:
-            simulate.simulate_store(
-                options.cif, options.out, options.patterns, settings, workers=options.workers, **how
-            )
+            simulate.simulate_store(options.cif, options.out, options.patterns, settings, **how)
         from stemtune.maps.inspect import describe
 
         print(describe(options.out))
@@ -60,12 +73,13 @@ def simulate(commands: Commands) -> None:
     parser.add_argument("--grains", type=positive, default=12, metavar="N", help="grains of --scan; default 12")
     parser.add_argument("--seed", type=seed, default=0, help="same seed, same patterns; default 0")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes on a CPU; default 1")
+    ray_option(parser)
     parser.add_argument("--dynamical", action="store_true", help="Bloch waves; the same as --physics bloch")
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where to simulate; default auto, a GPU if there is one (its random numbers are its own)",
+        help="where to simulate; default auto, a GPU if there is one (its random numbers are its own), with --ray CPUs",
     )
     parser.add_argument(
         "--restart", action="store_true", help="begin anew instead of going on with the unfinished STORE.part"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune.cli.parsing import command, pair, positive, scan_arguments, scan_options
+from stemtune.cli.parsing import command, over_ray, pair, positive, ray_option, scan_arguments, scan_options
 
 if TYPE_CHECKING:
     from stemtune.cli.parsing import Commands
@@ -24,6 +24,7 @@ def predict(commands: Commands) -> None:
             options.out,
             batch=options.batch,
             refine=options.refine,
+            spread=None if options.ray is None else over_ray(options, "auto"),
             **scan_arguments(options),
         )
         print(
@@ -50,6 +51,7 @@ def predict(commands: Commands) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
     parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
+    ray_option(parser)
     parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
     scan_options(parser)
 

@@ -10,6 +10,8 @@ from stemtune.config import knobs
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
+    from stemtune.processes import Spread
+
     Commands = argparse._SubParsersAction["Parser"]
 
 Command = Callable[[argparse.Namespace], None]
@@ -56,6 +58,25 @@ def scan_options(parser: Parser) -> None:
 
 def scan_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in ("kv", "scale", "centre", "shape", "size", "keep")}
+
+
+def ray_option(parser: Parser) -> None:
+    """Let a command spread its work over the nodes of a Ray cluster."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="spread the work over the nodes of a Ray cluster, the result is the same; without ADDRESS the Ray of"
+        " RAY_ADDRESS or of this machine. Files must lie where every node sees them",
+    )
+
+
+def over_ray(options: argparse.Namespace, device: str) -> Spread:
+    """Join the Ray that `--ray` names and return what spreads work over the CPUs or GPUs of its nodes."""
+    from stemtune.tune.spread import over_ray as join
+
+    return join(options.ray or None, device)
 
 
 def seed(text: str) -> int:

@@ -7,14 +7,9 @@ same seed gives the same store whatever the number of worker processes, and whet
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import sys
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,7 +32,7 @@ from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
 from stemtune.diffraction.overlap import Overlap
 from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
-from stemtune.processes import deaf_to_interrupts
+from stemtune.processes import Spread, over_processes
 
 BLOCK = 4 * CHUNK
 """Patterns that are simulated and written at once."""
@@ -75,6 +70,7 @@ def simulate_store(
     workers: int = 1,
     device: str = "cpu",
     restart: bool = False,
+    spread: Spread | None = None,
 ) -> Path:
     """Write a store of simulated patterns at uniformly random orientations, or go on with an unfinished one.
 
@@ -97,6 +93,9 @@ def simulate_store(
         Where patterns are simulated: cpu, cuda, or auto: a GPU if there is one. Random numbers are the device's own.
     restart
         Begin anew, even if there is an unfinished store.
+    spread
+        What simulates the blocks, instead of worker processes here: the nodes of a Ray cluster for instance. Then
+        `device` is theirs.
 
     Returns
     -------
@@ -113,12 +112,13 @@ def simulate_store(
     """
     if patterns < 1:
         raise UserError(f"{patterns} patterns are asked for, but it must be at least 1")
-    phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
-    simulator = simulator_for(phase, geometry, simulate, device)
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), device if spread else _device(device)
+    simulator = simulator_for(phase, geometry, simulate, "cpu" if spread else device)
     attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
     with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
         plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in _missing(writer)]
-        with closing(_blocks(simulator, plan, workers if device == "cpu" else 1)) as blocks:
+        spread = spread or over_processes(workers if device == "cpu" else 1)
+        with closing(spread(_prepare, (simulator.phase.cif, simulate, device), _work, plan)) as blocks:
             _stream(writer, zip((BLOCK * number for _, number, _ in plan), blocks, strict=True))
     return Path(out)
 
@@ -179,52 +179,13 @@ def _overlap_columns(several: Overlap | None) -> dict[str, Any]:
     return {"overlap_orientation": several.orientation.numpy(), "overlap_weight": several.weight.numpy()}
 
 
-def _blocks(simulator: KinematicSimulator, plan: list[tuple[int, int, int]], workers: int) -> Generator[Block]:
-    """Yield the planned blocks (seed, number, count) in order, simulated here or by worker processes."""
-    workers = min(workers, len(plan))
-    if workers <= 1:
-        for block in plan:
-            yield _block(simulator, *block)
-        return
-    threads = max(1, torch.get_num_threads() // workers)
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (simulator.phase.cif, simulator.simulate, threads)
-    )
-    waiting: deque[Future[Block]] = deque()
-    try:
-        for block in plan:
-            with deaf_to_interrupts():  # a worker may be started here
-                waiting.append(pool.submit(_work, *block))
-            if len(waiting) > 2 * workers:  # no more than this waits in memory to be written
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError("a worker process died, perhaps for lack of memory; try fewer --workers") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _prepare(given: tuple[str, SimulateConfig, str]) -> KinematicSimulator:
+    cif, simulate, device = given
+    return simulator_for(Phase.from_cif_text(cif), Geometry.of(simulate), simulate, device)
 
 
-_own: dict[str, KinematicSimulator] = {}
-"""The simulator of a worker process."""
-
-
-def _start_worker(cif: str, simulate: SimulateConfig, threads: int) -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    _own["simulator"] = simulator_for(Phase.from_cif_text(cif), Geometry.of(simulate), simulate)
-
-
-def _leave_with_parent() -> None:
-    """End this process when its parent is gone, killed perhaps: nobody else would tell it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(seed: int, number: int, count: int) -> Block:
-    return _block(_own["simulator"], seed, number, count)
+def _work(simulator: KinematicSimulator, plan: tuple[int, int, int]) -> Block:
+    return _block(simulator, *plan)
 
 
 def simulate_polycrystal(
@@ -234,8 +195,10 @@ def simulate_polycrystal(
     grains: int,
     simulate: SimulateConfig,
     seed: int = 0,
+    workers: int = 1,
     device: str = "cpu",
     restart: bool = False,
+    spread: Spread | None = None,
 ) -> Path:
     """Write a store that is a scan over a particle of Voronoi grains in vacuum, with the true orientations.
 
@@ -247,7 +210,7 @@ def simulate_polycrystal(
 
     Parameters
     ----------
-    cif, out, simulate, seed, device, restart
+    cif, out, simulate, seed, workers, device, restart, spread
         As in `simulate_store`.
     shape
         Rows and columns of the scan.
@@ -272,8 +235,10 @@ def simulate_polycrystal(
     }
     with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
         numbers = _missing(writer)
-        blocks = ((number * BLOCK, _scan_block(simulator, scan, grains, seed, number)) for number in numbers)
-        _stream(writer, blocks)
+        spread = spread or over_processes(workers if device == "cpu" else 1)
+        given = ((simulator.phase.cif, simulate, device), scan, grains, seed)
+        with closing(spread(_prepare_scan, given, _work_scan, numbers)) as blocks:
+            _stream(writer, zip((BLOCK * number for number in numbers), blocks, strict=True))
     return Path(out)
 
 
@@ -304,6 +269,15 @@ def _draw_scan(
         orientation = orientation.masked_fill((weight[:, 1:] == 0)[..., None], torch.nan)
         several = Overlap(weight, orientation, (of_grain[beside] * varied).T)
     return _Scan(grain, lattices.over(grain), of_grain[flat] * varied, several, microscope)
+
+
+def _prepare_scan(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (_prepare(given[0]), *given[1:])
+
+
+def _work_scan(state: tuple[Any, ...], number: int) -> Block:
+    simulator, scan, grains, seed = state
+    return _scan_block(simulator, scan, grains, seed, number)
 
 
 def _scan_block(simulator: KinematicSimulator, scan: _Scan, grains: int, seed: int, number: int) -> Block:

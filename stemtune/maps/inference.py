@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,13 @@ from tqdm import tqdm
 
 from stemtune.data.store import Store
 from stemtune.learning.answering import answer
+from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import chosen_precision, default_device
 from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps.indexing import SpotCheck, is_crystal
 from stemtune.maps.refine import Refiner
 from stemtune.maps.resampling import Resampling
+from stemtune.processes import Spread
 
 _AHEAD = 2  # batches that wait, read, while the model works
 
@@ -125,6 +129,23 @@ class Predictor:
             *(column.float().numpy() for column in further),
         )
 
+    def over(self, spread: Spread, folder: str | os.PathLike[str], progress: bool = True) -> Answered:
+        """Return the answers to all patterns from workers that load the model in `folder` and open the store.
+
+        Batches are those of `run`, so the answers are the same.
+        """
+        plan = [np.arange(start, min(start + self.batch, self.store.n)) for start in range(0, self.store.n, self.batch)]
+        given = (str(folder), str(self.store.path), self.batch, self.alternatives, self._refiner is not None)
+        bar = tqdm(total=self.store.n, unit="pattern", desc="predict", disable=None if progress else True)
+        parts: list[Answered] = []
+        with bar, closing(spread(_prepare, given, _run, plan)) as answers:
+            for part in answers:
+                parts.append(part)
+                bar.update(len(part.answers))
+        columns = zip(*parts, strict=True)
+        whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
+        return Answered(*whole)
+
     def _read_ahead(self, rows: npt.NDArray[np.intp]) -> Iterator[Tensor]:
         """Yield the patterns of `rows`, batch by batch, reading the next ones in another thread meanwhile."""
         starts = range(0, len(rows), self.batch)
@@ -140,3 +161,12 @@ class Predictor:
     def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
         patterns = torch.from_numpy(self.store.take(rows))
         return patterns.pin_memory() if self.device.type == "cuda" else patterns
+
+
+def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
+    folder, path, batch, alternatives, refine = given
+    return Predictor(load_model(folder), Store.open(path), batch, alternatives, refine=refine)
+
+
+def _run(predictor: Predictor, rows: npt.NDArray[np.intp]) -> Answered:
+    return predictor.run(rows, progress=False)

@@ -33,6 +33,7 @@ from stemtune.maps.inference import Answered, Predictor
 from stemtune.maps.ipf import DIRECTIONS, draw_ipf
 from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.maps.truth import grid_pixel, grid_shape, truth_of_store
+from stemtune.processes import Spread
 
 _OURS = ("map.h5", "map.ang", "ipf_?.png", "confidence.png", "overlay.png", "summary.json")
 
@@ -46,6 +47,7 @@ def predict(
     alternatives: int = 5,
     device: torch.device | str | None = None,
     refine: bool = False,
+    spread: Spread | None = None,
     **calibration: Any,
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
@@ -67,6 +69,9 @@ def predict(
         Where to work; left out, the GPU if there is one.
     refine
         Fit the model's answers to the patterns; see `maps.refine`.
+    spread
+        What works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have to see
+        the model folder, the store and, of a scan file, the folder beside `out`.
     **calibration
         `kv`, `scale`, `centre`, `shape`, `size` and `keep` as `data.ingest.ingest` takes them, for a scan file.
 
@@ -93,7 +98,7 @@ def predict(
         for note in predictor.notes:
             print(f"note: {note}", file=sys.stderr)
         started = time.perf_counter()
-        answered = predictor.run()
+        answered = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
         rate = store.n / (time.perf_counter() - started)
         fitted = found_calibration(answered, store.geometry)
         for note in fitted.notes:

@@ -1,0 +1,148 @@
+"""Work spread over a real Ray: the same results as at home, in order, within bounds, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stemtune.config import Config
+from stemtune.crystal.phase import linio2
+from stemtune.data.simulate import BLOCK, simulate_polycrystal, simulate_store
+from stemtune.data.store import Store
+from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
+from stemtune.learning.checkpoint import save_model
+from stemtune.learning.models import build
+from stemtune.maps.orientation_map import OrientationMap
+from stemtune.maps.predict import predict
+from stemtune.processes import Spread
+from stemtune.tune.spread import UNDER_WAY, over_ray
+
+COARSE = Config.from_flat({"simulate.size": 32, "simulate.scale": 0.1, "simulate.dose": 3000}).simulate
+
+
+@pytest.fixture(scope="module")
+def spread() -> Iterator[Spread]:
+    """Two nodes of one CPU each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.add_node(num_cpus=1)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield over_ray()
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def prepared(given: Any) -> Any:
+    return given, os.getpid()
+
+
+def tell(state: Any, item: Path | int) -> Any:
+    """Say who works; a worker that is told a file's path dies there, once."""
+    given, pid = state
+    if isinstance(item, Path) and not item.exists():
+        item.touch()
+        os.kill(pid, signal.SIGKILL)
+    return given, pid
+
+
+def refuse(state: Any, item: int) -> Any:
+    raise UserError(f"{item} is refused")
+
+
+def mark(state: Any, item: Path) -> Path:
+    item.touch()
+    return item
+
+
+def test_simulations_are_the_same_byte_for_byte(tmp_path: Path, spread: Spread) -> None:
+    here = simulate_store("linio2", tmp_path / "here.h5", 3 * BLOCK + 5, COARSE, seed=7)
+    there = simulate_store("linio2", tmp_path / "there.h5", 3 * BLOCK + 5, COARSE, seed=7, spread=spread)
+    assert here.read_bytes() == there.read_bytes()
+    here = simulate_polycrystal("linio2", tmp_path / "here.h5", (24, 24), 5, COARSE, seed=7)
+    there = simulate_polycrystal("linio2", tmp_path / "there.h5", (24, 24), 5, COARSE, seed=7, spread=spread)
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_maps_are_the_same(tmp_path: Path, spread: Spread) -> None:
+    store = simulate_polycrystal("linio2", tmp_path / "scan.h5", (12, 12), 4, COARSE, seed=7)
+    settings = {"model.name": "matched", "model.grid_step": 6}
+    save_model(build(Config.from_flat(settings), linio2(), Geometry.of(COARSE)), tmp_path / "model", {}, "")
+    for name, how in (("here", None), ("there", spread)):
+        summary = predict(store, tmp_path / "model", tmp_path / name, batch=50, refine=True, spread=how)
+        assert summary["patterns"] == 144
+    here, there = (OrientationMap.read(tmp_path / name) for name in ("here", "there"))
+    np.testing.assert_allclose(here.answers, there.answers, atol=1e-6)
+    np.testing.assert_array_equal(here.indexed, there.indexed)
+    assert here.goodness is not None and there.goodness is not None
+    np.testing.assert_allclose(here.goodness, there.goodness, atol=1e-5)
+
+
+def test_every_node_works_and_prepares_once(spread: Spread) -> None:
+    told = list(spread(prepared, "this", tell, range(40)))
+    assert {given for given, _ in told} == {"this"}
+    assert 2 <= len({pid for _, pid in told}) <= 4
+    assert {given for given, _ in spread(prepared, "that", tell, range(4))} == {"that"}
+
+
+def test_a_dead_worker_costs_its_block_alone(tmp_path: Path, spread: Spread) -> None:
+    items: list[Any] = [0, 1, tmp_path / "died", 3, 4]
+    assert [given for given, _ in spread(prepared, "all", tell, items)] == ["all"] * 5
+    assert (tmp_path / "died").exists()
+
+
+def test_a_slow_reader_holds_the_work_up(tmp_path: Path, spread: Spread) -> None:
+    items = [tmp_path / str(number) for number in range(30)]
+    results = spread(prepared, None, mark, items)
+    next(results)
+    time.sleep(2)
+    assert sum(item.exists() for item in items) <= 2 * UNDER_WAY + 1  # two CPUs
+    assert list(results) == items[1:]
+
+
+def test_a_mistake_on_a_node_is_one_line(spread: Spread) -> None:
+    with pytest.raises(UserError) as caught:
+        list(spread(prepared, None, refuse, [3]))
+    assert str(caught.value) == "3 is refused"
+
+
+def test_no_gpu_is_said(spread: Spread) -> None:
+    with pytest.raises(UserError, match="has no GPU, but each block takes one"):
+        over_ray(device="cuda")
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_its_blocks_alone(tmp_path: Path) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    wanted = simulate_store("linio2", tmp_path / "here.h5", 12 * BLOCK, COARSE, seed=3)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        whole = over_ray()
+
+        def losing(prepare: Any, given: Any, work: Any, items: Any) -> Any:
+            for number, result in enumerate(whole(prepare, given, work, items)):
+                if number == 3:
+                    cluster.remove_node(node, allow_graceful=False)
+                yield result
+
+        out = simulate_store("linio2", tmp_path / "there.h5", 12 * BLOCK, COARSE, seed=3, spread=losing)
+    ray.shutdown()
+    cluster.shutdown()
+    assert out.read_bytes() == wanted.read_bytes()
+    with Store.open(out) as store:
+        assert store.n == 12 * BLOCK
