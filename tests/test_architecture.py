@@ -16,7 +16,7 @@ FLOOR = {"config", "errors", "files", "processes", "tracking", ""}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
-    "processes": set(),
+    "processes": {"errors"},
     "config": {"errors"},
     "tracking": {"errors", "files", "config"},
     "crystal": FLOOR - {"tracking"},
