@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_PIECE = 2**22  # bytes read at a time
+_PIECE = 2**20  # bytes read at a time
 
 
 class Fingerprint:
@@ -43,12 +43,14 @@ def file_sha256(path: Path, parts: Sequence[Path] = ()) -> str:
     return Fingerprint(path, parts).finish()
 
 
-def _pieces(path: Path, parts: Sequence[Path]) -> Iterator[bytes]:
+def _pieces(path: Path, parts: Sequence[Path]) -> Iterator[bytes | memoryview]:
+    """Yield names and contents; a piece is overwritten by the next one."""
     folder = path.is_dir()
     for part in sorted(path.rglob("*")) if folder else [path, *parts]:
         if folder or parts:
             yield (part.relative_to(path).as_posix() if folder else part.name).encode()
         if part.is_file():
-            with part.open("rb") as file:
-                while piece := file.read(_PIECE):
-                    yield piece
+            piece = memoryview(bytearray(_PIECE))
+            with part.open("rb", buffering=0) as file:
+                while count := file.readinto(piece):
+                    yield piece[:count]

@@ -24,7 +24,7 @@ from stemtune.errors import UserError
 BLOCK = 8
 """Scan positions along the edge of a group: neighbours in one block never stand on both sides of a split."""
 
-_BYTES = 64 * 2**20  # of patterns in memory at a time
+_BYTES = 16 * 2**20  # of patterns in a block; memory of larger ones is given back and cleared anew every time
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that the direct beam is fitted in
 _TRUSTED_PX = 0.25  # a fit this near to the centre in the file's axes confirms it

@@ -50,8 +50,8 @@ def read_hdf5(
         file = h5py.File(path, "r")
     except OSError as problem:
         raise UserError(f"{path.name} cannot be read: {why(problem)}") from None
-    if not dataset and _other_reader(path, file):
-        return _by_rosettasciio(path, file, shape)
+    if not dataset and (reader := _other_reader(path, file)):
+        return _by_rosettasciio(path, file, shape, reader)
     try:
         if "schema" in file.attrs and "patterns" in file and dataset is None:
             raise UserError(f"'{path}' is a stemtune store already; it needs no ingesting")
@@ -62,6 +62,8 @@ def read_hdf5(
             return read_peaks(path, file[name], calibration_of(file[name]), shape, size, scale)
         if kind == "frames":
             return _frames(path, file[name], shape)
+        if _is_berkeley(file[name]):
+            return _by_rosettasciio(path, file, shape, "emd", dataset_path=name.lstrip("/"))
         return _array(path, file[name], shape)
     except (OSError, KeyError, RuntimeError) as problem:  # what h5py raises on damaged files
         file.close()
@@ -80,12 +82,18 @@ def _other_reader(path: Path, file: h5py.File) -> str | None:
     return "emd" if isinstance(file.get("Data/Image"), h5py.Group) else None  # Velox
 
 
-def _by_rosettasciio(path: Path, file: h5py.File, shape: tuple[int, int] | None) -> Scan:
+def _is_berkeley(data: h5py.Dataset) -> bool:
+    """Return whether an array lies in a Berkeley EMD file, which counts axes from the last; py4DSTEM's do not."""
+    attrs, root = data.parent.attrs, next(iter(data.file), "")
+    ours = {"python_class", "py4dstem_class"} & set(attrs) or root.startswith("4DSTEM")
+    return not ours and "emd_group_type" in attrs and "dim1" in data.parent
+
+
+def _by_rosettasciio(path: Path, file: h5py.File, shape: tuple[int, int] | None, reader: str, **options: Any) -> Scan:
     from stemtune.data.readers.rosetta import read_by_rosettasciio
 
-    reader = _other_reader(path, file)
     file.close()
-    return read_by_rosettasciio(path, shape, reader)
+    return read_by_rosettasciio(path, shape, reader, **options)
 
 
 def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tuple[str, Found]]:
@@ -93,11 +101,11 @@ def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tup
     seen = set() if seen is None else seen
     frames = [key for key in group if _DECTRIS.fullmatch(key)]
     if frames:
-        first = [group[key] for key in sorted(frames)]  # a missing file of a link is an error here
+        first = [_member(group, key) for key in sorted(frames)]
         yield group.name, Found("frames", (sum(part.shape[0] for part in first), *first[0].shape[1:]))
         return
     for key in group:
-        item = group.get(key) if not isinstance(group.get(key, getlink=True), h5py.ExternalLink) else group[key]
+        item = _member(group, key)
         if item is None:
             continue
         info = h5py.h5o.get_info(item.id)
@@ -113,6 +121,20 @@ def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tup
                 yield from _candidates(item, seen)
         elif isinstance(item, h5py.Dataset) and item.ndim >= 3 and item.dtype.kind in "buif" and item.size:
             yield place, Found("array", item.shape)
+
+
+def _member(group: h5py.Group, key: str) -> Any:
+    """Return what `key` is in the group, None for a broken link inside the file, an error for one to a lost file."""
+    link = group.get(key, getlink=True)
+    try:
+        return group[key]
+    except (KeyError, OSError):
+        if isinstance(link, h5py.ExternalLink):
+            name = Path(group.file.filename).name
+            raise UserError(f"{name} needs '{link.filename}', which cannot be opened; put it into its folder") from None
+        if isinstance(link, h5py.SoftLink):
+            return None
+        raise
 
 
 def _is_peaks(data: h5py.Dataset) -> bool:

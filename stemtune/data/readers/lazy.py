@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_BYTES = 32 * 2**20  # of patterns in a block, so that neither their number nor their size is large
+_BYTES = 16 * 2**20  # of patterns in a block, so that neither their number nor their size is large
 
 
 class Frames:

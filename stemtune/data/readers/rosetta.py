@@ -29,15 +29,17 @@ _OTHER_WAYS = {
 """What to do instead, by words of the reader's own message."""
 
 
-def read_by_rosettasciio(path: Path, shape: tuple[int, int] | None = None, reader: str | None = None) -> Scan:
-    """Open the scan at `path` with the rosettasciio reader of its ending, or the one called `reader`.
+def read_by_rosettasciio(
+    path: Path, shape: tuple[int, int] | None = None, reader: str | None = None, **options: Any
+) -> Scan:
+    """Open the scan at `path` with the rosettasciio reader of its ending, or the one called `reader` with `options`.
 
     Raises
     ------
     UserError
         As `read_scan`.
     """
-    signal = _largest(path, _signals(path, [f"rsciio.{reader}"] if reader else _readers_of(path)))
+    signal = _largest(path, _signals(path, [f"rsciio.{reader}"] if reader else _readers_of(path), options))
     axes, data = _ordered(signal)
     if data.dtype.kind not in "buif":
         raise UserError(f"{path.name} holds {data.dtype} pixels, which are no counts")
@@ -51,14 +53,14 @@ def read_by_rosettasciio(path: Path, shape: tuple[int, int] | None = None, reade
     return Scan(path, data, (scale[0], scale[1]), units, _kv(signal), centre, step, parts=_parts(path, signal))
 
 
-def _signals(path: Path, readers: Iterable[str]) -> list[dict[str, Any]]:
+def _signals(path: Path, readers: Iterable[str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what the first reader that understands the file makes of it."""
     problems: list[str] = []
     for module in readers:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return list(importlib.import_module(module).file_reader(str(path), lazy=True))
+                return list(importlib.import_module(module).file_reader(str(path), lazy=True, **options))
         except ImportError as problem:
             problems.append(f"{module} needs the package {problem.name}, which is not installed")
         except Exception as problem:  # a reader may raise anything on a damaged or foreign file
