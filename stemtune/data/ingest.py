@@ -231,7 +231,7 @@ def _sound(counts: npt.NDArray[Any]) -> bool:
 
 def _computed(scan: Scan, part: Any) -> npt.NDArray[Any]:
     try:
-        return np.asarray(part.compute(scheduler="threads"))
+        return np.asarray(part.compute(scheduler="threads" if part.npartitions > 1 else "synchronous"))
     except Exception as problem:  # whatever the reader's library raises on a damaged file
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise UserError(f"{scan.path.name} cannot be read to its end: {reason}") from None

@@ -1,4 +1,4 @@
-"""Bragg peaks drawn as patterns: beside a scan that others drew from the same file, and beside py4DSTEM's calibration."""
+"""Bragg peaks drawn as patterns: beside a scan drawn by others from the same file, and py4DSTEM's calibration."""
 
 from __future__ import annotations
 

@@ -61,6 +61,8 @@ def read_scan(
         from stemtune.data.readers.arrays import read_npz
 
         return read_npz(found, shape, dataset)
+    if ending == ".hdr" and found.with_suffix(".mib").exists():
+        raise UserError(f"{found.name} is only the header of a scan; give {found.with_suffix('.mib').name}")
     if ending == ".raw":
         from stemtune.data.readers.arrays import read_raw
 
