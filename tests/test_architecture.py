@@ -36,7 +36,7 @@ OWNERS = {
     "timm": {"learning"},
     "safetensors": {"learning"},
     "h5py": {"data", "maps"},
-    "rsciio": {"data/readers"},
+    "rsciio": {"data/readers/rosetta"},
     "matplotlib": {"maps", "tune/report"},
     "orix": {"crystal", "data/labels", "maps", "bench"},
     "diffsims": {"crystal", "bench"},

@@ -127,6 +127,12 @@ def _loading(folder: Path) -> Figures:
     return loading_rate(store) | sharing(store)
 
 
+def _ingest(folder: Path) -> Figures:
+    from stemtune.data.rates import ingest_rate
+
+    return ingest_rate(folder)
+
+
 def _matched(_: Path) -> Figures:
     from stemtune.learning.rates import matching_rate
 
@@ -171,6 +177,7 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "simulate": ("kinematic patterns per second, beside diffsims", _simulate),
     "bloch": ("Bloch waves: orientations per second, 100 beams and four thicknesses, beside py4DSTEM", _bloch),
     "loading": ("shuffled batches from a store beside an array in memory; one copy among four readers", _loading),
+    "ingest": ("a scan into a store, beside copying or unpacking the same bytes (MiB of patterns per second)", _ingest),
     "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
     "train": ("the training loop beside the bare forward, backward and step", _train),
     "predict": ("prediction from file to map beside the bare forward pass", _predict),

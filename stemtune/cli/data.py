@@ -103,7 +103,7 @@ def ingest(commands: Commands) -> None:
         "stemtune ingest scan.hspy --out scan.h5 --kv 300",
         call,
     )
-    parser.add_argument("scan", metavar="SCAN", help="a file that rosettasciio reads")
+    parser.add_argument("scan", metavar="SCAN", help="the file: .hspy, .zspy, .mib, .blo, .dm4, .tvips, .h5, .npy, ...")
     parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
     scan_options(parser)
 

@@ -54,10 +54,11 @@ def scan_options(parser: Parser) -> None:
     group.add_argument("--shape", metavar="NY,NX", help="scan shape of a file that is only a stack of frames")
     group.add_argument("--size", type=positive, help="resample the patterns to this size")
     group.add_argument("--keep", metavar="0:NY,0:NX", help="the part of the scan to keep")
+    group.add_argument("--dataset", metavar="PATH", help="the array of an HDF5 or .npz file, where there are several")
 
 
 def scan_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("kv", "scale", "centre", "shape", "size", "keep")}
+    return {key: getattr(options, key) for key in ("kv", "scale", "centre", "shape", "size", "keep", "dataset")}
 
 
 def ray_option(parser: Parser) -> None:

@@ -161,8 +161,10 @@ class Resampling:
             upright = narrow.reshape(len(patterns), self.shape[0], self.size).swapaxes(1, 2)
             low = upright.reshape(-1, self.shape[0]) @ rows
             return low.reshape(len(patterns), self.size, self.size).swapaxes(1, 2)
-        moved = np.zeros((len(patterns), self.size, self.size), dtype=patterns.dtype)
         shift = [round(value - (self.size - 1) / 2) for value in self.centre_px]
+        if not any(shift) and self.shape == (self.size, self.size):
+            return patterns
+        moved = np.zeros((len(patterns), self.size, self.size), dtype=patterns.dtype)
         new, old = [], []
         for offset, length in zip(shift, self.shape, strict=True):
             new.append(slice(max(0, -offset), max(0, min(self.size, length - offset))))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from stemtune.data.calibrate import Centre, Resampling, fit_centre
+from stemtune.data.fingerprint import Fingerprint
 from stemtune.data.layout import replaceable_store
 from stemtune.data.readers import Scan, read_scan
 from stemtune.data.store import StoreWriter
@@ -23,10 +24,14 @@ from stemtune.errors import UserError
 BLOCK = 8
 """Scan positions along the edge of a group: neighbours in one block never stand on both sides of a split."""
 
-_BYTES = 64 * 2**20  # of patterns in memory at a time
+_BYTES = 16 * 2**20  # of patterns in a block; memory of larger ones is given back and cleared anew every time
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that the direct beam is fitted in
 _TRUSTED_PX = 0.25  # a fit this near to the centre in the file's axes confirms it
+
+
+Block = tuple[int, int, npt.NDArray[Any]]
+"""First row, first column, and the patterns (rows, columns, H, W) from there on."""
 
 
 class Window(NamedTuple):
@@ -47,19 +52,20 @@ def ingest(
     shape: str | tuple[int, int] | None = None,
     size: int | None = None,
     keep: str | None = None,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Write the scan in the file `scan` to the store `out`, never loading more than a block of it.
 
     Parameters
     ----------
     scan
-        A file that rosettasciio reads as a stack of patterns.
+        A file that `data.readers` reads as a stack of patterns.
     out
         The store.
     kv
         Acceleration voltage in kV; left out, the file's.
     scale
-        1/Å per pixel of the file; left out, the file's.
+        1/Å per pixel of the file; left out, the file's. Bragg peaks are drawn at this scale.
     centre
         (row, column) of the direct beam in pixels, also as text "y,x"; or "auto", a fit over the scan. A fit that
         agrees with the centre in the file's axes within 0.25 px gives way to it.
@@ -69,6 +75,8 @@ def ingest(
         Width and height of the stored patterns; left out, the shorter edge of the measured ones.
     keep
         The part of the scan to keep, as text "0:ny,0:nx".
+    dataset
+        Which array of an HDF5 or .npz file is the scan, where there are several.
 
     Returns
     -------
@@ -90,11 +98,12 @@ def ingest(
         "shape": shape,
         "size": size,
         "keep": keep,
+        "dataset": dataset,
     }
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UserError(f"--size is {size}, but must be in [{_SIZES[0]}, {_SIZES[1]}]")
     replaceable_store(out)
-    source = read_scan(scan, None if shape is None else _pair(shape, "--shape"))
+    source = read_scan(scan, None if shape is None else _pair(shape, "--shape"), dataset, size, scale)
     window = _window(keep, source.shape)
     kv, step = _calibrated(source, kv, scale)
     beam = _centre(source, window, centre)
@@ -113,7 +122,7 @@ def ingest(
         **facts,
         "step_nm": source.step_nm,
         "origin": source.path.name,
-        "origin_sha256": file_sha256(source.path),
+        "origin_sha256": "0" * 64,  # until it has been read
         "origin_window": list(window),
         "command": "ingest",
         "options": options,
@@ -124,16 +133,40 @@ def ingest(
 
 
 def _copy(source: Scan, window: Window, resampling: Resampling, writer: StoreWriter) -> None:
-    """Write the patterns of a window of a scan, block by block, each line of a block as one run of rows."""
+    """Write the patterns of a window of a scan block by block, and the file's sha256.
+
+    The next block is read, and the file hashed as far as it has been copied, while a block is written.
+    """
     columns, size = window.right - window.left, resampling.size
-    with tqdm(total=writer.n, unit="pattern", desc="ingest", disable=None) as progress:
-        for row, column, block in blocks(source, window):
+    fingerprint, done = Fingerprint(source.path, source.parts), 0
+    with (
+        ThreadPoolExecutor(1) as hashing,
+        closing(_ahead(blocks(source, window))) as coming,
+        tqdm(total=writer.n, unit="pattern", desc="ingest", disable=None) as progress,
+    ):
+        hashed = hashing.submit(fingerprint.advance, 0.0)
+        for row, column, block in coming:
+            hashed.result()  # no further behind than a block, or the file would have to come from the disk again
+            done += block.shape[0] * block.shape[1]
+            hashed = hashing.submit(fingerprint.advance, done / writer.n)
             patterns = resampling(block.reshape(-1, *source.pattern_shape)).reshape(*block.shape[:2], size, size)
-            for number, line in enumerate(patterns):
+            lines = patterns if block.shape[1] < columns else patterns.reshape(1, -1, size, size)
+            for number, line in enumerate(lines):
                 start = (row - window.top + number) * columns + column - window.left
                 place = np.stack(np.divmod(np.arange(start, start + len(line)), columns), axis=1)
                 writer.write(start, line, position=place, group=scan_group(place, columns))
             progress.update(block.shape[0] * block.shape[1])
+        hashed.result()
+        writer.amend("origin_sha256", fingerprint.finish())
+
+
+def _ahead(items: Iterator[Block]) -> Generator[Block, None, None]:
+    """Yield `items` while the next one is made in a thread."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def scan_group(position: npt.NDArray[Any], columns: int, block: int = BLOCK) -> npt.NDArray[np.int32]:
@@ -142,8 +175,8 @@ def scan_group(position: npt.NDArray[Any], columns: int, block: int = BLOCK) -> 
     return np.asarray(row * math.ceil(columns / block) + column, dtype=np.int32)
 
 
-def blocks(scan: Scan, window: Window) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
-    """Yield (row, column, patterns (rows, columns, H, W)) of `window`, block by block as they lie in the file.
+def blocks(scan: Scan, window: Window) -> Iterator[Block]:
+    """Yield (row, column, patterns (rows, columns, H, W)) of `window`, in blocks of whole pieces of the file.
 
     Raises
     ------
@@ -151,40 +184,34 @@ def blocks(scan: Scan, window: Window) -> Iterator[tuple[int, int, npt.NDArray[A
         When a block cannot be read, or holds NaN or negative counts.
     """
     data = scan.data[window.top : window.bottom, window.left : window.right]
-    pattern_bytes = math.prod(scan.pattern_shape) * data.dtype.itemsize
-    top = 0
-    for height in data.chunks[0]:
-        left = 0
-        for width in data.chunks[1]:
-            lines = max(1, min(height, _BYTES // (pattern_bytes * width)))
-            span = max(1, min(width, _BYTES // (pattern_bytes * lines)))
-            for row in range(top, top + height, lines):
-                for column in range(left, left + width, span):
-                    part = data[row : min(row + lines, top + height), column : min(column + span, left + width)]
-                    yield _checked(scan, part, window.top + row, window.left + column)
-            left += width
-        top += height
+    most = max(1, _BYTES // (math.prod(scan.pattern_shape) * data.dtype.itemsize))
+    across, widest = data.shape[1], max(data.chunks[1])
+    rows = max(1, most // across, min(max(data.chunks[0]), most // widest))  # a piece is not cut if it fits
+    for top, height in _spans(data.chunks[0], rows):
+        for left, width in _spans(data.chunks[1], max(1, most // height)):
+            part = data[top : top + height, left : left + width]
+            yield _checked(scan, part, window.top + top, window.left + left)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, or of all files in a folder by name (some formats are folders)."""
-    digest = hashlib.sha256()
-    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(part.relative_to(path).as_posix().encode())
-        if part.is_file():
-            with part.open("rb") as file:
-                while piece := file.read(2**22):
-                    digest.update(piece)
-    return digest.hexdigest()
+def _spans(pieces: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield start and length of runs of whole pieces, of at most `most`; a longer piece is cut."""
+    start = length = 0
+    for piece in pieces:
+        if length and length + piece > most:
+            yield start, length
+            start, length = start + length, 0
+        length += piece
+        while length > most:
+            yield start, most
+            start, length = start + most, length - most
+    if length:
+        yield start, length
 
 
-def _checked(scan: Scan, part: Any, row: int, column: int) -> tuple[int, int, npt.NDArray[Any]]:
+def _checked(scan: Scan, part: Any, row: int, column: int) -> Block:
     counts = _computed(scan, part)
-    bad = ~np.isfinite(counts) if counts.dtype.kind == "f" else np.zeros((), dtype=bool)
-    if counts.dtype.kind in "if":
-        bad = bad | (counts < 0)
-    if bad.any():
+    if not _sound(counts):
+        bad = ~np.isfinite(counts) | (counts < 0)
         y, x, i, j = (int(index) for index in np.argwhere(bad)[0])
         value = counts[y, x, i, j]
         kind = "a negative count" if value < 0 else "no number"
@@ -195,9 +222,16 @@ def _checked(scan: Scan, part: Any, row: int, column: int) -> tuple[int, int, np
     return row, column, np.ascontiguousarray(counts, dtype=_stored_type(counts.dtype))
 
 
+def _sound(counts: npt.NDArray[Any]) -> bool:
+    """Return whether all counts are finite and 0 or more."""
+    if counts.dtype.kind in "bu":
+        return True
+    return bool(counts.min() >= 0 and (counts.dtype.kind == "i" or counts.max() < np.inf))  # false for NaN
+
+
 def _computed(scan: Scan, part: Any) -> npt.NDArray[Any]:
     try:
-        return np.asarray(part.compute(scheduler="threads"))
+        return np.asarray(part.compute(scheduler="threads" if part.npartitions > 1 else "synchronous"))
     except Exception as problem:  # whatever the reader's library raises on a damaged file
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         raise UserError(f"{scan.path.name} cannot be read to its end: {reason}") from None

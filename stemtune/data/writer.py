@@ -148,7 +148,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         """
         block = np.asarray(patterns)
         rows = slice(start, start + len(block))
-        self._data["patterns"][rows] = block
+        self._put(start, block)
         for name, values in columns.items():
             if name not in self._columns:
                 raise TypeError(f"a store has no column '{name}'")
@@ -159,6 +159,24 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
                 self._data[place] = self._file.create_dataset(place, data=np.full(self.n, np.nan, dtype=np.float32))
             self._data[place][rows] = np.asarray(values)
         self.done[rows] = True
+
+    def _put(self, start: int, block: npt.NDArray[Any]) -> None:
+        """Write patterns to their place in the file, past HDF5, whose lock would stop a thread that reads HDF5."""
+        data = self._data["patterns"]
+        if block.dtype != data.dtype or not block.size:
+            data[start : start + len(block)] = block
+            return
+        if start < 0 or start + len(block) > self.n or block.shape[1:] != data.shape[1:]:
+            raise ValueError(f"patterns of shape {block.shape} do not fit {data.shape} from row {start} on")
+        left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        place, descriptor = data.id.get_offset() + start * block[0].nbytes, self._file.id.get_vfd_handle()
+        while left:
+            written = os.pwrite(descriptor, left, place)
+            left, place = left[written:], place + written
+
+    def amend(self, name: str, text: str) -> None:
+        """Change an attribute that the writer was made with to a text of the same length."""
+        self._file.attrs.modify(name, text)
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None

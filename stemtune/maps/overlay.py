@@ -192,7 +192,7 @@ def _from_scan(source: Path, orientation_map: OrientationMap, positions: Sequenc
     shape = facts["calibration"].get("shape")
     if isinstance(shape, str):
         shape = tuple(int(part) for part in shape.split(","))
-    scan = read_scan(source, shape)
+    scan = read_scan(source, shape, *(facts["calibration"].get(name) for name in ("dataset", "size", "scale")))
     centre = facts["origin_centre_px"]
     moved = Resampling(scan.pattern_shape, (centre[0], centre[1]), int(facts["geometry"]["size"]))
     top, left = facts["origin_window"][:2]

@@ -73,7 +73,8 @@ def predict(
         What works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have to see
         the model folder, the store and, of a scan file, the folder beside `out`.
     **calibration
-        `kv`, `scale`, `centre`, `shape`, `size` and `keep` as `data.ingest.ingest` takes them, for a scan file.
+        `kv`, `scale`, `centre`, `shape`, `size`, `keep` and `dataset` as `data.ingest.ingest` takes them, for a
+        scan file.
 
     Returns
     -------

@@ -10,7 +10,8 @@ import pytest
 from rsciio import hspy, zspy
 
 from stemtune.data import ingest as ingest_module
-from stemtune.data.ingest import file_sha256, ingest
+from stemtune.data.fingerprint import file_sha256
+from stemtune.data.ingest import ingest
 from stemtune.data.readers import read_scan, reciprocal_factor
 from stemtune.data.store import Store
 from stemtune.errors import UserError
@@ -175,6 +176,8 @@ def test_damaged_and_foreign_files_are_one_line(scan: Path, tmp_path: Path) -> N
         file["spectrum"] = np.arange(5)
     assert "other.hdf5 cannot be read" in refused(tmp_path / "other.hdf5", tmp_path)
     (tmp_path / "scan.xyz").touch()
+    assert refused(tmp_path / "scan.xyz", tmp_path) == "scan.xyz is empty; copy it again"
+    (tmp_path / "scan.xyz").write_text("something else")
     assert "has no ending that rosettasciio knows" in refused(tmp_path / "scan.xyz", tmp_path)
     assert "the scan 'gone.hspy' does not exist" in refused(Path("gone.hspy"), tmp_path)
     spectra = write_scan(tmp_path / "s.hspy", np.ones((3, 3)))
@@ -252,10 +255,13 @@ def test_real_cathode_scan(shared_data: Path, tmp_path: Path) -> None:
 REAL_FILES = {
     "blockfile/test1.blo": ({}, "does not say how many 1/Å a pixel is; give --scale"),
     "dm/dmTest_3D_int16_64,65,66.dm4": ({}, "holds 66 frames and no scan shape; give --shape ny,nx"),
-    "emd/Si100_4D.emd": ({}, "holds 2 x 11 x 11 frames; a scan has two axes"),
+    "emd/Si100_4D.emd": ({}, "holds several scans; give --dataset PATH: 4DSTEM_simulation/data"),
     "emd/py4DSTEM_size2x3x4x5.h5": ({"kv": 200}, "has a negative count"),
     "empad/EMPAD_v1.2.2_x32_y64_size0.8.xml": ({"kv": 300, "scale": 0.02}, "cannot be read to its end"),
-    "mib/Single_9_Frame_CounterDepth_1_Rows_256RAW.mib": ({"kv": 200}, "RAW MIB data not supported"),
+    "mib/Single_9_Frame_CounterDepth_1_Rows_256RAW.mib": (
+        {"kv": 200},
+        "or read it with LiberTEM and save the array as .npy",
+    ),
     "zspy/signal1d_10x10-ZipStore.zspy": ({}, "holds spectra or numbers, not diffraction patterns"),
     "zspy/signal2d_20x10x10-ragged_markers.zspy": ({}, "cannot be read"),
 }
