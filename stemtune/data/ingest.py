@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from stemtune.data.calibrate import Centre, Resampling, fit_centre
+from stemtune.data.corrections import Corrections, Wanted
 from stemtune.data.layout import replaceable_store
+from stemtune.data.planning import Plan, Sample, plan
 from stemtune.data.readers import Scan, read_scan
 from stemtune.data.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
@@ -25,8 +27,9 @@ BLOCK = 8
 
 _BYTES = 64 * 2**20  # of patterns in memory at a time
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
-_SAMPLES = 256  # patterns that the direct beam is fitted in
-_TRUSTED_PX = 0.25  # a fit this near to the centre in the file's axes confirms it
+_SAMPLES = 256  # patterns that corrections are planned from
+_SAMPLE_BYTES = 128 * 2**20  # and the most memory that they may take, as float64
+_CALIBRATING = ("kv", "scale", "centre", "shape", "size", "keep")
 
 
 class Window(NamedTuple):
@@ -47,6 +50,7 @@ def ingest(
     shape: str | tuple[int, int] | None = None,
     size: int | None = None,
     keep: str | None = None,
+    **corrections: Any,
 ) -> dict[str, Any]:
     """Write the scan in the file `scan` to the store `out`, never loading more than a block of it.
 
@@ -69,71 +73,104 @@ def ingest(
         Width and height of the stored patterns; left out, the shorter edge of the measured ones.
     keep
         The part of the scan to keep, as text "0:ny,0:nx".
+    **corrections
+        What else is done to the patterns: `descan`, `ellipse`, `bad_pixels`, `beam_stop`, `background`, `flip`,
+        `scan_rotation` and `calibrate`; see `corrections.Wanted`. None means the default.
 
     Returns
     -------
     facts
         What was found and done: `patterns`, `scan_shape`, the stored geometry (`size`, `kv`, `scale_inv_angstrom`,
-        `centre_px`), the beam in the file (`origin_centre_px`, `centre_spread_px`), and `copied`: whether the counts
-        were copied as they were.
+        `centre_px`), the beam in the file (`origin_centre_px`, `centre_spread_px`), `copied`: whether the counts
+        were copied as they were, `scan_rotation_deg`, `corrections` (see `planning.Plan.facts`) and `notes`.
 
     Raises
     ------
     UserError
         For a file that cannot be read, is not calibrated, or holds NaN or negative counts.
     """
-    options = {
-        "scan": str(scan),
-        "kv": kv,
-        "scale": scale,
-        "centre": centre,
-        "shape": shape,
-        "size": size,
-        "keep": keep,
-    }
+    wanted = Wanted.of(corrections)
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UserError(f"--size is {size}, but must be in [{_SIZES[0]}, {_SIZES[1]}]")
     replaceable_store(out)
     source = read_scan(scan, None if shape is None else _pair(shape, "--shape"))
     window = _window(keep, source.shape)
-    kv, step = _calibrated(source, kv, scale)
-    beam = _centre(source, window, centre)
-    size = size or min(source.pattern_shape)
-    resampling = Resampling(source.pattern_shape, (beam.row, beam.column), size)
-    dtype = _stored_type(source.data.dtype) if resampling.exact else np.dtype(np.float32)
-    geometry = Geometry(size, step * resampling.factor, kv)
-    shape = (window.bottom - window.top, window.right - window.left)
+    kv, step = _calibrated(source, kv, scale, wanted.calibrate != "")
+    planned = _planned(source, window, wanted, size, step, centre)
+    for note in planned.notes:
+        print(f"note: {note}", file=sys.stderr)
+    done, beam = planned.corrections, planned.corrections.beam
+    dtype = _stored_type(source.data.dtype) if done.exact else np.dtype(np.float32)
+    geometry = Geometry(done.size, planned.scale * done.factor, kv)
+    extent = (window.bottom - window.top, window.right - window.left)
     facts = {
-        "scan_shape": list(shape),
+        "scan_shape": list(extent),
         "origin_centre_px": [beam.row, beam.column],
         "centre_spread_px": beam.spread_px,
-        "copied": resampling.exact,
+        "copied": done.exact,
+        "scan_rotation_deg": wanted.scan_rotation,
+        "corrections": planned.facts,
+        "notes": planned.notes,
     }
+    given = dict(zip(_CALIBRATING, (kv, scale, centre, shape, size, keep), strict=True))
     attrs = {
-        **facts,
+        **{name: value for name, value in facts.items() if name != "notes"},
         "step_nm": source.step_nm,
         "origin": source.path.name,
         "origin_sha256": file_sha256(source.path),
         "origin_window": list(window),
         "command": "ingest",
-        "options": options,
+        "options": {"scan": str(scan), **given, **corrections},
     }
-    with StoreWriter(out, math.prod(shape), geometry, dtype=dtype, attrs=attrs) as writer:
-        _copy(source, window, resampling, writer)
-    return {"patterns": math.prod(shape), **facts, **geometry.to_dict()}
+    with StoreWriter(out, math.prod(extent), geometry, dtype=dtype, attrs=attrs, calibration=planned.shown) as writer:
+        _copy(source, window, done, writer)
+    return {"patterns": math.prod(extent), **facts, **geometry.to_dict()}
 
 
-def _copy(source: Scan, window: Window, resampling: Resampling, writer: StoreWriter) -> None:
+def corrected_at(
+    scan: str | os.PathLike[str],
+    positions: Sequence[tuple[int, int]],
+    kv: float | None = None,
+    scale: float | None = None,
+    centre: str | tuple[float, float] = "auto",
+    shape: str | tuple[int, int] | None = None,
+    size: int | None = None,
+    keep: str | None = None,
+    **corrections: Any,
+) -> npt.NDArray[Any]:
+    """Return the patterns (n, size, size) at `positions` of the part that is kept, as `ingest` stores them."""
+    source = read_scan(scan, None if shape is None else _pair(shape, "--shape"))
+    window, wanted = _window(keep, source.shape), Wanted.of(corrections)
+    _, step = _calibrated(source, kv, scale, wanted.calibrate != "")
+    planned = _planned(source, window, wanted, size, step, centre)
+    chosen = [_computed(source, source.data[row + window.top, column + window.left]) for row, column in positions]
+    return planned.corrections(np.stack(chosen), np.asarray(positions))
+
+
+def _planned(
+    source: Scan,
+    window: Window,
+    wanted: Wanted,
+    size: int | None,
+    scale: float | None,
+    centre: str | tuple[float, float],
+) -> Plan:
+    given = _given_centre(centre, source.pattern_shape)
+    return plan(sample(source, window), wanted, size or min(source.pattern_shape), scale, given, source.centre_px)
+
+
+def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) -> None:
     """Write the patterns of a window of a scan, block by block, each line of a block as one run of rows."""
-    columns, size = window.right - window.left, resampling.size
+    columns, size = window.right - window.left, done.size
     with tqdm(total=writer.n, unit="pattern", desc="ingest", disable=None) as progress:
         for row, column, block in blocks(source, window):
-            patterns = resampling(block.reshape(-1, *source.pattern_shape)).reshape(*block.shape[:2], size, size)
-            for number, line in enumerate(patterns):
-                start = (row - window.top + number) * columns + column - window.left
-                place = np.stack(np.divmod(np.arange(start, start + len(line)), columns), axis=1)
-                writer.write(start, line, position=place, group=scan_group(place, columns))
-            progress.update(block.shape[0] * block.shape[1])
+            rows, width = block.shape[:2]
+            place = np.stack(np.mgrid[row : row + rows, column : column + width], axis=-1) - (window.top, window.left)
+            patterns = done(block.reshape(-1, *source.pattern_shape), place.reshape(-1, 2))
+            for line, where in zip(patterns.reshape(rows, width, size, size), place, strict=True):
+                start = int(where[0, 0] * columns + where[0, 1])
+                writer.write(start, line, position=where, group=scan_group(where, columns))
+            progress.update(rows * width)
 
 
 def scan_group(position: npt.NDArray[Any], columns: int, block: int = BLOCK) -> npt.NDArray[np.int32]:
@@ -210,44 +247,53 @@ def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint16) if dtype.kind in "ui" and dtype.itemsize == 2 else np.dtype(np.float32)
 
 
-def _calibrated(scan: Scan, kv: float | None, scale: float | None) -> tuple[float, float]:
-    """Return voltage (kV) and scale (1/Å per pixel of the file), from the options or the file."""
+def _calibrated(
+    scan: Scan, kv: float | None, scale: float | None, searched: bool = False
+) -> tuple[float, float | None]:
+    """Return voltage (kV) and scale (1/Å per pixel of the file), from the options or the file.
+
+    The scale may be None only where it is `searched` for.
+    """
     kv = kv if kv is not None else scan.kv
     scale = scale if scale is not None else scan.scale_inv_angstrom(kv)
     name = scan.path.name
-    if kv is None or scale is None:
+    if kv is None or (scale is None and not searched):
         what = "the acceleration voltage; give --kv, 200 for instance"
-        if scale is None:
+        if scale is None and not searched:
             what = "how many 1/Å a pixel is; give --scale, 0.02 for instance" + (", and --kv" if kv is None else "")
         raise UserError(f"{name} does not say {what}")
     if not 20 <= kv <= 1500:
         raise UserError(f"the acceleration voltage of {name} is {kv:g} kV, but must be in [20, 1500]; give --kv")
-    if not 0 < scale <= 1:
+    if scale is not None and not 0 < scale <= 1:
         raise UserError(f"the scale of {name} is {scale:g} 1/Å per pixel, but must be in (0, 1]; give --scale")
     return kv, scale
 
 
-def _centre(scan: Scan, window: Window, wanted: str | tuple[float, float]) -> Centre:
-    height, width = scan.pattern_shape
-    if wanted != "auto":
-        row, column = _pair(wanted, "--centre", whole=False)
-        if not (0 <= row <= height - 1 and 0 <= column <= width - 1):
-            raise UserError(f"--centre {row:g},{column:g} lies outside of the {height} x {width} pixels of a pattern")
-        return Centre(row, column, 0.0)
-    found = fit_centre(sample(scan, window))
-    if scan.centre_px and max(abs(found.row - scan.centre_px[0]), abs(found.column - scan.centre_px[1])) < _TRUSTED_PX:
-        return Centre(*scan.centre_px, found.spread_px)
-    return found
+def _given_centre(wanted: str | tuple[float, float], shape: tuple[int, int]) -> tuple[float, float] | None:
+    """Return the direct beam's place that the user gave for patterns of `shape`; None where it is to be found."""
+    if wanted == "auto":
+        return None
+    row, column = _pair(wanted, "--centre", whole=False)
+    height, width = shape
+    if not (0 <= row <= height - 1 and 0 <= column <= width - 1):
+        raise UserError(f"--centre {row:g},{column:g} lies outside of the {height} x {width} pixels of a pattern")
+    return row, column
 
 
-def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> npt.NDArray[Any]:
-    """Return about `count` patterns (n, H, W) from 16 stretches of rows spread evenly over the window."""
+def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
+    """Return about `count` patterns, fewer large ones, from 16 stretches of rows spread evenly over the window."""
     rows, columns = window.bottom - window.top, window.right - window.left
+    count = max(16, min(count, _SAMPLE_BYTES // (8 * math.prod(scan.pattern_shape))))
     lines = np.unique(np.linspace(window.top, window.bottom - 1, min(rows, 16)).round().astype(int))
     step = max(1, round(columns * len(lines) / count))
-    picked = [scan.data[line, window.left + line % step : window.right : step] for line in lines]
-    counts = np.concatenate([_computed(scan, part) for part in picked if part.shape[0]])
-    return np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
+    picked = [(line, np.arange(window.left + line % step, window.right, step)) for line in lines]
+    picked = [(line, chosen) for line, chosen in picked if len(chosen)]
+    parts = [_computed(scan, scan.data[line, chosen[0] : window.right : step]) for line, chosen in picked]
+    counts = np.concatenate(parts)
+    place = [np.column_stack((np.full(len(chosen), line), chosen)) for line, chosen in picked]
+    shape = (window.bottom - window.top, window.right - window.left)
+    whole = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
+    return Sample(whole, np.concatenate(place) - (window.top, window.left), shape)
 
 
 def _window(keep: str | None, shape: tuple[int, int]) -> Window:

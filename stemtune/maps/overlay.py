@@ -14,8 +14,7 @@ import torch
 
 from stemtune.config import SimulateConfig
 from stemtune.crystal.phase import Phase
-from stemtune.data.calibrate import Resampling
-from stemtune.data.readers import read_scan
+from stemtune.data.ingest import corrected_at
 from stemtune.data.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
@@ -187,14 +186,5 @@ def _check(orientation_map: OrientationMap, positions: Sequence[tuple[int, int]]
 
 
 def _from_scan(source: Path, orientation_map: OrientationMap, positions: Sequence[tuple[int, int]]) -> npt.NDArray[Any]:
-    """Return the patterns (n, size, size) at `positions`, read and centred as they were for the map."""
-    facts = orientation_map.attrs
-    shape = facts["calibration"].get("shape")
-    if isinstance(shape, str):
-        shape = tuple(int(part) for part in shape.split(","))
-    scan = read_scan(source, shape)
-    centre = facts["origin_centre_px"]
-    moved = Resampling(scan.pattern_shape, (centre[0], centre[1]), int(facts["geometry"]["size"]))
-    top, left = facts["origin_window"][:2]
-    chosen = [np.asarray(scan.data[row + top, column + left]) for row, column in positions]
-    return np.asarray(moved(np.stack(chosen)))
+    """Return the patterns (n, size, size) at `positions`, read and corrected as they were for the map."""
+    return corrected_at(source, positions, **orientation_map.attrs["calibration"])
