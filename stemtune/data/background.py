@@ -59,6 +59,3 @@ class RadialBackground:
         keep = distance <= self.beam_px
         left = np.where(keep, flat, np.maximum(flat - ground, 0))
         return left.astype(np.float32).reshape(patterns.shape)
-
-
-__all__ = ["RadialBackground"]

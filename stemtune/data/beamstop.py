@@ -20,7 +20,9 @@ _LEAST_PX = 12  # pixels of the smallest stop
 _CORE_PX = 3  # a stop is somewhere wider than this
 _LARGEST = 0.25  # share of the detector
 _MIDDLE = 0.15  # a stop reaches this near to the middle of the detector, as a share of its shorter edge
-_LIT = 0.6  # share of a shadow's rim that must be lit
+_COARSE = 48  # pixels along an edge that the light around is looked at in
+_LIT, _RIM = 0.8, 0.2  # share of a shadow's rim that must be lit, by this share of the light around
+_ALONE = 0.7  # share of the dark pixels in the middle of the detector that belong to the stop
 
 
 class StopShape(NamedTuple):
@@ -71,8 +73,7 @@ def find_stop(patterns: npt.NDArray[Any]) -> Mask | None:
     mean = patterns.mean(axis=0, dtype=np.float64)
     height, width = mean.shape
     smooth = ndimage.median_filter(mean, size=3, mode="nearest")
-    reach = max(9, min(mean.shape) // 4 | 1)
-    around = ndimage.percentile_filter(smooth, 75, size=reach, mode="nearest")
+    around = _light_around(smooth)
     counted = np.asarray(around * len(patterns) > 25)
     dark = (smooth <= _DARK * around) & counted
     core = ndimage.binary_erosion(dark, np.ones((_CORE_PX, _CORE_PX)), border_value=1)
@@ -84,10 +85,23 @@ def find_stop(patterns: npt.NDArray[Any]) -> Mask | None:
         if inside.sum() < _LEAST_PX or inside.sum() > _LARGEST * inside.size or not (inside & core).any():
             continue
         rim = ndimage.binary_dilation(inside, iterations=3) & ~ndimage.binary_dilation(inside)
-        lit = smooth[rim] > 3 * _DARK * around[rim]
-        if away[inside].min() <= _MIDDLE * min(mean.shape) and lit.mean() >= _LIT:
+        lit = smooth[rim] > _RIM * around[rim]
+        alone = inside.sum() > _ALONE * (dark & (away < min(mean.shape) / 3)).sum()  # between spots, all is dark
+        if alone and away[inside].min() <= _MIDDLE * min(mean.shape) and lit.mean() >= _LIT:
             return np.asarray(ndimage.binary_dilation(inside) & (mean <= 0.5 * around))
     return None
+
+
+def _light_around(smooth: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the upper quartile of an image over a window a quarter as wide as itself, looked at in coarse pixels."""
+    step = max(1, min(smooth.shape) // _COARSE)
+    rows, columns = (length // step for length in smooth.shape)
+    coarse = smooth[: rows * step, : columns * step].reshape(rows, step, columns, step).mean(axis=(1, 3))
+    level = ndimage.percentile_filter(coarse, 75, size=max(9, min(coarse.shape) // 4), mode="nearest")
+    row, column = (
+        np.minimum(np.arange(length) // step, part - 1) for length, part in zip(smooth.shape, level.shape, strict=True)
+    )
+    return np.asarray(level[np.ix_(row, column)])
 
 
 def centre_by_symmetry(
@@ -126,7 +140,10 @@ def centre_by_symmetry(
 
 def _likeness(mean: npt.NDArray[np.float64], seen: Mask, total: tuple[int, ...]) -> float:
     """Return the correlation of an image with itself turned about `total` / 2, over pixels seen in both."""
-    parts = [slice(max(0, sum_ - length + 1), min(length - 1, sum_) + 1) for sum_, length in zip(total, mean.shape, strict=True)]
+    parts = [
+        slice(max(0, sum_ - length + 1), min(length - 1, sum_) + 1)
+        for sum_, length in zip(total, mean.shape, strict=True)
+    ]
     here, there = mean[tuple(parts)], mean[tuple(parts)][::-1, ::-1]
     both = seen[tuple(parts)] & seen[tuple(parts)][::-1, ::-1]
     if both.sum() < 0.3 * mean.size:

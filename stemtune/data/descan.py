@@ -56,9 +56,10 @@ class Descan:
     @property
     def wander_px(self) -> float:
         """Largest distance between two corners or middles of the scan's edges, in pixels."""
-        ends = [(self.shape[0] - 1) / 2 * (1 + a) for a in (-1, 0, 1)], [
-            (self.shape[1] - 1) / 2 * (1 + b) for b in (-1, 0, 1)
-        ]
+        ends = (
+            [(self.shape[0] - 1) / 2 * (1 + a) for a in (-1, 0, 1)],
+            [(self.shape[1] - 1) / 2 * (1 + b) for b in (-1, 0, 1)],
+        )
         places = self.at(np.stack(np.meshgrid(*ends), axis=-1).reshape(-1, 2))
         return float(np.hypot(*(places[:, None] - places).T).max())
 

@@ -1,9 +1,10 @@
 """Elliptical distortion of a detector or projector lens, and patterns moved so that it is gone.
 
-A distortion stretches what stands at (x, y) (1/Å, y up) by 1 + e/2 along its long axis and by 1 - e/2 across it, as the
-simulator's `Conditions.distortion` does: a ring becomes an ellipse with axes in the ratio (1 + e/2) : (1 - e/2), so that
+A distortion stretches what stands at (x, y) (1/Å, y up) by 1 + e/2 along its long axis and by 1 - e/2 across it, as
+the simulator's `Conditions.distortion` does: a ring becomes an ellipse with axes in the ratio (1 + e/2) : (1 - e/2), so
 e is the relative difference of the axes. The azimuth of the long axis counts anticlockwise from x, in the picture as
-the file has it.
+the file has it. py4DSTEM's p_ellipse (qx0, qy0, a, b, theta) counts theta from its qx, which runs down the rows,
+towards its qy, along the columns: e = 2 (a - b) / (a + b), azimuth = theta - 90°.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Warp:
 
     shape: tuple[int, int]
     size: int
-    ellipse: Ellipse = Ellipse(0.0, 0.0)
+    ellipse: Ellipse
 
     @property
     def factor(self) -> float:

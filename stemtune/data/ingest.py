@@ -89,19 +89,20 @@ def ingest(
     UserError
         For a file that cannot be read, is not calibrated, or holds NaN or negative counts.
     """
+    given = dict(zip(_CALIBRATING, (kv, scale, centre, shape, size, keep), strict=True))
     wanted = Wanted.of(corrections)
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UserError(f"--size is {size}, but must be in [{_SIZES[0]}, {_SIZES[1]}]")
     replaceable_store(out)
     source = read_scan(scan, None if shape is None else _pair(shape, "--shape"))
     window = _window(keep, source.shape)
-    kv, step = _calibrated(source, kv, scale, wanted.calibrate != "")
+    volts, step = _calibrated(source, kv, scale, wanted.calibrate != "")
     planned = _planned(source, window, wanted, size, step, centre)
     for note in planned.notes:
         print(f"note: {note}", file=sys.stderr)
     done, beam = planned.corrections, planned.corrections.beam
     dtype = _stored_type(source.data.dtype) if done.exact else np.dtype(np.float32)
-    geometry = Geometry(done.size, planned.scale * done.factor, kv)
+    geometry = Geometry(done.size, planned.scale * done.factor, volts)
     extent = (window.bottom - window.top, window.right - window.left)
     facts = {
         "scan_shape": list(extent),
@@ -112,9 +113,8 @@ def ingest(
         "corrections": planned.facts,
         "notes": planned.notes,
     }
-    given = dict(zip(_CALIBRATING, (kv, scale, centre, shape, size, keep), strict=True))
     attrs = {
-        **{name: value for name, value in facts.items() if name != "notes"},
+        **facts,
         "step_nm": source.step_nm,
         "origin": source.path.name,
         "origin_sha256": file_sha256(source.path),
@@ -283,7 +283,7 @@ def _given_centre(wanted: str | tuple[float, float], shape: tuple[int, int]) -> 
 def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
     """Return about `count` patterns, fewer large ones, from 16 stretches of rows spread evenly over the window."""
     rows, columns = window.bottom - window.top, window.right - window.left
-    count = max(16, min(count, _SAMPLE_BYTES // (8 * math.prod(scan.pattern_shape))))
+    count = max(6, min(count, _SAMPLE_BYTES // (8 * math.prod(scan.pattern_shape))))
     lines = np.unique(np.linspace(window.top, window.bottom - 1, min(rows, 16)).round().astype(int))
     step = max(1, round(columns * len(lines) / count))
     picked = [(line, np.arange(window.left + line % step, window.right, step)) for line in lines]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,11 @@ from stemtune.data.beamstop import StopShape, centre_by_symmetry, find_stop
 from stemtune.data.calibrate import Centre, beam_near, common_pattern, fit_centre
 from stemtune.data.corrections import Corrections, Wanted
 from stemtune.data.descan import LEAST, Descan, fit_descan, measured_centres, pays
-from stemtune.data.ellipse import Ellipse
-from stemtune.data.rings import LEAST_SPOTS, RingFit, fit_rings, shells
 from stemtune.data.spots import Found, find_spots
 from stemtune.errors import UserError
+
+if TYPE_CHECKING:
+    from stemtune.data.rings import RingFit
 
 TRUSTED_PX = 0.25
 """A fit this near to the centre in the file's axes confirms it."""
@@ -24,6 +25,11 @@ TRUSTED_PX = 0.25
 Mask = npt.NDArray[np.bool_]
 
 _TINY = 0.002  # ellipticity below which patterns are left as they are
+
+_NO_HAND = (
+    "patterns of a crystal do not tell mirror and turn of the detector: the mirrored pattern is exactly that of the"
+    " crystal turned by 180° about an axis in the picture; give --flip and --scan-rotation where they are known"
+)
 
 
 class Sample(NamedTuple):
@@ -118,6 +124,8 @@ def plan(
     ellipse = given if given is not None else fit.ellipse if fit is not None else None
     if ellipse is not None and ellipse.ellipticity < _TINY:
         ellipse = None
+    if wanted.calibrate and wanted.flip == "none" and not wanted.scan_rotation:
+        notes.append(_NO_HAND)
     corrections = Corrections(
         shape,
         size,
@@ -171,7 +179,7 @@ def _bad(
         return none
     row, column, reach = beam_near(common)
     down, right = np.indices(common.shape)
-    beam = np.hypot(down - row, down * 0 + right - column) <= reach
+    beam = np.hypot(down - row, right - column) <= reach
     if centre is not None:
         beam |= np.hypot(down - centre[0], right - centre[1]) <= reach
     bad = find_bad_pixels(raw, beam)
@@ -232,6 +240,7 @@ def _descan(
 def _rings(spots: Found, wanted: Wanted, scale: float | None, size: int) -> tuple[RingFit | None, list[str]]:
     """Return the fit to the rings of the phase that was named, if it can be believed, and what to say about it."""
     from stemtune.crystal.phase import phase_from  # here, because most scans are calibrated by their file
+    from stemtune.data.rings import LEAST_SPOTS, fit_rings
 
     phase, given = phase_from(wanted.calibrate), wanted.given_ellipse
     if given is not None:
@@ -307,11 +316,9 @@ def _shown(
         shown["measured_centre"] = measured
     if spots is not None and fit is not None:
         from stemtune.crystal.phase import phase_from
+        from stemtune.data.rings import shells
 
         shown["spot_before"] = scale * np.hypot(spots.x, spots.y)
         shown["spot_after"] = fit.distance
         shown["rings"] = shells(phase_from(wanted.calibrate), 1.05 * float(fit.distance.max()))[0]
     return shown
-
-
-__all__ = ["Ellipse", "Plan", "Sample", "plan"]

@@ -8,15 +8,17 @@ fall onto the phase's rings: the most likely ones, where every spot may lie on a
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from stemtune.crystal.phase import Phase
 from stemtune.data.ellipse import Ellipse
 from stemtune.data.spots import Found
+
+if TYPE_CHECKING:
+    from stemtune.crystal.phase import Phase
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -29,8 +31,8 @@ NEARBY = 0.08
 LEAST_SHARE, LEAST_GAIN, LEAST_LEAD = (0.2, 0.5), (0.06, 0.3), 0.025
 """What can be believed: share of the spots on rings and gain, each where a scale was known before and where not; lead.
 
-On simulated LiNiO2 patterns the right phase has a share of 0.7 to 0.95 and a gain of 0.5 to 0.8 (0.25 and 0.07 at 300 to
-1,000 electrons), silicon and nickel up to 0.15 and 0.05 near the true scale, and up to 0.45 and 0.4 at any other.
+On simulated LiNiO2 patterns the right phase has a share of 0.7 to 0.95 and a gain of 0.5 to 0.8 (0.25 and 0.07 at 300
+to 1,000 electrons), silicon and nickel up to 0.15 and 0.05 near the true scale, and up to 0.45 and 0.4 at any other.
 """
 
 LARGEST_ERROR = 0.004

@@ -261,7 +261,11 @@ class ResumableWriter(StoreWriter):
     def _check_same_settings(self) -> None:
         data = self._file["patterns"]
         found = {name: plain(value) for name, value in self._file.attrs.items()}
-        found |= {"patterns": data.shape[0], "type": data.dtype.name, "columns": sorted(set(self._file) - {"patterns", "calibration"})}
+        found |= {
+            "patterns": data.shape[0],
+            "type": data.dtype.name,
+            "columns": sorted(set(self._file) - {"patterns", "calibration"}),
+        }
         wanted = {name: attribute_form(value) for name, value in self._attrs.items() if value is not None}
         wanted |= {"patterns": self.n, "type": self.dtype.name, "columns": sorted(self._columns)}
         for name, value in wanted.items():

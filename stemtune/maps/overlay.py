@@ -21,6 +21,7 @@ from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 from stemtune.files import existing, whole_file
 from stemtune.maps.figures import save
+from stemtune.maps.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.maps.orientation_map import OrientationMap, map_file
 from stemtune.maps.predict import is_store
 from stemtune.maps.truth import grid_pixel
@@ -135,7 +136,8 @@ def draw(
         bare.set_title(_caption(orientation_map, place, pixel), fontsize=7, linespacing=1.2)
         if orientation_map.measured[pixel]:
             phase = orientation_map.phases[max(0, int(orientation_map.phase[pixel]))]
-            _mark(marked, phase, geometry, orientation_map.answers[pixel, 0], bool(orientation_map.indexed[pixel]))
+            answer = to_pattern_frame(orientation_map.answers[pixel, 0], scan_rotation_deg(orientation_map.attrs))
+            _mark(marked, phase, geometry, answer, bool(orientation_map.indexed[pixel]))
     figure.supxlabel(
         "Circles: kinematic spots of the predicted orientation, larger for stronger ones (orange: not indexed). "
         f"Intensity to the power {GAMMA:g}.",
