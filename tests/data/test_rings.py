@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_corrections import scan_of
+from test_ingest import refused, write_scan
 
 from stemtune.crystal.phase import linio2
 from stemtune.data.ellipse import Ellipse
@@ -11,8 +13,6 @@ from stemtune.data.ingest import ingest
 from stemtune.data.rings import LEAST_SPOTS, fit_rings, shells
 from stemtune.data.spots import Found, find_spots
 from stemtune.data.store import Store
-from tests.data.test_corrections import scan_of
-from tests.data.test_ingest import refused, write_scan
 
 CENTRE = np.array([[62.4, 64.3], [0.0, 0.0], [0.0, 0.0]])
 TRUE, ELLIPSE = 0.025 / 1.013, Ellipse(0.032, 35.0)
