@@ -22,6 +22,7 @@ _LARGEST = 0.25  # share of the detector
 _MIDDLE = 0.15  # a stop reaches this near to the middle of the detector, as a share of its shorter edge
 _COARSE = 48  # pixels along an edge that the light around is looked at in
 _LIT, _RIM = 0.8, 0.2  # share of a shadow's rim that must be lit, by this share of the light around
+_STRIDE = 4  # half pixels between the places that are looked at first
 _ALONE = 0.7  # share of the dark pixels in the middle of the detector that belong to the stop
 
 
@@ -122,23 +123,37 @@ def centre_by_symmetry(
     """
     mean = ndimage.gaussian_filter(np.sqrt(patterns.mean(axis=0, dtype=np.float64)), 1.0)
     seen = ~ndimage.binary_dilation(hidden, iterations=2)
-    middle = tuple(round(2 * value) for value in start)  # the sum of opposite pixels' indices
-    span = range(-2 * search_px, 2 * search_px + 1)
-    score = np.array([[_likeness(mean, seen, (middle[0] + a, middle[1] + b)) for b in span] for a in span])
-    best = np.unravel_index(int(np.nanargmax(score)), score.shape)
+    middle = (round(2 * start[0]), round(2 * start[1]))  # the sum of opposite pixels' indices
+    coarse, _ = _best(mean, seen, middle, range(-2 * search_px, 2 * search_px + 1, _STRIDE))
+    if coarse is None:
+        return start
+    place, score = _best(mean, seen, coarse, range(-_STRIDE, _STRIDE + 1))
+    assert place is not None
     found = []
     for axis in range(2):
-        line = score[:, best[1]] if axis == 0 else score[best[0]]
-        at = int(best[axis])
+        at = place[axis] - coarse[axis] + _STRIDE
+        other = place[1 - axis] - coarse[1 - axis] + _STRIDE
+        line = score[:, other] if axis == 0 else score[other]
         off = 0.0
         if 0 < at < len(line) - 1 and np.isfinite(line[at - 1 : at + 2]).all():
             bend = 2 * line[at] - line[at - 1] - line[at + 1]
             off = float((line[at + 1] - line[at - 1]) / 2 / bend) if bend > 0 else 0.0
-        found.append((middle[axis] + at - 2 * search_px + off) / 2)
+        found.append((place[axis] + off) / 2)
     return found[0], found[1]
 
 
-def _likeness(mean: npt.NDArray[np.float64], seen: Mask, total: tuple[int, ...]) -> float:
+def _best(
+    mean: npt.NDArray[np.float64], seen: Mask, middle: tuple[int, int], span: range
+) -> tuple[tuple[int, int] | None, npt.NDArray[np.float64]]:
+    """Return the most alike sum of opposite pixels' indices around `middle`, and all scores; None without any."""
+    score = np.array([[_likeness(mean, seen, (middle[0] + a, middle[1] + b)) for b in span] for a in span])
+    if not np.isfinite(score).any():
+        return None, score
+    row, column = np.unravel_index(int(np.nanargmax(score)), score.shape)
+    return (middle[0] + span[int(row)], middle[1] + span[int(column)]), score
+
+
+def _likeness(mean: npt.NDArray[np.float64], seen: Mask, total: tuple[int, int]) -> float:
     """Return the correlation of an image with itself turned about `total` / 2, over pixels seen in both."""
     parts = [
         slice(max(0, sum_ - length + 1), min(length - 1, sum_) + 1)
