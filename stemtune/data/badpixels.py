@@ -14,6 +14,9 @@ Mask = npt.NDArray[np.bool_]
 MOST = 0.02
 """Share of the pixels above which they are not believed to be bad: something else is amiss."""
 
+LEAST = 8
+"""Patterns below which no pixel is judged: a spot would look like a hot pixel."""
+
 _ABOVE = 8.0  # a hot pixel's usual count over its neighbours'; the sharpest spot stays below
 _EXPECTED = 25.0  # counts that a dead pixel must have missed
 _THICK_PX = 3  # dark regions thicker than this are no pixels but a beam stop or the detector's edge
@@ -44,6 +47,9 @@ def find_bad_pixels(patterns: npt.NDArray[Any], beam: Mask) -> BadPixels:
     Hot: its median over the patterns is many times the mean of all its neighbours but the brightest. Diffraction
     spots move from grain to grain, and are wider than a pixel. Dead: it never counts, where its surroundings do.
     """
+    if len(patterns) < LEAST:
+        none = np.zeros(patterns.shape[1:], dtype=bool)
+        return BadPixels(none, none)
     middle = np.median(patterns, axis=0)
     mean = patterns.mean(axis=0, dtype=np.float64)
     ring = np.ones((3, 3), dtype=bool)

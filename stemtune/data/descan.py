@@ -126,7 +126,7 @@ def _robust(centre: FloatArray, position: npt.NDArray[Any], shape: tuple[int, in
         spread = 1.4826 * float(np.median(off)) + 1e-6
         weight = np.clip(1 - (off / (4 * spread)) ** 2, 0, None) ** 2
     left = 1.4826 * float(np.median(np.abs(centre - terms @ coefficients), axis=0).max())
-    return Descan(shape, coefficients, left)
+    return Descan(shape, np.asarray(coefficients, dtype=np.float64), left)
 
 
 def _terms(position: npt.NDArray[Any], shape: tuple[int, int], order: int) -> FloatArray:

@@ -209,7 +209,8 @@ def _search(offset: FloatArray, phase: Phase, scales: FloatArray, ellipse: bool)
     middle = math.sqrt(scales[0] * scales[-1])
     contrast = _Contrast(offset, phase, middle if scales[-1] < 1.5 * scales[0] else scales[-1], *_STAGES[0])
     logarithm = np.log(scales)
-    first_choice, second_choice = [], []
+    first_choice: list[tuple[float, FloatArray]] = []
+    second_choice: list[tuple[float, FloatArray]] = []
     for first, second in [(a, b) for a in (-0.03, 0, 0.03) for b in (-0.03, 0, 0.03)] if ellipse else [(0.0, 0.0)]:
         distance = np.log(_distance(offset, np.array([0.0, first, second])))
         score = np.array([contrast(distance + scale) for scale in logarithm])

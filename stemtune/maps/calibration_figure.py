@@ -64,9 +64,9 @@ def draw_calibration(store: Store, png: str | os.PathLike[str]) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.2, 6.9), dpi=_DPI, facecolor=_DARK)
+    figure = Figure(figsize=(10.6, 7.2), dpi=_DPI, facecolor=_DARK)
     panels = figure.subplots(2, 3, gridspec_kw={"width_ratios": (1, 1, 1.12)})
-    figure.subplots_adjust(0.03, 0.115, 0.975, 0.885, 0.16, 0.3)
+    figure.subplots_adjust(0.02, 0.115, 0.98, 0.885, 0.14, 0.24)
     attrs, facts = store.attrs, _facts(store.attrs)
     before, after = shown["mean_before"], shown["mean_after"]
     centre = attrs.get("origin_centre_px") or [(length - 1) / 2 for length in before.shape]
@@ -212,7 +212,7 @@ def _centres(axes: Axes, shown: Mapping[str, npt.NDArray[Any]], facts: Mapping[s
     axes.set_xlim(column - half, column + half)
     axes.set_ylim(row + half, row - half)
     axes.set_box_aspect(1)
-    note = "dots: measured, dark to light from the first scan row to the last; crosses: used"
+    note = "dots: measured, from the first scan row (dark)\nto the last (light); crosses: used"
     axes.text(0.02, 0.02, note, transform=axes.transAxes, color=_LIGHT, fontsize=5.6)
 
 
@@ -250,5 +250,6 @@ def _profiles(
         total, number = np.bincount(ring, counts.ravel()), np.bincount(ring)
         reach = min(counts.shape) // 2
         mean = (total / np.maximum(number, 1))[:reach] * (1 if label == "before" else 1 / factor**2)
-        axes.semilogy(np.arange(reach) * step, np.maximum(mean, 1e-4), color=colour, linewidth=1.1, label=label)
+        seen = (number[:reach] > 0) & (mean > 0)
+        axes.semilogy(np.arange(reach)[seen] * step, mean[seen], color=colour, linewidth=1.1, label=label)
     axes.legend(fontsize=7, frameon=False, labelcolor=_LIGHT)
