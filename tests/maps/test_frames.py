@@ -66,7 +66,11 @@ def written(path: Path, data: np.ndarray) -> Path:
             (("y", "nm", 10.0), ("x", "nm", 10.0), ("v", "1/Å", 0.05), ("u", "1/Å", 0.05))
         )
     ]  # fmt: skip
-    metadata = {"General": {}, "Signal": {"signal_type": ""}, "Acquisition_instrument": {"TEM": {"beam_energy": 200.0}}}
+    metadata = {
+        "General": {"title": "scan"},
+        "Signal": {"signal_type": ""},
+        "Acquisition_instrument": {"TEM": {"beam_energy": 200.0}},
+    }
     signal = {
         "data": data, "axes": axes, "metadata": metadata, "original_metadata": {}, "learning_results": {}, "models": {},
         "package_info": {"package": "hyperspy", "package_version": "2.0"},
