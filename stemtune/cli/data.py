@@ -110,12 +110,15 @@ def ingest(commands: Commands) -> None:
 
 def inspect(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps import inspect
+        from stemtune.maps import calibration_figure, inspect
 
         print(inspect.describe(options.path))
         if options.png:
             inspect.contact_sheet(options.path, options.png)
             print(f"contact sheet: {options.png}")
+            second = calibration_figure.calibration_picture(options.path, options.png)
+            if second:
+                print(f"calibration: {second}")
 
     parser = command(
         commands,
@@ -125,4 +128,8 @@ def inspect(commands: Commands) -> None:
         call,
     )
     parser.add_argument("path", metavar="PATH")
-    parser.add_argument("--png", metavar="FILE", help="draw a contact sheet of patterns")
+    parser.add_argument(
+        "--png",
+        metavar="FILE",
+        help="draw a contact sheet of patterns; of a measured store also its calibration, FILE-calibration",
+    )

@@ -55,10 +55,61 @@ def scan_options(parser: Parser) -> None:
     group.add_argument("--size", type=positive, help="resample the patterns to this size")
     group.add_argument("--keep", metavar="0:NY,0:NX", help="the part of the scan to keep")
     group.add_argument("--dataset", metavar="PATH", help="the array of an HDF5 or .npz file, where there are several")
+    group.add_argument(
+        "--calibrate",
+        metavar="CIF",
+        help="the crystal (a CIF, or linio2): scale and ellipse are fitted to its rings; a scale that is given or in"
+        " the file may be up to 8%% off",
+    )
+    _correction_options(parser)
+
+
+def _correction_options(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "what is mended in the patterns, in the picture as the file has it (x right, y up)"
+    )
+    group.add_argument(
+        "--descan",
+        choices=("off", "auto", "on"),
+        help="centre every pattern by a smooth surface through the beam's measured places; default auto: where the beam"
+        " wanders by more than 0.5 px",
+    )
+    group.add_argument(
+        "--ellipse",
+        metavar="E,AZIMUTH",
+        help="take an ellipse out: relative difference of its axes, azimuth of the long one in degrees; or off; default"
+        " auto: what --calibrate finds",
+    )
+    group.add_argument("--bad-pixels", choices=("off", "on"), help="mend hot and dead pixels; default on")
+    group.add_argument(
+        "--beam-stop",
+        metavar="R[,SIDE[,WIDTH]]",
+        help="hidden pixels, which become 0: a radius in px, with the side and width of a bar, as 8,left,4; or auto:"
+        " found in the patterns; default off",
+    )
+    group.add_argument("--background", choices=("off", "on"), help="subtract the radial median; default off")
+    group.add_argument(
+        "--flip",
+        choices=("none", "x", "y", "transpose"),
+        help="undo a mirror of the detector: left-right, up-down, or rows and columns exchanged; default none",
+    )
+    group.add_argument(
+        "--scan-rotation",
+        type=float,
+        metavar="DEG",
+        help="angle from the (flipped) pattern's x to the scan's x, anticlockwise; the map's orientations are turned"
+        " into the scan's frame; default 0",
+    )
+
+
+_CORRECTIONS = ("calibrate", "descan", "ellipse", "bad_pixels", "beam_stop", "background", "flip", "scan_rotation")
 
 
 def scan_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("kv", "scale", "centre", "shape", "size", "keep", "dataset")}
+    return {
+        key: getattr(options, key)
+        for key in ("kv", "scale", "centre", "shape", "size", "keep", "dataset", *_CORRECTIONS)
+    }
 
 
 def ray_option(parser: Parser) -> None:

@@ -57,8 +57,34 @@ def fit_centre(patterns: npt.NDArray[Any]) -> Centre:
         When the patterns are empty.
     """
     counts = np.asarray(patterns, dtype=np.float64)
-    common = np.median(counts, axis=0)
-    common = common if common.max() > 0 else counts.mean(axis=0)
+    common = common_pattern(counts)
+    row, column, reach = beam_near(common)
+    first = centroids(common[None], (row, column), reach)[0]
+    each = centroids(counts, (first[0], first[1]), reach)
+    each = each[np.isfinite(each).all(axis=1)]
+    if not len(each):
+        return Centre(float(first[0]), float(first[1]), 0.0)
+    centre = np.median(each, axis=0)
+    spread = 1.4826 * float(np.median(np.abs(each - centre), axis=0).max())
+    return Centre(float(centre[0]), float(centre[1]), spread)
+
+
+def common_pattern(counts: npt.NDArray[Any]) -> FloatArray:
+    """Return what most patterns (N, H, W) have in common: their median, or their mean where that is empty."""
+    common = np.asarray(np.median(counts, axis=0), dtype=np.float64)
+    return common if common.max() > 0 else np.asarray(counts.mean(axis=0, dtype=np.float64))
+
+
+def beam_near(common: FloatArray) -> tuple[float, float, float]:
+    """Return the pixel (row, column) of the direct beam in a pattern (H, W), and the reach of a window around it.
+
+    The reach is twice the beam's radius, and 3 pixels or more.
+
+    Raises
+    ------
+    UserError
+        When the pattern is empty.
+    """
     if not common.max() > 0:
         raise UserError("the sampled patterns hold no counts, so there is no direct beam to find; give --centre y,x")
     height, width = common.shape
@@ -70,18 +96,10 @@ def fit_centre(patterns: npt.NDArray[Any]) -> Centre:
     start = np.unravel_index(np.argmax(smooth * np.exp(-4 * (row**2 + column**2))), common.shape)
     blob, _ = ndimage.label(smooth > smooth[start] / 2)
     radius = math.sqrt((blob == blob[start]).sum() / math.pi)
-    reach = min(max(2.0 * radius, 3.0), min(common.shape) / 2)
-    first = _centroids(common[None], (float(start[0]), float(start[1])), reach)[0]
-    each = _centroids(counts, (first[0], first[1]), reach)
-    each = each[np.isfinite(each).all(axis=1)]
-    if not len(each):
-        return Centre(float(first[0]), float(first[1]), 0.0)
-    centre = np.median(each, axis=0)
-    spread = 1.4826 * float(np.median(np.abs(each - centre), axis=0).max())
-    return Centre(float(centre[0]), float(centre[1]), spread)
+    return float(start[0]), float(start[1]), min(max(2.0 * radius, 3.0), min(common.shape) / 2)
 
 
-def _centroids(counts: FloatArray, start: tuple[float, float], reach: float) -> FloatArray:
+def centroids(counts: FloatArray, start: tuple[float, float], reach: float) -> FloatArray:
     """Return the centroid (N, 2) of the spot near `start` in each pattern (N, H, W); NaN where there is none."""
     low = [max(0, round(value - 2 * reach)) for value in start]
     high = [min(length, round(value + 2 * reach) + 1) for value, length in zip(start, counts.shape[1:], strict=True)]

@@ -210,6 +210,12 @@ class Store:
         """The labeller's own scores (n,) under the names it gave them."""
         return {name: data[()] for name, data in self._file["scores"].items()} if "scores" in self._file else {}
 
+    @cached_property
+    def calibration(self) -> dict[str, npt.NDArray[Any]]:
+        """What shows how a measured scan was calibrated, by name (see `data.planning`); empty where nothing is kept."""
+        group = self._file.get("calibration")
+        return {name: data[()] for name, data in group.items()} if isinstance(group, h5py.Group) else {}
+
     @property
     def scan_shape(self) -> tuple[int, int] | None:
         """Rows and columns of the scan; None when the patterns are no scan."""

@@ -65,6 +65,8 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         Seed of `make_splits`, which fills `split` over groups unless every row came with its own.
     overlap
         Whether rows may have several grains: the columns of `layout.OVERLAP` are kept too.
+    calibration
+        Arrays that show how the patterns were calibrated, kept in the group `calibration` under their names.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         attrs: Mapping[str, Any] | None = None,
         split_seed: int = 0,
         overlap: bool = False,
+        calibration: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> None:
         self.path, self.n, self.geometry, self.dtype = Path(path), n, geometry, np.dtype(dtype)
         if n < 1:
@@ -85,6 +88,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             raise ValueError(f"patterns are {self.dtype}, but a store holds {', '.join(PATTERN_TYPES)}")
         self._split_seed = split_seed
         self._columns = {**COLUMNS, **(OVERLAP if overlap else {})}
+        self._calibration = dict(calibration or {})
         self._attrs = {
             **(attrs or {}),
             "stemtune_version": __version__,
@@ -117,6 +121,8 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             file.create_dataset("patterns", shape, self.dtype, dcpl=at_once, fill_time="never")
             for name, (inner, kind, unknown) in self._columns.items():
                 file.create_dataset(name, data=np.full((self.n, *inner), unknown, dtype=kind))
+            for name, array in self._calibration.items():
+                file.create_dataset(f"calibration/{name}", data=array)
             file["group"][...] = np.arange(self.n)
             for name, value in {**self._attrs, "schema": UNFINISHED}.items():
                 set_attribute(file, name, value)
@@ -273,7 +279,11 @@ class ResumableWriter(StoreWriter):
     def _check_same_settings(self) -> None:
         data = self._file["patterns"]
         found = {name: plain(value) for name, value in self._file.attrs.items()}
-        found |= {"patterns": data.shape[0], "type": data.dtype.name, "columns": sorted(set(self._file) - {"patterns"})}
+        found |= {
+            "patterns": data.shape[0],
+            "type": data.dtype.name,
+            "columns": sorted(set(self._file) - {"patterns", "calibration"}),
+        }
         wanted = {name: attribute_form(value) for name, value in self._attrs.items() if value is not None}
         wanted |= {"patterns": self.n, "type": self.dtype.name, "columns": sorted(self._columns)}
         for name, value in wanted.items():

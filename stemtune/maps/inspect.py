@@ -19,6 +19,7 @@ from stemtune.data.store import SPLITS, Store
 from stemtune.diffraction.geometry import Geometry, wavelength_angstrom
 from stemtune.errors import UserError
 from stemtune.files import existing, whole_file
+from stemtune.maps import calibration_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,6 +132,7 @@ def _store(path: Path) -> tuple[str, dict[str, str]]:
             "phases": _phases(store),
             "splits": _splits(store),
             "origin": made + (f", sha256 {digest[:12]}" if digest else ""),
+            "corrected": calibration_figure.in_words(store.attrs),
             "options": options,
             "layout": "mapped from the page cache" if store.is_mapped else "in chunks, so loading is slower",
             "content": f"sha256 {store.sha256[:16]}, written by stemtune {store.attrs.get('stemtune_version', '?')}",

@@ -4,9 +4,9 @@
 that holds what orix has no place for: quaternions instead of Euler angles, the n best answers of every pixel, the
 CIF text of the phases and how the map was made.
 
-Frames. An orientation turns the lab frame into the crystal frame, and the lab frame is the detector's: x to the right
-on the pattern, y up, z towards the electron source. The rows and columns of the map are scan rows and columns; whether
-the scan is turned against the detector is not known from the patterns.
+Frames. An orientation turns the lab frame into the crystal frame. The lab frame of a map is the scan's: x along a scan
+line, y towards smaller rows, z towards the electron source. It is the pattern's, turned by the scan rotation that the
+store was made with (`maps.frames`); where none was given the two are taken as one, which patterns cannot tell.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ import torch
 
 from stemtune.config import SimulateConfig
 from stemtune.crystal.phase import Phase
-from stemtune.data.calibrate import Resampling
-from stemtune.data.readers import read_scan
+from stemtune.data.ingest import corrected_at
 from stemtune.data.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 from stemtune.files import existing, whole_file
 from stemtune.maps.figures import save
+from stemtune.maps.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.maps.orientation_map import OrientationMap, map_file
 from stemtune.maps.predict import is_store
 from stemtune.maps.truth import grid_pixel
@@ -136,7 +136,8 @@ def draw(
         bare.set_title(_caption(orientation_map, place, pixel), fontsize=7, linespacing=1.2)
         if orientation_map.measured[pixel]:
             phase = orientation_map.phases[max(0, int(orientation_map.phase[pixel]))]
-            _mark(marked, phase, geometry, orientation_map.answers[pixel, 0], bool(orientation_map.indexed[pixel]))
+            answer = to_pattern_frame(orientation_map.answers[pixel, 0], scan_rotation_deg(orientation_map.attrs))
+            _mark(marked, phase, geometry, answer, bool(orientation_map.indexed[pixel]))
     figure.supxlabel(
         "Circles: kinematic spots of the predicted orientation, larger for stronger ones (orange: not indexed). "
         f"Intensity to the power {GAMMA:g}.",
@@ -187,14 +188,5 @@ def _check(orientation_map: OrientationMap, positions: Sequence[tuple[int, int]]
 
 
 def _from_scan(source: Path, orientation_map: OrientationMap, positions: Sequence[tuple[int, int]]) -> npt.NDArray[Any]:
-    """Return the patterns (n, size, size) at `positions`, read and centred as they were for the map."""
-    facts = orientation_map.attrs
-    shape = facts["calibration"].get("shape")
-    if isinstance(shape, str):
-        shape = tuple(int(part) for part in shape.split(","))
-    scan = read_scan(source, shape, *(facts["calibration"].get(name) for name in ("dataset", "size", "scale")))
-    centre = facts["origin_centre_px"]
-    moved = Resampling(scan.pattern_shape, (centre[0], centre[1]), int(facts["geometry"]["size"]))
-    top, left = facts["origin_window"][:2]
-    chosen = [np.asarray(scan.data[row + top, column + left]) for row, column in positions]
-    return np.asarray(moved(np.stack(chosen)))
+    """Return the patterns (n, size, size) at `positions`, read and corrected as they were for the map."""
+    return corrected_at(source, positions, **orientation_map.attrs["calibration"])

@@ -28,6 +28,7 @@ from stemtune.maps.calibration import found_calibration
 from stemtune.maps.evaluate import compare
 from stemtune.maps.export import check_same, read_with_orix, write_ang
 from stemtune.maps.figures import draw_scalar
+from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.indexing import DIM_SHARE, LEAST_FIT, LEAST_SIGNAL, LEAST_SIGNAL_DIM
 from stemtune.maps.inference import Answered, Predictor
 from stemtune.maps.ipf import DIRECTIONS, draw_ipf
@@ -73,8 +74,7 @@ def predict(
         What works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have to see
         the model folder, the store and, of a scan file, the folder beside `out`.
     **calibration
-        `kv`, `scale`, `centre`, `shape`, `size`, `keep` and `dataset` as `data.ingest.ingest` takes them, for a
-        scan file.
+        What `data.ingest.ingest` takes, for a scan file.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def predict(
             "median_fit": _median(answered.fit[answered.indexed]),
             "scan_shape": list(orientation_map.shape),
             "step_nm": orientation_map.step_nm,
-            "notes": [*predictor.notes, *fitted.notes],
+            "notes": [*store.attrs.get("notes", []), *predictor.notes, *fitted.notes],
             **fitted.figures,
             **{name: facts[name] for name in ("architecture", "phase", "source", "geometry", "device", "stemtune")},
         }
@@ -147,7 +147,10 @@ def write_map(orientation_map: OrientationMap, folder: Path) -> None:
 
 
 def as_map(store: Store, answered: Answered, model: OrientationModel, facts: Mapping[str, Any]) -> OrientationMap:
-    """Lay the answers to the patterns of `store` out on its scan; positions without a pattern are not indexed."""
+    """Lay the answers to the patterns of `store` out on its scan, in the scan's frame (`maps.frames`).
+
+    Positions without a pattern are not indexed.
+    """
     shape, pixel = grid_shape(store), grid_pixel(store)
 
     def laid(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
@@ -155,9 +158,10 @@ def as_map(store: Store, answered: Answered, model: OrientationModel, facts: Map
         grid[pixel] = values
         return grid
 
+    answers = to_scan_frame(answered.answers, scan_rotation_deg(store.attrs))
     return OrientationMap(
         shape=shape,
-        answers=laid(answered.answers, np.nan),
+        answers=laid(answers, np.nan),
         answer_confidence=laid(answered.confidence, 0),
         phase=laid(np.where(answered.indexed, 0, NOT_INDEXED).astype(np.int16), NOT_INDEXED),
         signal=laid(answered.signal, 0),
@@ -182,7 +186,8 @@ def opened(source: str | os.PathLike[str], room: Path, **calibration: Any) -> It
     if is_store(path):
         given = [name for name, value in calibration.items() if value is not None and (name, value) != _AUTO]
         if given:
-            raise UserError(f"'{source}' is a store with its own calibration; leave out --{given[0]}")
+            flag = given[0].replace("_", "-")
+            raise UserError(f"'{source}' is a store with its own calibration; leave out --{flag}")
         with Store.open(path) as store:
             yield store
         return
@@ -226,6 +231,7 @@ def _facts(
         "origin_sha256": attrs.get("origin_sha256"),
         "origin_window": attrs.get("origin_window"),
         "origin_centre_px": attrs.get("origin_centre_px"),
+        "scan_rotation_deg": scan_rotation_deg(attrs),
         "calibration": {name: value for name, value in calibration.items() if value is not None},
         "model": str(Path(model_folder).expanduser().absolute()),
         "architecture": model.config.model.name,

@@ -16,6 +16,7 @@ from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import existing
 from stemtune.maps.export import read_with_orix
+from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
 
 
@@ -61,7 +62,7 @@ def grid_pixel(store: Store) -> npt.NDArray[np.intp]:
 
 
 def truth_of_store(store: Store) -> Truth:
-    """Return the labels of `store` on its grid.
+    """Return the labels of `store` on its grid, in the scan's frame as maps are (`maps.frames`).
 
     Raises
     ------
@@ -73,7 +74,8 @@ def truth_of_store(store: Store) -> Truth:
     shape, pixel = grid_shape(store), grid_pixel(store)
     orientation = np.full((shape[0] * shape[1], 4), np.nan)
     phase = np.full(shape[0] * shape[1], NOT_INDEXED, dtype=np.int16)
-    orientation[pixel], phase[pixel] = store.orientation, store.phase
+    orientation[pixel] = to_scan_frame(store.orientation, scan_rotation_deg(store.attrs))
+    phase[pixel] = store.phase
     return Truth(shape, orientation, phase, tuple(entry.symmetry.laue for entry in store.phases))
 
 
