@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.data.layout import COLUMNS, OVERLAP, check_layout, open_hdf5, plain
-from stemtune.data.writer import StoreWriter, make_splits
+from stemtune.data.splits import make_splits
+from stemtune.data.writer import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.files import existing

@@ -33,6 +33,7 @@ from stemtune.data.layout import (
     replaceable_store,
     set_attribute,
 )
+from stemtune.data.splits import make_splits
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import Interrupted, UserError
 from stemtune.files import replaceable_file, whole_file
@@ -370,37 +371,3 @@ def _difference(name: str, was: Any, now: Any) -> str:
         name = next(key for key in (*after, *before) if before.get(key) != after.get(key))
         was, now = before.get(name), after.get(name)
     return "another crystal" if name == "phases_cif" else f"`{name}` is {was} there and {now} here"
-
-
-def make_splits(
-    group: npt.ArrayLike, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> npt.NDArray[np.int8]:
-    """Deal whole groups to train (0), validation (1) and test (2).
-
-    Parameters
-    ----------
-    group
-        Group number of each pattern (n,).
-    fractions
-        Wanted share of the patterns in each split.
-    seed
-        Seed of the order in which groups are dealt.
-
-    Returns
-    -------
-    split
-        Number of the split (n,) of each pattern. Every split with a positive share gets at least one group as long
-        as there are enough groups.
-    """
-    _, index, count = np.unique(np.asarray(group), return_inverse=True, return_counts=True)
-    missing = np.asarray(fractions, dtype=float) / sum(fractions) * len(index)
-    empty = set(np.flatnonzero(missing > 0).tolist())
-    shares = sorted(empty)
-    dealt = np.zeros(len(count), dtype=np.int8)
-    for dealt_so_far, chosen in enumerate(np.random.default_rng(seed).permutation(len(count))):
-        only_empty = len(count) - dealt_so_far <= len(empty)  # the last groups go where nothing is yet
-        best = max(empty if only_empty and empty else shares, key=lambda number: missing[number])
-        dealt[chosen] = best
-        missing[best] -= count[chosen]
-        empty.discard(best)
-    return dealt[index]

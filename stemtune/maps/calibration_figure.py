@@ -220,7 +220,7 @@ def _distances(axes: Axes, shown: Mapping[str, npt.NDArray[Any]]) -> None:
     """Draw how far spots are from the beam, before and after, over the rings of the phase."""
     before, after, rings = shown["spot_before"], shown["spot_after"], shown["rings"]
     reach = min(float(np.percentile(after, 98)), rings[0] * 4 if len(rings) else np.inf)
-    edges = np.linspace(0, reach, 200)
+    edges = np.linspace(0, reach, 200).tolist()
     _plain(axes, "distance of spots from the beam", "1/Å", "spots")
     axes.hist(before[before < reach], edges, color="#7b8494", alpha=0.7, label="before")
     axes.hist(after[after < reach], edges, color=_ACCENT, alpha=0.75, label="after")
