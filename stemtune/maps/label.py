@@ -218,7 +218,7 @@ def label_by_templates(
     store
         The store.
     cifs
-        The phases, as `crystal.phase.phase_from` takes them; without any, those of the store.
+        The phases, as `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's.
     out
         The labelled store; left out, it takes the place of `store`.
     settings
@@ -242,7 +242,7 @@ def label_by_templates(
     flat, calibration = chosen_settings(settings or {}, model_folder)
     target = label_target(store, out)
     with Store.open(store) as opened:
-        phases = chosen_phases(opened, cifs)
+        phases = chosen_phases(opened, cifs, model_folder)
         facts = {
             "method": "template",
             "store": Path(store).name,
@@ -267,12 +267,16 @@ def label_by_templates(
     }
 
 
-def chosen_phases(store: Store, cifs: Sequence[str]) -> list[Phase]:
-    """Return the phases that the CIFs name, or those of the store where there are none."""
-    if not cifs:
-        if not store.phases:
-            raise UserError(f"'{store.path}' does not say which crystal it shows; give --cif CIF")
+def chosen_phases(
+    store: Store, cifs: Sequence[str], model_folder: str | os.PathLike[str] | None = None
+) -> list[Phase]:
+    """Return the phases that the CIFs name; where there are none, those of the store, or else that of the model."""
+    if not cifs and store.phases:
         return store.phases
+    if not cifs and model_folder is not None:
+        return [Phase.from_cif_text(read_description(model_folder)["phase"]["cif"], f"the CIF in '{model_folder}'")]
+    if not cifs:
+        raise UserError(f"'{store.path}' does not say which crystal it shows; give --cif CIF")
     phases = [phase_from(cif) for cif in cifs]
     for number, phase in enumerate(phases):
         if phase in phases[:number]:

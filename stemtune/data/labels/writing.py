@@ -58,6 +58,8 @@ class Labels:
 
     def __post_init__(self) -> None:
         n = len(self.phase)
+        if strange := [name for name in self.scores if not name or "/" in name]:
+            raise ValueError(f"a score is called {strange[0]!r}, but HDF5 keeps no such name")
         columns: dict[str, npt.NDArray[Any]] = {"orientation": self.orientation, "confidence": self.confidence}
         for name, values in {**columns, **self.scores}.items():
             if len(values) != n:
