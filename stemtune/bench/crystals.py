@@ -1,4 +1,4 @@
-"""One crystal of each Laue class to measure by: structures from the literature, the triclinic one made up."""
+"""One crystal of each Laue class to measure by: structures from the literature; two, of -1 and -3, are made up."""
 
 from __future__ import annotations
 
@@ -51,27 +51,13 @@ _CRYSTALS = {
     "4/mmm": _Crystal(
         "TiO2", 136, "P 42/m n m", (4.594, 4.594, 2.959, 90, 90, 90), (("Ti", 0, 0, 0), ("O", 0.3053, 0.3053, 0))
     ),
-    "-3": _Crystal(
-        "FeTiO3",
-        148,
-        "R -3",
-        (5.088, 5.088, 14.086, 90, 90, 120),
-        (("Fe", 0, 0, 0.3553), ("Ti", 0, 0, 0.1464), ("O", 0.3174, 0.0233, 0.2451)),
-    ),
+    "-3": _Crystal("trigonal", 147, "P -3", (5.2, 5.2, 4.6, 90, 90, 120), (("Ni", 0, 0, 0), ("S", 0.36, 0.09, 0.27))),
     "6/m": _Crystal(
-        "Ca5(PO4)3F",
+        "LaCl3",
         176,
         "P 63/m",
-        (9.367, 9.367, 6.884, 90, 90, 120),
-        (
-            ("Ca", _THIRD, 2 * _THIRD, 0.0011),
-            ("Ca", 0.9929, 0.2423, 0.25),
-            ("P", 0.3981, 0.3688, 0.25),
-            ("O", 0.3263, 0.4843, 0.25),
-            ("O", 0.5880, 0.4668, 0.25),
-            ("O", 0.3416, 0.2569, 0.0704),
-            ("F", 0, 0, 0.25),
-        ),
+        (7.483, 7.483, 4.364, 90, 90, 120),
+        (("La", _THIRD, 2 * _THIRD, 0.25), ("Cl", 0.3874, 0.3016, 0.25)),
     ),
     "6/mmm": _Crystal("Mg", 194, "P 63/m m c", (3.209, 3.209, 5.211, 90, 90, 120), (("Mg", _THIRD, 2 * _THIRD, 0.25),)),
     "m-3": _Crystal(

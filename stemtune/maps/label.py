@@ -267,9 +267,7 @@ def label_by_templates(
     }
 
 
-def chosen_phases(
-    store: Store, cifs: Sequence[str], model_folder: str | os.PathLike[str] | None = None
-) -> list[Phase]:
+def chosen_phases(store: Store, cifs: Sequence[str], model_folder: str | os.PathLike[str] | None = None) -> list[Phase]:
     """Return the phases that the CIFs name; where there are none, those of the store, or else that of the model."""
     if not cifs and store.phases:
         return store.phases
