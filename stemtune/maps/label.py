@@ -10,7 +10,8 @@ Scores
 Q
     How well the best template fits: the correlation coefficient of pattern and template in polar cells, each cell
     raised to the power `data.gamma`, every ring's mean subtracted and cells weighted with their area, at the top of
-    the parabola through the templates around. 0, no likeness, to 1, the same up to a factor; patterns of a crystal reach 0.3 to 0.9, noise and vacuum stay below 0.2.
+    the parabola through the templates around. 0, no likeness, to 1, the same up to a factor. Patterns of a crystal
+    reach 0.3 to 0.7 with the default settings, the vacuum beside the cathode particle 0.2.
 R
     The reliability: how far the best orientation is ahead of the best different one of the same phase, further away
     than 5 degrees and the crystal's symmetry, 100 (1 - Q2 / Q1), from 0, another fits as well, to 100. The formula is
