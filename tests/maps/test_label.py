@@ -112,9 +112,13 @@ def test_each_pattern_gets_its_own_phase() -> None:
 
 
 def test_scores_are_what_the_whole_grid_says() -> None:
-    """Q and R the slow way: all cells scored, the best, and the best of those beyond 5 degrees and the symmetry."""
+    """Q and R the slow way: all cells scored, the best, and the best of those beyond 5 degrees and the symmetry.
+
+    On a finer grid and with broad spots, where the parabola that Q and R are read from follows the cells closely.
+    """
     _, patterns = simulated("-3m", COUNT, 5)
-    subject = labeller("-3m")
+    config = Config.from_flat({"model.grid_step": 2.5})
+    subject = TemplateLabeller([crystals.crystal("-3m")], Calibrated(GEOMETRY), config)  # type: ignore[arg-type]
     found, model = subject(patterns), subject.models[0]
     scores = model.scores(patterns[:12]).flatten(1)
     every = model.grid.orientation(torch.arange(scores.shape[1])).double()
