@@ -23,8 +23,8 @@ MODELS: dict[str, dict[str, object]] = {
 """The settings whose training loop is measured: models of the size that two cores can train."""
 
 
-ACCURACY = "accuracy"
-"""The name of the measurement that has options of its own."""
+ACCURACY, LABEL = "accuracy", "label"
+"""The names of the measurements that have options of their own."""
 
 
 def run(names: Sequence[str] = ()) -> None:
@@ -35,7 +35,7 @@ def run(names: Sequence[str] = ()) -> None:
     UserError
         For a name that is not a measurement.
     """
-    known = (*_MEASUREMENTS, ACCURACY)
+    known = (*_MEASUREMENTS, ACCURACY, LABEL)
     for name in names:
         if name not in _MEASUREMENTS:
             raise UserError(
@@ -53,7 +53,8 @@ def run(names: Sequence[str] = ()) -> None:
 def add_accuracy_options(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
     """Add to the parser of `stemtune bench` what `bench accuracy` can be asked for; `positive` reads whole numbers."""
     group = parser.add_argument_group(
-        "accuracy: LiNiO2 patterns of Bloch waves, read by models and other programs (minutes; only by name)"
+        "accuracy: LiNiO2 patterns of Bloch waves, read by models and other programs; label: template matching beside"
+        " pyxem, one crystal per Laue class (minutes; only by name)"
     )
     group.add_argument("--patterns", type=positive, default=200, metavar="N", help="patterns of a set; default 200")
     group.add_argument("--seed", type=positive, default=2024, help="of the test set; default 2024")
@@ -76,7 +77,26 @@ def add_accuracy_options(parser: argparse.ArgumentParser, positive: Callable[[st
         " calibration and with the worst, py4DSTEM at 3,000 electrons and ideal calibration",
     )
     group.add_argument("--out", default="accuracy", metavar="DIR", help="folder of the test set; default accuracy")
+    group.add_argument(
+        "--laue", action="append", default=[], metavar="CLASS", help="label: a Laue class, repeatable; default five"
+    )
     group.add_argument("--json", metavar="FILE", help="write the figures there")
+
+
+def run_label(options: argparse.Namespace) -> None:
+    """Run the benchmark of template matching that the parsed `options` describe."""
+    from stemtune.bench.labelling import Options, run
+
+    run(
+        Options(
+            patterns=options.patterns,
+            seed=options.seed,
+            classes=tuple(options.laue),
+            peers=not options.no_peers,
+            peer_pythons=tuple(options.peer_python),
+            json=options.json,
+        )
+    )
 
 
 def run_accuracy(options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stemtune.bench.testset import GEOMETRY, Beams
-from stemtune.crystal.phase import linio2
+from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.rotations import from_axis_angle_deg, from_matrix, multiply, normalise
 from stemtune.errors import UserError
 
@@ -72,11 +72,18 @@ def find(peer: Peer, pythons: Sequence[str]) -> tuple[str, str] | None:
 
 
 def run_pyxem(
-    python: str, version: str, sets: Sequence[tuple[npt.NDArray[Any], Beams]], folder: Path
+    python: str,
+    version: str,
+    sets: Sequence[tuple[npt.NDArray[Any], Beams]],
+    folder: Path,
+    phase: Phase | None = None,
 ) -> Iterator[Answered]:
-    """Yield what pyxem answers to each set (patterns, beams), its columns rightly converted, and as it ships."""
+    """Yield what pyxem answers to each set (patterns, beams), its columns rightly converted, and as it ships.
+
+    The crystal is LiNiO2 unless told otherwise.
+    """
     job: dict[str, Any] = {f"set{number}": patterns for number, (patterns, _) in enumerate(sets)}
-    result = _call(PYXEM, python, folder, job | {"cif": linio2().cif, "powers": np.array(POWERS)})
+    result = _call(PYXEM, python, folder, job | {"cif": (phase or linio2()).cif, "powers": np.array(POWERS)})
     for number, (patterns, _) in enumerate(sets):
         for row, (gamma, of_templates) in enumerate(POWERS):
             key, method = f"set{number}/{row}", f"pyxem {version}, gamma {gamma:g}"

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import tempfile
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from stemtune.config import Config, SimulateConfig
-from stemtune.crystal.phase import DEFAULT_U_ISO, linio2
+from stemtune.crystal.phase import DEFAULT_U_ISO, Phase, linio2
 from stemtune.data.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.files import whole_file
@@ -137,7 +138,7 @@ def bloch(
     path = folder / f"bloch_linio2_p{precession_deg:g}_n{len(orientation)}_{digest.hexdigest()[:10]}.npz"
     if path.is_file():
         return read(path), path, False
-    beams = _simulate_bloch(simulate, orientation, thickness_nm, precession_deg)
+    beams = simulate_bloch(simulate, orientation, thickness_nm, precession_deg)
     columns = np.concatenate(beams).astype(np.float32)
     with whole_file(path) as part_path:
         np.savez_compressed(
@@ -153,14 +154,19 @@ def bloch(
     return read(path), path, True
 
 
-def _simulate_bloch(
-    simulate: SimulateConfig, orientation: Floats, thickness_nm: npt.NDArray[np.float32], precession_deg: float
+def simulate_bloch(
+    simulate: SimulateConfig,
+    orientation: Floats,
+    thickness_nm: npt.NDArray[np.float32],
+    precession_deg: float,
+    phase: Phase | None = None,
 ) -> list[Floats]:
+    """Return the beams of our own Bloch waves, an array (k, 3) for each orientation; of LiNiO2 if nothing is said."""
     from tqdm import tqdm
 
     from stemtune.diffraction.bloch import BlochSimulator
 
-    simulator = BlochSimulator(linio2(), GEOMETRY, simulate)
+    simulator = BlochSimulator(phase or linio2(), GEOMETRY, simulate)
     beams: list[Floats] = []
     with tqdm(total=len(orientation), unit="pattern", desc=f"Bloch {precession_deg:g}°", disable=None) as bar:
         for start in range(0, len(orientation), _STEP):
@@ -183,26 +189,29 @@ def kinematic(orientation: Floats, thickness_nm: npt.NDArray[np.float32]) -> Bea
     return Beams(orientation, thickness_nm, [_with_direct(each[each[:, 2] > 0]) for each in table])
 
 
-def diffsims(orientation: Floats, thickness_nm: npt.NDArray[np.float32]) -> Beams:
-    """Return the same patterns as `kinematic` from diffsims' `SimulationGenerator`."""
+def diffsims(orientation: Floats, thickness_nm: npt.NDArray[np.float32], phase: Phase | None = None) -> Beams:
+    """Return the same patterns as `kinematic` from diffsims' `SimulationGenerator`; of LiNiO2 unless told otherwise."""
     from diffsims.generators.simulation_generator import SimulationGenerator
-    from orix.crystal_map import Phase
+    from orix.crystal_map import Phase as OrixPhase
     from orix.quaternion import Rotation
 
-    with resources.as_file(resources.files("stemtune.crystal").joinpath("linio2.cif")) as path:
-        phase = Phase.from_cif(path)
-    phase.expand_asymmetric_unit()  # or most of the intensity goes to forbidden reflections
+    crystal = phase or linio2()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "phase.cif"
+        path.write_text(crystal.cif, encoding="utf-8")
+        theirs = OrixPhase.from_cif(path)
+    theirs.expand_asymmetric_unit()  # or most of the intensity goes to forbidden reflections
     generator = SimulationGenerator(accelerating_voltage=GEOMETRY.kv, shape_factor_model="sin2c")
     beams = []
     for g, thickness in zip(orientation, thickness_nm, strict=True):
         vectors = generator.calculate_diffraction2d(
-            phase,
+            theirs,
             Rotation(g),
             reciprocal_radius=GEOMETRY.corner_inv_angstrom,
             with_direct_beam=False,
             max_excitation_error=0.3,
             shape_factor_width=_FIFTH_ZERO / (10 * float(thickness)),
-            debye_waller_factors=dict.fromkeys(set(linio2().elements), 8 * math.pi**2 * DEFAULT_U_ISO),
+            debye_waller_factors=dict.fromkeys(set(crystal.elements), 8 * math.pi**2 * DEFAULT_U_ISO),
         ).coordinates
         beams.append(_with_direct(np.column_stack((np.asarray(vectors.data)[:, :2], vectors.intensity))))
     return Beams(orientation, thickness_nm, beams)
@@ -244,9 +253,10 @@ def pictures(beams: Beams, condition: Condition, seed: int = 0) -> npt.NDArray[A
     return np.random.default_rng(seed).poisson(drawn).astype(np.uint16)
 
 
-def write_store(path: Path, patterns: npt.NDArray[Any], beams: Beams) -> Path:
+def write_store(path: Path, patterns: npt.NDArray[Any], beams: Beams, phase: Phase | None = None) -> Path:
     """Write patterns and their true orientations as a store, for whatever reads stores."""
     n = len(patterns)
-    with StoreWriter(path, n, GEOMETRY, [linio2()], str(patterns.dtype), {"origin": "stemtune bench accuracy"}) as out:
+    crystal = phase or linio2()
+    with StoreWriter(path, n, GEOMETRY, [crystal], str(patterns.dtype), {"origin": "stemtune bench"}) as out:
         out.write(0, patterns, orientation=beams.orientation, confidence=np.ones(n), phase=np.zeros(n))
     return path

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from stemtune import __version__
-from stemtune.cli import data, learning, maps, measure
+from stemtune.cli import data, labels, learning, maps, measure
 from stemtune.cli.parsing import Parser
 from stemtune.errors import UserError, fault_line
 
 COMMANDS = (
     data.simulate,
     data.ingest,
+    labels.label,
     data.inspect,
     learning.train,
     learning.sweep,

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 def bench(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        speeds = [name for name in options.name if name != benchmark.ACCURACY]
+        speeds = [name for name in options.name if name not in (benchmark.ACCURACY, benchmark.LABEL)]
         if speeds or not options.name:
             benchmark.run(speeds)
         if benchmark.ACCURACY in options.name:
             benchmark.run_accuracy(options)
+        if benchmark.LABEL in options.name:
+            benchmark.run_label(options)
 
     parser = command(
         commands,
@@ -32,7 +34,7 @@ def bench(commands: Commands) -> None:
         "name",
         nargs="*",
         metavar="NAME",
-        help="simulate, bloch, loading, matched, train, predict, refine (default all), or accuracy",
+        help="simulate, bloch, loading, matched, train, predict, refine (default all), or accuracy, label",
     )
     benchmark.add_accuracy_options(parser, positive)
 

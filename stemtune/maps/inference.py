@@ -117,7 +117,7 @@ class Predictor:
         wanted = np.arange(self.store.n) if rows is None else rows
         parts: list[tuple[Tensor, ...]] = []
         with tqdm(total=len(wanted), unit="pattern", desc="predict", disable=None if progress else True) as bar:
-            for patterns in self._read_ahead(wanted):
+            for patterns in read_ahead(self.store, wanted, self.batch, self.device):
                 parts.append(tuple(column.cpu() for column in self.answer(patterns)))
                 bar.update(len(patterns))
         answers, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -146,22 +146,6 @@ class Predictor:
         whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
         return Answered(*whole)
 
-    def _read_ahead(self, rows: npt.NDArray[np.intp]) -> Iterator[Tensor]:
-        """Yield the patterns of `rows`, batch by batch, reading the next ones in another thread meanwhile."""
-        starts = range(0, len(rows), self.batch)
-        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            waiting: list[Future[Tensor]] = []
-            for start in starts:
-                waiting.append(reader.submit(self._read, rows[start : start + self.batch]))
-                if len(waiting) > _AHEAD:
-                    yield waiting.pop(0).result()
-            for future in waiting:
-                yield future.result()
-
-    def _read(self, rows: npt.NDArray[np.intp]) -> Tensor:
-        patterns = torch.from_numpy(self.store.take(rows))
-        return patterns.pin_memory() if self.device.type == "cuda" else patterns
-
 
 def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
     folder, path, batch, alternatives, refine = given
@@ -170,3 +154,22 @@ def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
 
 def _run(predictor: Predictor, rows: npt.NDArray[np.intp]) -> Answered:
     return predictor.run(rows, progress=False)
+
+
+def read_ahead(
+    store: Store, rows: npt.NDArray[np.intp], batch: int, device: torch.device | None = None
+) -> Iterator[Tensor]:
+    """Yield the patterns of `rows` of a store, `batch` at a time, reading the next ones in another thread meanwhile."""
+
+    def read(start: int) -> Tensor:
+        patterns = torch.from_numpy(store.take(rows[start : start + batch]))
+        return patterns.pin_memory() if device is not None and device.type == "cuda" else patterns
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        waiting: list[Future[Tensor]] = []
+        for start in range(0, len(rows), batch):
+            waiting.append(reader.submit(read, start))
+            if len(waiting) > _AHEAD:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

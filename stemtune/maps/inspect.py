@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.data.labels import LABELLED
 from stemtune.data.readers import Scan, read_scan
 from stemtune.data.store import SPLITS, Store
 from stemtune.diffraction.geometry import Geometry, wavelength_angstrom
@@ -128,6 +129,7 @@ def _store(path: Path) -> tuple[str, dict[str, str]]:
             f"direct beam at row {geometry.centre_px[0]:g}, column {geometry.centre_px[1]:g}",
             "counts": f"{np.median(sums):,.0f} per pattern (median), {sums.min():,.0f} to {sums.max():,.0f}",
             "labels": _labels(store),
+            "labelled": _options(store.attrs.get(LABELLED)),
             "overlaps": _overlaps(store),
             "phases": _phases(store),
             "splits": _splits(store),

@@ -42,9 +42,11 @@ class PolarView(nn.Module):
     config
         Reads `model.angles`, `model.radii`, `model.reach`, `model.centring` and `data.gamma`.
     phase
-        Half of its shortest reciprocal lattice vector with intensity is the inner radius.
+        Its `inner_radius` is where the ring of cells begins, unless `inner` says otherwise.
     geometry
         Calibration of the patterns.
+    inner
+        Inner radius in 1/Å, for phases that are to be compared with each other in the same cells.
 
     Attributes
     ----------
@@ -61,14 +63,14 @@ class PolarView(nn.Module):
     share: Tensor
     first: Tensor
 
-    def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
+    def __init__(self, config: Config, phase: Phase, geometry: Geometry, inner: float | None = None) -> None:
         super().__init__()
         self.gamma = config.data.gamma
         self.size = geometry.size
         self.geometry, self.centring = geometry, config.model.centring
         radii, angles = config.model.radii, config.model.angles
         outer = config.model.reach * geometry.radius_inv_angstrom
-        inner = _inner_radius(phase, geometry)
+        inner = inner_radius(phase, geometry) if inner is None else inner
         step = (outer - inner) / radii
         self.beam_px = 1.2 * inner / geometry.scale_inv_angstrom
         radius = inner + (torch.arange(radii, dtype=torch.float64) + 0.5) * step
@@ -188,7 +190,14 @@ def _areas(radius: Tensor, step: float, angles: int, geometry: Geometry) -> tupl
     return pixels.contiguous(), total.values()[total.values() > 0], first
 
 
-def _inner_radius(phase: Phase, geometry: Geometry) -> float:
+def inner_radius(phase: Phase, geometry: Geometry) -> float:
+    """Return the radius in 1/Å, half of the shortest reciprocal lattice vector with intensity, beyond which spots are.
+
+    Raises
+    ------
+    UserError
+        When no reflection falls on the pattern.
+    """
     shortest = phase.reflections(min(geometry.radius_inv_angstrom, 1.0)).g
     if not len(shortest):
         raise UserError(

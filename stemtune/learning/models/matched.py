@@ -66,7 +66,7 @@ class Matched(OrientationModel):
     """Polar matched filter over a bank of kinematic templates.
 
     Settings: `model.grid_step`, `angles`, `radii`, `reach`, `template_power`, `template_width`, `template_spot`
-    and `data.gamma`. A score is a correlation coefficient, between -1 and 1.
+    and `data.gamma`. A score is a correlation coefficient, between -1 and 1. `inner` is that of `PolarView`.
 
     Attributes
     ----------
@@ -83,9 +83,9 @@ class Matched(OrientationModel):
     odd: Tensor
     order: Tensor
 
-    def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
+    def __init__(self, config: Config, phase: Phase, geometry: Geometry, inner: float | None = None) -> None:
         super().__init__(config, phase, geometry)
-        self.view = PolarView(config, phase, geometry)
+        self.view = PolarView(config, phase, geometry, inner)
         self.grid = polar_grid(config, phase, GRID_STEP)
         angles = self.view.shape[1]
         bank_DRA = template_views(config, phase, geometry, self.view, self.grid.base)
@@ -165,13 +165,18 @@ class Matched(OrientationModel):
     def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
         """Return the `n` best orientations that are more than 5 degrees apart; see `OrientationModel.answers`."""
         tops = self._tops(output, n)
-        return Answers(tops.orientation, _confidence(tops.score)[:, :n])
+        return Answers(tops.orientation, confidence_of(tops.score)[:, :n])
 
     @torch.no_grad()
     def proposals(self, patterns: Tensor, n: int) -> Proposals:
         """Return the `n` best different orientations of patterns (B, H, W) with their correlations."""
-        tops = self._tops(self(patterns), n)
+        tops = self.tops(patterns, n)
         return Proposals(tops.orientation, tops.score[:, :n], _clear(tops.score[:, 0]))
+
+    @torch.no_grad()
+    def tops(self, patterns: Tensor, n: int = 1) -> Tops:
+        """Return the `n` best different orientations of patterns (B, H, W), and the correlations of all rivals."""
+        return self._tops(self(patterns), n)
 
     def _tops(self, output: dict[str, Tensor], n: int) -> Tops:
         parts = _in_parts(partial(self._second_stage, n=n), output["peak"], output["spectrum"])
@@ -214,7 +219,7 @@ def _half_turn(frequencies: Tensor, highest: int) -> Tensor:
     return torch.stack((wave.cos(), -wave.sin()), dim=-1).flatten(1).float()
 
 
-def _confidence(score_Br: Tensor) -> Tensor:
+def confidence_of(score_Br: Tensor) -> Tensor:
     """Return the confidence (B, r) of different answers from their scores, best first; -inf is no answer."""
     total_B1 = (score_Br[:, :RIVALS] / SHARPNESS).logsumexp(dim=1, keepdim=True)
     share_Br = (score_Br / SHARPNESS - total_B1).exp().nan_to_num(0.0)
@@ -226,4 +231,4 @@ def _clear(score: Tensor) -> Tensor:
     return ((score - JUNK) / (CLEAR - JUNK)).clamp(0.0, 1.0)
 
 
-__all__ = ["Matched", "Proposals"]
+__all__ = ["Matched", "Proposals", "confidence_of"]
