@@ -3,21 +3,20 @@
 What `.ang` cannot hold, and what is done about it:
 
 - It knows point groups but no space groups: the symmetry is written as the rotation group of the Laue class (32 for
-  -3m), the true space group stands in a comment and in `map.h5`.
+  -3m; of monoclinic cells EDAX's code for the unique axis, 20 for b), the true space group stands in a comment and in
+  `map.h5`.
 - Coordinates are µm by convention, and readers take them as µm whatever was meant. They are written in µm, with
   enough digits that a step of a fraction of a nanometre survives; without a known step they count scan pixels, and a
   comment says so.
-- The crystal frame is e1 along a, e3 along c*, which EDAX uses as well.
+- The crystal frame is e1 along a, e3 along c*, as orix reads it and EDAX uses it too, but for monoclinic cells: there
+  MTEX takes EDAX's axes as X || a*, Z || c. A comment says which axes are meant. `.ctf` has no such doubt.
 - Pixels that are not indexed get Euler angles of 4 pi, confidence index -1 and fit 180, as orix and EDAX do.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import warnings
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.errors import UserError
+from stemtune.data.labels.orix_file import read_with_orix
 from stemtune.maps.orientation_map import OrientationMap
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 TOLERANCE_DEG = 0.05
 """Largest disorientation between a map and what is read back from its file."""
 
+_UNIQUE_AXIS = {"2": "2", "121": "20", "211": "211"}  # EDAX's codes; orix does not know its 21, but 211
 _DATA_LINE = re.compile(r"^\s*(\S+\s+\S+\s+\S+)\s+\S+\s+\S+(\s+.*)$")
 
 
@@ -69,13 +69,17 @@ def _mend_coordinates(orientation_map: OrientationMap, path: Path) -> None:
     dy, dx = (value / 1000 for value in orientation_map.step_nm) if orientation_map.step_nm else (1.0, 1.0)
     unit = "µm" if orientation_map.step_nm else "scan pixels (the step is not known)"
     header = {"XSTEP": f"{dx:.9g}", "YSTEP": f"{dy:.9g}", "NROWS": rows, "NCOLS_ODD": columns, "NCOLS_EVEN": columns}
+    codes = [_UNIQUE_AXIS.get(phase.symmetry.proper) for phase in reversed(orientation_map.phases)]
     lines = path.read_text(encoding="utf-8").splitlines()
     mended = [f"# Written by stemtune; coordinates in {unit}; Euler angles turn the lab into the crystal frame"]
+    mended += ["# Crystal axes: X along a, Z along c*; lab axes: x to the right on the detector, y up"]
     mended += [f"# Cell of {p.name} by CIF: space-group number {p.space_group}" for p in orientation_map.phases]
     pixel = 0
     for line in lines:
         if line.startswith("#"):
             name = line[1:].strip().split(":")[0]
+            if name.startswith("Symmetry") and (code := codes.pop(0)):
+                line = f"# Symmetry    {code}"
             mended.append(f"# {name}: {header[name]}" if name in header else line.rstrip())
             continue
         match = _DATA_LINE.match(line)
@@ -84,25 +88,6 @@ def _mend_coordinates(orientation_map: OrientationMap, path: Path) -> None:
         mended.append(f" {match[1]}  {column * dx:.9g}  {row * dy:.9g}{match[2]}")
         pixel += 1
     path.write_text("\n".join(mended) + "\n", encoding="utf-8")
-
-
-def read_with_orix(path: str | os.PathLike[str]) -> CrystalMap:
-    """Read a crystal map (`.ang`, `.h5`) with orix, without its chatter.
-
-    Raises
-    ------
-    UserError
-        When orix cannot make a map of it.
-    """
-    from orix import io as orix_io
-
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return orix_io.load(str(path))
-    except Exception as problem:
-        text = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
-        raise UserError(f"'{path}' cannot be read as a crystal map: {text}") from problem
 
 
 def check_same(orientation_map: OrientationMap, crystal_map: CrystalMap, name: str) -> None:

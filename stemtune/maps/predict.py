@@ -1,4 +1,4 @@
-"""A scan or a store and a model become a map folder: map.h5, map.ang, pictures and a summary."""
+"""A scan or a store and a model become a map folder: map.h5, map.ang, map.ctf, pictures and a summary."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ import torch
 
 from stemtune import __version__
 from stemtune.data.ingest import ingest
+from stemtune.data.labels.orix_file import read_with_orix
 from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import existing, replaceable_folder, whole_folder
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.model import OrientationModel
 from stemtune.maps.calibration import found_calibration
+from stemtune.maps.ctf import write_ctf
 from stemtune.maps.evaluate import compare
-from stemtune.maps.export import check_same, read_with_orix, write_ang
+from stemtune.maps.export import check_same, write_ang
 from stemtune.maps.figures import draw_scalar
 from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.indexing import DIM_SHARE, LEAST_FIT, LEAST_SIGNAL, LEAST_SIGNAL_DIM
@@ -36,7 +38,7 @@ from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.maps.truth import grid_pixel, grid_shape, truth_of_store
 from stemtune.processes import Spread
 
-_OURS = ("map.h5", "map.ang", "ipf_?.png", "confidence.png", "overlay.png", "summary.json")
+_OURS = ("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlay.png", "summary.json")
 
 
 def predict(
@@ -129,10 +131,11 @@ def predict(
 
 
 def write_map(orientation_map: OrientationMap, folder: Path) -> None:
-    """Write map.h5, map.ang and the pictures of a map into `folder`, and check what orix reads back."""
+    """Write map.h5, map.ang, map.ctf and the pictures of a map into `folder`, and check what is read back."""
     orientation_map.write(folder / "map.h5")
     check_same(orientation_map, read_with_orix(folder / "map.h5"), "map.h5")
     write_ang(orientation_map, folder / "map.ang")
+    write_ctf(orientation_map, folder / "map.ctf")
     for axis in DIRECTIONS:
         draw_ipf(orientation_map, axis, folder / f"ipf_{axis}.png")
     shown = np.where(orientation_map.indexed, orientation_map.confidence, np.nan)

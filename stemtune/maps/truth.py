@@ -1,21 +1,21 @@
-"""What a map is compared with: a labelled store, another map of stemtune or of orix, or an `.ang` file."""
+"""What a map is compared with: a labelled store, a map of stemtune, or another program's (`.ang`, `.ctf`, `.h5`)."""
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.data.labels.reading import read_map
 from stemtune.data.layout import open_hdf5
 from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import existing
-from stemtune.maps.export import read_with_orix
 from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
 
@@ -80,7 +80,7 @@ def truth_of_store(store: Store) -> Truth:
 
 
 def read_truth(path: str | os.PathLike[str]) -> Truth:
-    """Read the truth at `path`: a store, a `map.h5` (or its folder), an orix HDF5 map, or an `.ang` file.
+    """Read the truth at `path`: a store, a `map.h5` (or its folder), an orix HDF5 map, an `.ang` or a `.ctf` file.
 
     Raises
     ------
@@ -92,8 +92,8 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         found = existing(found / "map.h5", "the truth")
     if not h5py.is_hdf5(found):
         if found.suffix.lower() in (".ang", ".ctf"):
-            return _truth_of_orix(found)
-        raise UserError(f"'{found}' is no truth: give a store, a map.h5 or an .ang file")
+            return _truth_of_map(found)
+        raise UserError(f"'{found}' is no truth: give a store, a map.h5, an .ang or a .ctf file")
     with open_hdf5(found) as file:
         ours, orix, store = "stemtune" in file, "crystal_map" in file, "patterns" in file
     if ours:
@@ -104,28 +104,17 @@ def read_truth(path: str | os.PathLike[str]) -> Truth:
         with Store.open(found) as opened:
             return truth_of_store(opened)
     if orix:
-        return _truth_of_orix(found)
-    raise UserError(f"'{found}' is HDF5, but neither a store nor a map; give a store, a map.h5 or an .ang file")
+        return _truth_of_map(found)
+    raise UserError(f"'{found}' is HDF5, but neither a store nor a map; give one, an .ang or a .ctf file")
 
 
-def _truth_of_orix(path: Path) -> Truth:
-    crystal_map = read_with_orix(path)
-    rotations: npt.NDArray[Any] = np.asarray(crystal_map.rotations.data, dtype=np.float64)
-    best = rotations[:, 0] if rotations.ndim == 3 else rotations
-    shape = tuple(int(length) for length in crystal_map.shape)
-    if len(shape) == 1:
-        shape = (1, shape[0]) if crystal_map.y is None else (shape[0], 1)
-    if shape[0] * shape[1] != len(best):
-        raise UserError(f"'{path}' is no full rectangle of pixels ({len(best)} pixels on {shape[0]} x {shape[1]})")
-    names = [index for index in crystal_map.phases.ids if index >= 0]
-    laue = []
-    for index in names:
-        group = crystal_map.phases[index].point_group
-        if group is None:
-            raise UserError(f"'{path}' does not say the symmetry of its phase {index}")
-        laue.append(str(group.laue.name))
-    phase = np.full(len(best), NOT_INDEXED, dtype=np.int16)
-    for place, index in enumerate(names):
-        phase[crystal_map.phase_id == index] = place
-    orientation = np.where((phase >= 0)[:, None], best, np.nan)
-    return Truth((shape[0], shape[1]), orientation, phase, tuple(laue))
+def _truth_of_map(path: Path) -> Truth:
+    """Read a map that another program made, in the frame that its header names; what it leaves open goes to stderr."""
+    foreign = read_map(path)
+    for note in foreign.notes:
+        print(f"note: {path.name}: {note}", file=sys.stderr)
+    silent = [phase.name for phase in foreign.phases if phase.symmetry is None]
+    if silent:
+        raise UserError(f"'{path}' does not say the symmetry of its phase '{silent[0]}'")
+    laue = tuple(phase.symmetry.laue for phase in foreign.phases if phase.symmetry is not None)
+    return Truth(foreign.shape, foreign.orientation, foreign.phase, laue)

@@ -10,8 +10,9 @@ from orix import io as orix_io
 from orix.quaternion import Misorientation, Orientation
 
 from stemtune.crystal.phase import Phase, linio2
+from stemtune.data.labels.orix_file import read_with_orix
 from stemtune.errors import UserError
-from stemtune.maps.export import check_same, read_with_orix, write_ang
+from stemtune.maps.export import check_same, write_ang
 from stemtune.maps.orientation_map import OrientationMap
 
 NICKEL = """data_Ni

@@ -97,7 +97,7 @@ def folder(scan: Path, model: OrientationModel, tmp_path_factory: pytest.TempPat
 def test_map_folder_is_the_truth(scan: Path, folder: Path) -> None:
     out = folder
     summary = json.loads((out / "summary.json").read_text())
-    names = {"map.h5", "map.ang", "ipf_x.png", "ipf_y.png", "ipf_z.png", "confidence.png", "summary.json"}
+    names = {"map.h5", "map.ang", "map.ctf", "ipf_x.png", "ipf_y.png", "ipf_z.png", "confidence.png", "summary.json"}
     assert {path.name for path in out.iterdir()} == names
     with Store.open(scan) as store:
         truth, crystal = store.orientation, store.phase >= 0

@@ -150,8 +150,8 @@ def _phase(line: str, source: str, notes: list[str]) -> ForeignPhase:
         raise UserError(f"{source} does not say the Laue class of its phase '{words[2]}'; mend the header")
     if known and laue and symmetry_of(laue, lattice, known).laue != laue:
         notes.append(
-            f"its phase '{words[2].strip()}' has the Laue class {laue} but the space group {known}, which is of another;"
-            " the Laue class counts"
+            f"its phase '{words[2].strip()}' has the Laue class {laue} but the space group {known} of another; the Laue"
+            " class counts"
         )
         known = None
     return ForeignPhase(words[2].strip(), symmetry_of(laue, lattice, known), lattice, known, laue)
