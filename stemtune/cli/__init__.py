@@ -24,6 +24,7 @@ COMMANDS = (
     learning.compare,
     maps.predict,
     maps.evaluate,
+    maps.export,
     measure.bench,
     measure.demo,
 )

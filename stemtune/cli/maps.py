@@ -1,4 +1,4 @@
-"""Commands that make and judge maps: predict, evaluate."""
+"""Commands that make, judge and hand on maps: predict, evaluate, export."""
 
 from __future__ import annotations
 
@@ -70,6 +70,33 @@ def evaluate(commands: Commands) -> None:
         call,
     )
     parser.add_argument("map", metavar="MAP.h5")
-    parser.add_argument("--truth", required=True, metavar="STORE|MAP.h5|.ang")
+    parser.add_argument("--truth", required=True, metavar="STORE|MAP.h5|.ang|.ctf")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--png", metavar="FILE", help="draw the reliability of the confidence")
+
+
+EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")
+
+
+def export(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps.formats import export
+
+        print(export(options.map, options.to, options.out))
+
+    parser = command(
+        commands,
+        "export",
+        "a map for other programs",
+        "stemtune export map/map.h5 --to dream3d --out particle.dream3d",
+        call,
+    )
+    parser.add_argument("map", metavar="MAP.h5", help="a map.h5 of stemtune, or its folder")
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=EXPORTS,
+        help="ctf: Channel Text File in Oxford's axes (AZtec, MTEX, DREAM.3D); ang: EDAX TSL (OIM, MTEX, orix); h5:"
+        " orix alone, without stemtune's layers; dream3d: DREAM.3D 6.5; csv: a table",
+    )
+    parser.add_argument("--out", metavar="FILE", help="the file to write; default beside the map, under its name")

@@ -2,13 +2,11 @@
 labels are kept in it."""
 
 from stemtune.data.labels.foreign import ForeignMap, ForeignPhase
-from stemtune.data.labels.frames import FRAMES
 from stemtune.data.labels.label_map import LabelMap, laid_on
 from stemtune.data.labels.reading import read_map
 from stemtune.data.labels.writing import LABELLED, Labels, label_target, write_labels
 
 __all__ = [
-    "FRAMES",
     "LABELLED",
     "ForeignMap",
     "ForeignPhase",

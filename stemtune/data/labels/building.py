@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stemtune.config.frames import SWAPPED
 from stemtune.crystal.rotations import from_euler_deg
 from stemtune.data.labels.foreign import NOT_INDEXED, ForeignMap, ForeignPhase
-from stemtune.data.labels.frames import SWAPPED, from_frame
+from stemtune.data.labels.frames import from_frame
 from stemtune.data.labels.grids import Grid
 
 

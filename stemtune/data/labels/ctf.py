@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.config.frames import AUTO
 from stemtune.crystal.phase import Lattice
 from stemtune.crystal.symmetry import LAUE_CLASSES
 from stemtune.data.labels.building import Columns, build, from_euler
 from stemtune.data.labels.foreign import NOT_INDEXED, ForeignMap, ForeignPhase, on_hexagonal_axes, symmetry_of
-from stemtune.data.labels.frames import AUTO
 from stemtune.data.labels.grids import Header, lay
 from stemtune.data.labels.text import number, numbers, read_lines, table
 from stemtune.errors import UserError

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.config.frames import AUTO
 from stemtune.crystal.phase import Lattice
 from stemtune.data.labels.building import Columns, build
 from stemtune.data.labels.foreign import NOT_INDEXED, ForeignMap, ForeignPhase, laue_of, on_hexagonal_axes, symmetry_of
-from stemtune.data.labels.frames import AUTO
 from stemtune.data.labels.grids import Header, lay
 from stemtune.errors import UserError
 

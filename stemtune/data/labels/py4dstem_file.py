@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stemtune.config.frames import AUTO
 from stemtune.crystal.rotations import from_matrix
 from stemtune.data.labels.building import Columns, build
 from stemtune.data.labels.foreign import NOT_INDEXED, ForeignMap, ForeignPhase
-from stemtune.data.labels.frames import AUTO
 from stemtune.data.labels.grids import Grid
 from stemtune.errors import UserError
 

@@ -6,10 +6,10 @@ import os
 
 import h5py
 
+from stemtune.config.frames import AUTO, checked_frame
 from stemtune.data.labels.ang import read_ang
 from stemtune.data.labels.ctf import read_ctf
 from stemtune.data.labels.foreign import ForeignMap
-from stemtune.data.labels.frames import AUTO, checked_frame
 from stemtune.data.labels.orix_file import read_orix
 from stemtune.data.labels.py4dstem_file import find_matrices, read_py4dstem
 from stemtune.data.layout import open_hdf5
