@@ -78,7 +78,8 @@ def label(commands: Commands) -> None:
     )
     parser.epilog = (
         f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
-        f"\n\nframes (x and y are lab axes on the map, whose rows run down, z is towards the source; X and Z crystal axes):\n{frames_in_words()}"
+        "\n\nframes (x, y: lab axes on the map, whose rows run down, with z to the source; X, Z: crystal axes):"
+        f"\n{frames_in_words()}"
     )
 
 

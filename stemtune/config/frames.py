@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from stemtune.errors import UserError, did_you_mean
+from stemtune.errors import UserError
 
 _RIGHT, _UP, _OUT = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 _LEFT, _DOWN = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)
@@ -59,8 +59,7 @@ SWAPPED = ("py4dstem-ang",)
 def checked_frame(name: str) -> str:
     """Return `name` if it is "auto" or a key of `FRAMES`."""
     if name != AUTO and name not in FRAMES:
-        known = (AUTO, *FRAMES)
-        raise UserError(f"--frame {name}: no frame is called that{did_you_mean(name, known)}: {', '.join(known)}")
+        raise UserError(f"--frame {name}: no frame is called that; there are {', '.join((AUTO, *FRAMES))}")
     return name
 
 

@@ -12,7 +12,7 @@ import torch
 
 from stemtune.crystal.rotations import to_euler_deg
 from stemtune.data.labels.orix_file import read_with_orix
-from stemtune.errors import UserError, did_you_mean
+from stemtune.errors import UserError
 from stemtune.files import replaceable_file, whole_file
 from stemtune.maps.ctf import write_ctf
 from stemtune.maps.dream3d import write_dream3d
@@ -38,7 +38,7 @@ def export(path: str | os.PathLike[str], to: str, out: str | os.PathLike[str] | 
         Where the map or the format is unknown, or `out` would replace the map or cannot be written.
     """
     if to not in FORMATS:
-        raise UserError(f"--to {to}: no format is called that{did_you_mean(to, FORMATS)}: {', '.join(FORMATS)}")
+        raise UserError(f"--to {to}: no format is called that; there are {', '.join(FORMATS)}")
     source = map_file(path)
     ending, write = FORMATS[to]
     target = Path(out).expanduser() if out is not None else source.with_name(source.stem + ending)

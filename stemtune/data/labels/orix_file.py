@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -68,7 +69,8 @@ def read_orix(path: Path, frame: str = AUTO) -> ForeignMap:
     x, y = (zero if axis is None else np.asarray(axis, float) for axis in (crystal_map.x, crystal_map.y))
     grid = lay(x, y, Header(), source)
     unit = str(crystal_map.scan_unit).strip().lower()
-    phases = [_phase(crystal_map.phases[index]) for index in ids]
+    groups = _space_groups(path)
+    phases = [_phase(crystal_map.phases[index], groups.get(index)) for index in ids]
     made = Columns(best, phase, phases, scores, confidence, "orix")
     return build(made, grid, "orix" if frame == AUTO else frame, _NM.get(unit))
 
@@ -83,9 +85,18 @@ def _scores(crystal_map: CrystalMap, n: int) -> dict[str, npt.NDArray[Any]]:
     return found
 
 
-def _phase(phase: Any) -> ForeignPhase:
+def _space_groups(path: Path) -> dict[int, int]:
+    """Return the space groups by phase, from the file: orix drops some of them (152) on reading, as not of 32."""
+    with h5py.File(path, "r") as file:
+        phases = file["crystal_map/header/phases"]
+        found = {index: phases[index]["space_group"][()] for index in phases if "space_group" in phases[index]}
+    texts = {index: value.ravel()[0] if isinstance(value, np.ndarray) else value for index, value in found.items()}
+    plain = {index: value.decode() if isinstance(value, bytes) else str(value) for index, value in texts.items()}
+    return {int(index): int(text) for index, text in plain.items() if text.isdecimal()}
+
+
+def _phase(phase: Any, number: int | None) -> ForeignPhase:
     lattice = on_hexagonal_axes(Lattice(*(float(value) for value in phase.structure.lattice.abcABG())))
-    number = None if phase.space_group is None else int(phase.space_group.number)
     group = phase.point_group
     laue = None if group is None else laue_of(str(group.laue.name)) or laue_of(str(group.name))
     unknown = tuple(lattice[:3]) == (1.0, 1.0, 1.0)  # diffpy's cell where none was given
