@@ -37,7 +37,7 @@ YStep\t{step}
 AcqE1\t0
 AcqE2\t0
 AcqE3\t0
-Euler angles refer to Sample Coordinate system (CS0)!\tMag\t200\tCoverage\t100\tDevice\t0\tKV\t20\tTiltAngle\t70\tTiltAxis\t0
+Euler angles refer to Sample Coordinate system (CS0)!\tMag\t200\tCoverage\t100\tDevice\t0\tKV\t20
 Phases\t{count}
 {phases}
 Phase\tX\tY\tBands\tError\tEuler1\tEuler2\tEuler3\tMAD\tBC\tBS
@@ -258,7 +258,7 @@ LATTICES = {
 
 @pytest.mark.parametrize("name", LATTICES)
 def test_oxford_axes_hold_a_star_and_c(name: str) -> None:
-    """Where X || a* and Z || c, the lab directions of a* and c are those of X and Z; orix says where they are in ours."""
+    """With X || a* and Z || c, a* and c point where X and Z do; orix says where they are in our axes."""
     lattice = Lattice(*map(float, LATTICES[name]))
     phase = OrixPhase(point_group="1", structure=Structure(lattice=DiffpyLattice(*lattice)))
     in_file = random_rotations(20)
@@ -333,7 +333,7 @@ def test_decimal_commas(shared_data: Path, tmp_path: Path) -> None:
     ("step", "author", "digits", "phase"),
     [
         ("0,001998", "[Unknown]", 4, "4,079000;4,079000;4,079000\t90,000000;90,000000;90,000000\tGold\t11\t225"),
-        ("0.00191999995708466", "File created from ACOM RES results", 4, "4.078;4.078;4.078\t90;90;90\t_mineral 'Gold'\t11\t225"),
+        ("0.00191999995708466", "File created from ACOM RES results", 4, "4.078;4.078;4.078\t90;90;90\t_m 'Au'\t11\t225"),
         ("0.00004", "File created from ACOM RES results", 4, GOLD),  # every coordinate reads 0.0000 or 0.0001
         ("2.0000", "me", 4, "4.079;4.079;4.079\t90.000;90.000;90.000\tGold\t11\t0\t\t\tCreated from mtex"),
     ],
@@ -421,7 +421,7 @@ def test_py4dstem_map_predicts_its_spots(tmp_path: Path, layout: str) -> None:
 
 
 def test_ang_of_py4dstem_is_mended(tmp_path: Path) -> None:
-    """What `save_ang_file` of 0.14.18 does: scipy's extrinsic angles given to orix as Bunge's, rows and columns swapped."""
+    """What `save_ang_file` does: scipy's extrinsic angles given to orix as Bunge's, rows and columns swapped."""
     shape = (3, 4)
     matrix, _ = matrices(shape, 1)
     matrix[0, 1] = np.eye(3)

@@ -1,6 +1,8 @@
-"""A crystal of each of the eleven Laue classes, in settings where programs disagree: trigonal, monoclinic, triclinic."""
+"""A crystal of each of the eleven Laue classes, with cells on which programs disagree."""
 
 from __future__ import annotations
+
+from functools import cache
 
 from stemtune.crystal.phase import Phase
 
@@ -20,14 +22,15 @@ CELLS = {
 """Space group and cell of each Laue class."""
 
 
+@cache
 def crystal(laue: str, name: str = "") -> Phase:
-    """Return a crystal with one atom in a general position of the class's space group."""
+    """Return a crystal with one atom in the origin of the class's space group."""
     group, cell = CELLS[laue]
     keys = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
     lines = [f"data_{laue.replace('/', '_')}", f"_chemical_name_common '{name or 'class ' + laue}'"]
     lines += [f"_cell_{key} {value}" for key, value in zip(keys, cell, strict=True)]
     lines += [f"_space_group_IT_number {group}", "loop_", "_atom_site_label", "_atom_site_type_symbol"]
-    lines += [f"_atom_site_fract_{axis}" for axis in "xyz"] + ["X1 Fe 0.11 0.23 0.31"]
+    lines += [f"_atom_site_fract_{axis}" for axis in "xyz"] + ["X1 Fe 0 0 0"]
     phase = Phase.from_cif_text("\n".join(lines) + "\n")
     assert (phase.symmetry.laue, phase.space_group) == (laue, group)
     return phase

@@ -1,4 +1,4 @@
-"""Maps for other programs, in all eleven Laue classes: each format read back by a program or a formula that is not ours."""
+"""Maps for other programs, in all eleven Laue classes: read back by a program or a formula that is not ours."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_ctf_with_our_reader(tmp_path: Path, laue: str, step: tuple[float, float
 
 @pytest.mark.parametrize("laue", LAUE)
 def test_ctf_with_orix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, laue: str) -> None:
-    """orix takes Oxford's axes (X || a*, Z || c) for its own (e1 || a, e3 || c*): its answers are off by just that turn.
+    """orix takes Oxford's axes (X || a*, Z || c) for its own (X || a, Z || c*): its answers are off by just that turn.
 
     Where a* stands along a and c along c* (orthorhombic, tetragonal, cubic) there is no turn.
     """
