@@ -333,7 +333,7 @@ def test_decimal_commas(shared_data: Path, tmp_path: Path) -> None:
     ("step", "author", "digits", "phase"),
     [
         ("0,001998", "[Unknown]", 4, "4,079000;4,079000;4,079000\t90,000000;90,000000;90,000000\tGold\t11\t225"),
-        ("0.00191999995708466", "File created from ACOM RES results", 4, "4.078;4.078;4.078\t90;90;90\t_m 'Au'\t11\t225"),
+        ("0.00191999995708466", "File created from ACOM RES results", 4, "4.078;4.078;4.078\t90;90;90\t_Au\t11\t225"),
         ("0.00004", "File created from ACOM RES results", 4, GOLD),  # every coordinate reads 0.0000 or 0.0001
         ("2.0000", "me", 4, "4.079;4.079;4.079\t90.000;90.000;90.000\tGold\t11\t0\t\t\tCreated from mtex"),
     ],
