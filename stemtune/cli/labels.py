@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from stemtune.cli.parsing import command, positive
+from stemtune.cli.parsing import Parser, command, positive
 from stemtune.config import parse_assignments
 from stemtune.config.frames import AUTO, frames_in_words
 from stemtune.errors import UserError
@@ -62,6 +62,17 @@ def label(commands: Commands) -> None:
         metavar="MODEL",
         help="take the settings of matching from this `matched`, `champion` for instance (search_spaces/matching.yaml)",
     )
+    _map_options(parser)
+    parser.add_argument("--refine", action="store_true", help="fit the best answers to the patterns")
+    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of matching, data.gamma=0.3 say"
+    )
+
+
+def _map_options(parser: Parser) -> None:
+    """Give the options of labels from a map, and what the frames are, below the example."""
     parser.add_argument(
         "--from",
         dest="map",
@@ -70,12 +81,6 @@ def label(commands: Commands) -> None:
         " Bruker, ASTAR, MTEX), .h5 (orix, pyxem, py4DSTEM); each of its phases must be one of --cif or of the store's",
     )
     parser.add_argument("--frame", metavar="NAME", help="the frame of the map's angles; default auto; see below")
-    parser.add_argument("--refine", action="store_true", help="fit the best answers to the patterns")
-    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of matching, data.gamma=0.3 say"
-    )
     parser.epilog = (
         f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
         "\n\nframes (x, y: lab axes on the map, whose rows run down, with z to the source; X, Z: crystal axes):"
