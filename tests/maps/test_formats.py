@@ -158,7 +158,7 @@ def test_dream3d(tmp_path: Path, laue: str) -> None:
             assert held == (*tuples[::-1], components)
         assert cells["Phases"].dtype == np.int32
         assert cells["EulerAngles"].dtype == cells["Quats"].dtype == np.float32
-        phase, mask, euler, quats = (cells[name][0, ::-1] for name in ("Phases", "Mask", "EulerAngles", "Quats"))
+        phase, mask, euler, quats = (cells[name][()][0, ::-1] for name in ("Phases", "Mask", "EulerAngles", "Quats"))
         np.testing.assert_array_equal(phase.ravel(), made.phase + 1)
         np.testing.assert_array_equal(mask.ravel() > 0, made.indexed)
         np.testing.assert_array_equal(ensemble["CrystalStructures"][:, 0], [999, codes.get(laue, 10)])
