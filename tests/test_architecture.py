@@ -87,11 +87,8 @@ def test_each_library_has_an_owner(path: Path) -> None:
         library = name.split(".")[0]
         if library in OWNERS and (library, place(path)) not in EXCEPTIONS:
             allowed = OWNERS[library]
-            here = {
-                room(path),
-                place(path),
-                place(path.parent),
-            }  # an owner may be a room, a module or a folder of modules
+            # An owner is a room, a module or a folder of modules.
+            here = {room(path), place(path), place(path.parent)}
             assert here & allowed, f"{place(path)} imports {library}, owned by {allowed}"
 
 
