@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stemtune.config.frames import AUTO
 from stemtune.data.labels import label_target, laid_on, read_map, write_labels
 from stemtune.data.labels.matching import label_map_of
 from stemtune.data.store import Store
+from stemtune.maps.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.maps.label import chosen_phases
 
 
@@ -68,6 +70,8 @@ def label_from_map(
             "notes": foreign.notes,
         }
         labels = laid_on(opened, label_map, facts)
+        rotation = scan_rotation_deg(opened.attrs)  # a map is in the scan's frame, a store's labels in the patterns'
+        labels = replace(labels, orientation=to_pattern_frame(labels.orientation, rotation))
     write_labels(store, labels, target)
     return {
         "store": str(target),
