@@ -23,7 +23,7 @@ from stemtune.config.sections import (
     SimulateConfig,
     TrainConfig,
 )
-from stemtune.config.setting import Knob, Scalar, Span
+from stemtune.config.setting import Cut, Knob, Scalar, Span, read_cuts
 from stemtune.errors import UserError, did_you_mean
 
 METRICS = (
@@ -129,6 +129,7 @@ __all__ = [
     "METRICS",
     "MODEL_NAMES",
     "Config",
+    "Cut",
     "DataConfig",
     "HeadConfig",
     "Knob",
@@ -141,4 +142,5 @@ __all__ = [
     "knob",
     "knobs",
     "parse_assignments",
+    "read_cuts",
 ]

@@ -16,11 +16,36 @@ class DataConfig:
     cif: str = define("text", "", "CIF of the phase for data.source simulate; empty means LiNiO2")
     patterns_per_epoch: int = define("int", 8192, "fresh patterns in one epoch of data.source simulate", low=1)
     validation_patterns: int = define("int", 1024, "validation patterns of data.source simulate", low=1)
-    min_confidence: float = define("float", 0.0, "drop training labels below this confidence", low=0)
-    keep_fraction: float = define(
-        "float", 1.0, "keep this most confident part of the training labels", low=0, open_low=True, high=1
+    validation_store: str = define(
+        "text",
+        "",
+        "validate on all labels of this store, a scan with known truth for instance; empty: data.store's own",
     )
+    split: str = define(
+        "text",
+        "groups",
+        "what stays on one side of the split: the store's groups (grains, scan blocks), or nothing: then neighbours"
+        " stand on both sides and validation flatters, as in the reference study",
+        choices=("groups", "random"),
+    )
+    guard: int = define(
+        "int", 1, "leave out training patterns this near to one of validation or test", unit="scan px", low=0, high=1000
+    )
+    score: str = define(
+        "text", "confidence", "what min_confidence, keep_fraction and order go by: confidence or a score of the store"
+    )
+    min_confidence: float = define("float", 0.0, "drop training labels whose data.score is below this", low=0)
+    keep_fraction: float = define(
+        "float", 1.0, "keep this part of the training labels, the best by data.score", low=0, open_low=True, high=1
+    )
+    cut: str = define("cuts", "", "drop training labels that fail one of these, as Q>20 R>15")
     order: str = define("text", "shuffled", "order of training patterns", choices=("shuffled", "confidence"))
+    mix: float = define("float", 0.0, "share of other patterns in every training batch", low=0, high=0.95)
+    mix_store: str = define(
+        "text",
+        "",
+        "where the share data.mix comes from; empty: simulated afresh by simulate.* at data.store's geometry",
+    )
     gamma: float = define("float", 0.25, "power that intensities are raised to", low=0, open_low=True, high=1)
     augment: str = define(
         "text", "flips", "exact augmentations by the pattern's symmetry", choices=("none", "flips", "rotate")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from stemtune.errors import UserError, did_you_mean
 
@@ -20,6 +21,17 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g}:{self.high:g}"
+
+
+class Cut(NamedTuple):
+    """What the score called `score` must be: above `limit`, or where `equal` at least that."""
+
+    score: str
+    limit: float
+    equal: bool
+
+    def __str__(self) -> str:
+        return f"{self.score}{'>=' if self.equal else '>'}{self.limit:g}"
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,11 @@ class Knob:
             if not isinstance(value, bool | str):
                 raise self._refuse(value, "true, false or a path")
             return value
+        if self.kind == "cuts":
+            cuts = read_cuts(value) if isinstance(value, str) else None
+            if cuts is None:
+                raise self._refuse(value, "scores and what they must exceed, Q>20 R>15 for instance")
+            return " ".join(str(cut) for cut in cuts)
         if self.kind == "span":
             span = _span(value)
             if span is None or span.low > span.high:
@@ -98,6 +115,22 @@ def _from_text(text: str, kind: str) -> object:
         except ValueError:
             return text
     return text
+
+
+_CUT = re.compile(r"\s*([A-Za-z_]\w*)\s*(>=?)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\s*,|\s+and\b|\s|$)\s*")
+
+
+def read_cuts(text: str) -> list[Cut] | None:
+    """Return the cuts that `text` lists, parted by spaces, commas or "and"; None when it is not such a list."""
+    cuts, place = [], 0
+    while place < len(text.rstrip()):
+        found = _CUT.match(text, place)
+        if found is None:
+            return None
+        name, sign, number = found.groups()
+        cuts.append(Cut(name, float(number), sign == ">="))
+        place = found.end()
+    return cuts
 
 
 def _span(value: object) -> Span | None:

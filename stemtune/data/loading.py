@@ -7,71 +7,31 @@ all processes of a node share the page cache, and a store larger than memory onl
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from stemtune.config import Config, DataConfig
+from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
 from stemtune.data.augment import augment
-from stemtune.data.store import SPLITS, Store
+from stemtune.data.batches import Batch, Loader, Portion, ahead, fitted
+from stemtune.data.choosing import Rows, confident_rows, phase_of, rows_of_crystal, split_rows
+from stemtune.data.mixing import MixedLoader, portions
+from stemtune.data.store import Store
 from stemtune.diffraction import overlap
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
-Rows = npt.NDArray[np.intp]
-
 _TRAINING, _VALIDATION = 1, 2  # keep the random numbers of simulated training and validation apart
-_AHEAD = 2  # batches that are fetched while one is being worked on
-
-
-class Batch(NamedTuple):
-    """Patterns and what they show.
-
-    Attributes
-    ----------
-    patterns
-        Counts (B, H, W), uint8, uint16 or float32.
-    orientation
-        Unit quaternions (B, 4) float32, lab-to-crystal, scalar first.
-    """
-
-    patterns: Tensor
-    orientation: Tensor
-
-
-class Loader(Protocol):
-    """A source of batches, the same again for the same epoch."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Number of batches that `epoch` yields on this rank."""
-        ...
-
-    @property
-    def geometry(self) -> Geometry:
-        """Calibration of the patterns."""
-        ...
-
-    @property
-    def phase(self) -> Phase:
-        """The crystal that the orientations belong to."""
-        ...
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `epoch` (counted from 0)."""
-        ...
 
 
 class StoreLoader:
@@ -100,6 +60,11 @@ class StoreLoader:
         See `stemtune.data.augment`.
     device
         Where the batches are going: for a GPU they come in pinned memory, or on it where they are interpolated.
+    portion
+        In training, this rank's part of a step, where that is not `batch_size` of `batch_size * world` patterns.
+    steps
+        In training, batches of an epoch; the rows are then gone through round after round, over the ends of epochs.
+        Left out, as many as the rows fill.
     """
 
     def __init__(
@@ -116,11 +81,15 @@ class StoreLoader:
         shuffled: bool = True,
         augmentation: str = "none",
         device: torch.device | str = "cpu",
+        portion: Portion | None = None,
+        steps: int | None = None,
     ) -> None:
         self.store, self.rows, self.batch_size, self._phase = store, rows, batch_size, phase
         self.seed, self.rank, self.world = seed, rank, world
         self.training, self.shuffled, self.augmentation = training, shuffled, augmentation
         self.device = torch.device(device)
+        self.portion = portion or Portion(batch_size * world, rank * batch_size, (rank + 1) * batch_size)
+        self.steps = steps
         self.take: Callable[[Rows], npt.NDArray[Any]] = store.take
         self._cold = True
 
@@ -128,7 +97,7 @@ class StoreLoader:
     def batches_per_epoch(self) -> int:
         """Number of batches that `epoch` yields on this rank."""
         if self.training:
-            return len(self.rows) // (self.batch_size * self.world)
+            return len(self.rows) // self.portion.step if self.steps is None else self.steps
         return math.ceil(len(self.rows[self.rank :: self.world]) / self.batch_size)
 
     @property
@@ -141,20 +110,31 @@ class StoreLoader:
         """The crystal that the orientations belong to."""
         return self._phase
 
+    @property
+    def source_sha256(self) -> str:
+        """Hash of the store."""
+        return self.store.sha256
+
     def rows_of(self, epoch: int) -> list[Rows]:
         """Return the rows of every batch of an epoch on this rank.
 
         The rows that all ranks together use in one training step are the same for every number of ranks.
         """
-        rows = self.rows
-        if self.shuffled:
-            rows = np.random.default_rng([self.seed, epoch]).permutation(rows)
         if not self.training:
-            mine = rows[self.rank :: self.world]
+            mine = self._round(epoch)[self.rank :: self.world]
             return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
-        whole = self.batches_per_epoch * self.world
-        blocks = rows[: whole * self.batch_size].reshape(-1, self.world, self.batch_size)
-        return list(blocks[:, self.rank])
+        needed = self.batches_per_epoch * self.portion.step
+        if self.steps is None:
+            rows = self._round(epoch)[:needed]
+        else:
+            first, skipped = divmod(epoch * needed, len(self.rows))
+            last = math.ceil((skipped + needed) / len(self.rows))
+            rows = np.concatenate([self._round(first + number) for number in range(last)])[skipped : skipped + needed]
+        return list(rows.reshape(-1, self.portion.step)[:, self.portion.start : self.portion.stop])
+
+    def _round(self, number: int) -> Rows:
+        """Return all rows in the order of round `number`."""
+        return np.random.default_rng([self.seed, number]).permutation(self.rows) if self.shuffled else self.rows
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of epoch `epoch`, fetched ahead of their use by a thread."""
@@ -200,6 +180,8 @@ class SimulatedLoader:
         As in `StoreLoader`.
     training
         True: fresh patterns in every epoch. False: the same ones, made once and kept.
+    portion
+        In training, this rank's part of a step, as in `StoreLoader`.
     """
 
     def __init__(
@@ -212,16 +194,18 @@ class SimulatedLoader:
         rank: int = 0,
         world: int = 1,
         training: bool = True,
+        portion: Portion | None = None,
     ) -> None:
         self.simulator, self.patterns, self.batch_size = simulator, patterns, batch_size
         self.seed, self.rank, self.world, self.training = seed, rank, world, training
+        self.portion = portion or Portion(batch_size * world, rank * batch_size, (rank + 1) * batch_size)
         self._kept: list[Batch] = []
 
     @property
     def batches_per_epoch(self) -> int:
         """Number of batches that `epoch` yields on this rank."""
         if self.training:
-            return self.patterns // (self.batch_size * self.world)
+            return self.patterns // self.portion.step
         return len(range(self.rank, math.ceil(self.patterns / self.batch_size), self.world))
 
     @property
@@ -233,6 +217,11 @@ class SimulatedLoader:
     def phase(self) -> Phase:
         """The crystal that is simulated."""
         return self.simulator.phase
+
+    @property
+    def source_sha256(self) -> str:
+        """Empty: there is no store."""
+        return ""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of epoch `epoch`, simulated ahead of their use by a thread."""
@@ -248,7 +237,10 @@ class SimulatedLoader:
 
     def _simulate(self, epoch: int, number: int) -> Batch:
         block = number * self.world + self.rank
-        count = min(self.batch_size, self.patterns - block * self.batch_size)
+        count = self.portion.size if self.training else min(self.batch_size, self.patterns - block * self.batch_size)
+        if not count:
+            size = self.geometry.size
+            return Batch(torch.zeros(0, size, size), torch.zeros(0, 4))
         seed = _seed(self.seed, _TRAINING if self.training else _VALIDATION, epoch * self.training, block)
         generator = torch.Generator(self.simulator.device).manual_seed(seed)
         orientation = random_orientations(count, generator)
@@ -256,21 +248,6 @@ class SimulatedLoader:
         several = overlap.draw_overlap(simulate, count, generator) if simulate.overlap > 0 else None
         patterns = overlap.patterns(self.simulator, orientation, several, generator)
         return Batch(patterns, orientation.to(torch.float32))
-
-
-def ahead(fetch: Callable[[int], Batch], count: int) -> Iterator[Batch]:
-    """Yield `fetch(0)` to `fetch(count - 1)`, each made by a thread while the ones before are worked on."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="stemtune-loader")
-    waiting: deque[Future[Batch]] = deque()
-    try:
-        for number in range(count):
-            waiting.append(executor.submit(fetch, number))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> tuple[Loader, Loader]:
@@ -302,18 +279,51 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
         raise UserError("`data.store` is not set; give a store with --store, or set data.source=simulate")
     store = Store.open(config.data.store)
     _check_middle(store, config.data.augment)
-    number, phase = _phase_of(store)
+    number, phase = phase_of(store)
     learnable = store.labelled & (store.phase == number)
-    train, validation = (_rows_of_split(store, learnable, split) for split in (0, 1))
+    train, validation = split_rows(store, learnable, config.data, told=rank == 0)
     train = confident_rows(store, train, config.data)
-    if size > len(train):
-        raise UserError(f"`train.batch_size` is {size}, but '{store.path}' has {len(train)} patterns to train on")
     common: dict[str, Any] = {"seed": config.train.seed, "rank": rank, "world": world, "device": device}
     shuffled = config.data.order == "shuffled"
+    own, other = portions(size, config.data.mix, rank, world)
+    if own.step > len(train):
+        raise UserError(f"`train.batch_size` is {size}, but '{store.path}' has {len(train)} patterns to train on")
+    augmented = {"augmentation": config.data.augment, **common}
+    main = StoreLoader(store, train, size // world, phase, shuffled=shuffled, portion=own, **augmented)
+    judged = {"training": False, "shuffled": False, **common}
     return (
-        StoreLoader(store, train, size // world, phase, shuffled=shuffled, augmentation=config.data.augment, **common),
-        StoreLoader(store, validation, size // world, phase, training=False, shuffled=False, **common),
+        MixedLoader(main, _further(config, main, other, augmented)) if other.step else main,
+        _validating(config, store, validation, phase, size // world, judged),
     )
+
+
+def _further(config: Config, main: StoreLoader, portion: Portion, augmented: dict[str, Any]) -> Loader:
+    """Return the loader of the share `data.mix`: another store, or patterns simulated at the store's calibration."""
+    steps, each = main.batches_per_epoch, main.batch_size
+    if config.data.mix_store:
+        store = Store.open(config.data.mix_store)
+        _check_middle(store, config.data.augment)
+        rows = rows_of_crystal(store, main.phase, "data.mix_store")
+        other = StoreLoader(store, rows, each, main.phase, portion=portion, steps=steps, **augmented)
+        return fitted(other, main.geometry)
+    geometry = main.geometry
+    simulate = dataclasses.replace(
+        config.simulate, kv=geometry.kv, size=geometry.size, scale=geometry.scale_inv_angstrom
+    )
+    simulator = simulator_for(main.phase, geometry, simulate, main.device)
+    wanted = steps * portion.step
+    return SimulatedLoader(simulator, wanted, each, seed=main.seed, rank=main.rank, world=main.world, portion=portion)
+
+
+def _validating(
+    config: Config, store: Store, rows: Rows, phase: Phase, batch_size: int, judged: dict[str, Any]
+) -> Loader:
+    """Return the loader of validation batches: `rows` of the store, or all of `data.validation_store`."""
+    if not config.data.validation_store:
+        return StoreLoader(store, rows, batch_size, phase, **judged)
+    other = Store.open(config.data.validation_store)
+    rows = rows_of_crystal(other, phase, "data.validation_store")
+    return fitted(StoreLoader(other, rows, batch_size, phase, **judged), store.geometry)
 
 
 def _simulated(config: Config, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader]:
@@ -329,45 +339,6 @@ def _simulated(config: Config, rank: int, world: int, device: torch.device) -> t
             simulator, config.data.validation_patterns, each, seed=seed, rank=rank, world=world, training=False
         ),
     )
-
-
-def confident_rows(store: Store, rows: Rows, data: DataConfig) -> Rows:
-    """Return the rows whose labels pass `data.min_confidence` and `data.keep_fraction`.
-
-    They come in the order of use: by falling confidence where `data.order` is "confidence", else by row. A label
-    without a confidence counts as the least confident.
-    """
-    confidence = np.nan_to_num(store.confidence[rows], nan=-np.inf)
-    if data.min_confidence > 0:
-        rows, confidence = rows[confidence >= data.min_confidence], confidence[confidence >= data.min_confidence]
-        if not len(rows):
-            raise UserError(
-                f"`data.min_confidence` is {data.min_confidence:g}, but no training label of '{store.path}' reaches it"
-            )
-    best_first = rows[np.argsort(-confidence, kind="stable")]
-    kept = best_first[: math.ceil(data.keep_fraction * len(rows))]
-    return kept if data.order == "confidence" else np.sort(kept)
-
-
-def _phase_of(store: Store) -> tuple[int, Phase]:
-    """Return number and crystal of the phase that most labelled patterns have; the others are not trained on."""
-    if not store.labelled.any():
-        raise UserError(f"'{store.path}' has no labelled patterns; `stemtune simulate` makes labelled ones")
-    number = int(np.bincount(store.phase[store.labelled]).argmax())
-    if number >= len(store.phases):
-        raise UserError(f"'{store.path}' labels patterns as phase {number}, but holds {len(store.phases)} phases")
-    return number, store.phases[number]
-
-
-def _rows_of_split(store: Store, learnable: npt.NDArray[np.bool_], split: int) -> Rows:
-    rows = np.flatnonzero(learnable & (store.split == split))
-    if not len(rows):
-        groups = len(np.unique(store.group[learnable]))
-        raise UserError(
-            f"the {SPLITS[split]} split of '{store.path}' has no labelled patterns (it has {groups} groups, "
-            "and a split takes whole groups); use a store with more of them"
-        )
-    return rows
 
 
 def _check_middle(store: Store, augmentation: str) -> None:

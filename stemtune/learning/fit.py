@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from stemtune.config import Config, OptimConfig
-from stemtune.data.loading import Batch, Loader, loaders
+from stemtune.data.batches import Batch, Loader
+from stemtune.data.loading import loaders
 from stemtune.errors import UserError
 from stemtune.learning.answering import autocast
 from stemtune.learning.checkpoint import load_checkpoint, save_checkpoint
@@ -206,11 +207,6 @@ def seed_epoch(seed: int, epoch: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def store_hash(loader: Loader) -> str:
-    """Return the hash of the loader's store; empty for simulated patterns."""
-    return str(getattr(getattr(loader, "store", None), "sha256", ""))
-
-
 def fit(
     config: Config,
     report: Report,
@@ -254,7 +250,7 @@ def fit(
     torch.manual_seed(config.train.seed)
     train, validation = loaders(config, rank, world, device)
     model = build(config, train.phase, train.geometry)
-    checkpoint, source = Path(folder) / "checkpoint", store_hash(train)
+    checkpoint, source = Path(folder) / "checkpoint", train.source_sha256
     if not model.trainable:
         return _evaluate_once(model.to(device), validation, report, checkpoint, source, rank, world)
     trainer = Trainer(config, model, train.batches_per_epoch, device, world)

@@ -11,7 +11,8 @@ import torch
 
 from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_beam180_deg
-from stemtune.data.loading import Batch, loaders
+from stemtune.data.batches import Batch
+from stemtune.data.loading import loaders
 from stemtune.errors import UserError
 from stemtune.learning.answering import autocast
 from stemtune.learning.fit import Trainer, default_device

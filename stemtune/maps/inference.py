@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stemtune.data.store import Store
+from stemtune.diffraction.resampling import Resampling
 from stemtune.learning.answering import answer
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import chosen_precision, default_device
 from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps.indexing import SpotCheck, is_crystal
 from stemtune.maps.refine import Refiner
-from stemtune.maps.resampling import Resampling
 from stemtune.processes import Spread
 
 _AHEAD = 2  # batches that wait, read, while the model works

@@ -22,7 +22,7 @@ from stemtune.files import existing, whole_file, writable_folder
 from stemtune.tune.records import SHEET, TrialState, best_checkpoint, better
 from stemtune.tune.space import SearchSpace, space_from_text
 
-PATHS = ("data.store", "data.cif", "model.pretrained")
+PATHS = ("data.store", "data.mix_store", "data.validation_store", "data.cif", "model.pretrained")
 """Settings that name a file: made absolute, because trials run elsewhere."""
 
 

@@ -12,7 +12,8 @@ import torch
 
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
-from stemtune.data.loading import Batch, Loader, StoreLoader, loaders
+from stemtune.data.batches import Batch, Loader
+from stemtune.data.loading import StoreLoader, loaders
 from stemtune.data.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError

@@ -23,6 +23,7 @@ from stemtune.data.simulate import simulate_polycrystal
 from stemtune.data.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.diffraction.resampling import Resampling
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import from_rotation_vector
@@ -34,7 +35,6 @@ from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.overlay import overlay_positions
 from stemtune.maps.predict import predict
 from stemtune.maps.rates import predict_rate
-from stemtune.maps.resampling import Resampling
 
 MICROSCOPE = dataclasses.replace(
     SimulateConfig(),
