@@ -7,6 +7,7 @@ torch's random numbers (dropout, stochastic depth) are seeded anew at the start 
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,11 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from stemtune.config import Config, OptimConfig
-from stemtune.data.batches import Batch, Loader
+from stemtune.data.batches import Batch, Loader, Resampled, fitted
 from stemtune.data.loading import loaders
+from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+from stemtune.files import shipped_or
 from stemtune.learning.answering import autocast
-from stemtune.learning.checkpoint import load_checkpoint, save_checkpoint
+from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
 from stemtune.learning.metrics import WORST, calibrated, judge, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
@@ -207,6 +210,31 @@ def seed_epoch(seed: int, epoch: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
+def as_pretrained(config: Config, train: Loader, validation: Loader, told: bool = True) -> tuple[Loader, Loader]:
+    """Return the loaders, resampled to the calibration of the model that `model.pretrained` starts from, if it is one.
+
+    Its weights know patterns of that size and scale only. The trained model keeps that calibration, and prediction
+    resamples to it as well. Where `told`, a line on stderr says so.
+
+    Raises
+    ------
+    UserError
+        When the patterns reach less than half as far (1/Å) as that model looks.
+    """
+    start = config.model.pretrained
+    folder = shipped_or(start) if isinstance(start, str) and start else None
+    if folder is None or not (folder / DESCRIPTION).is_file():
+        return train, validation
+    target = Geometry.from_dict(read_description(folder)["geometry"])
+    try:
+        train, validation = fitted(train, target), fitted(validation, target)
+    except UserError as mistake:
+        raise UserError(f"`model.pretrained` is '{start}', but {mistake}") from None
+    if isinstance(train, Resampled) and told:
+        print(f"note: {train.resampling.notes[0]}, that of `model.pretrained`", file=sys.stderr)
+    return train, validation
+
+
 def fit(
     config: Config,
     report: Report,
@@ -248,7 +276,7 @@ def fit(
     """
     device = device or default_device()
     torch.manual_seed(config.train.seed)
-    train, validation = loaders(config, rank, world, device)
+    train, validation = as_pretrained(config, *loaders(config, rank, world, device), told=rank == 0)
     model = build(config, train.phase, train.geometry)
     checkpoint, source = Path(folder) / "checkpoint", train.source_sha256
     if not model.trainable:
