@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stemtune.cli.parsing import command, over_ray, pair, positive, ray_option, scan_arguments, scan_options
+from stemtune.errors import UserError
 
 if TYPE_CHECKING:
     from stemtune.cli.parsing import Commands
@@ -58,6 +59,25 @@ def predict(commands: Commands) -> None:
 
 def evaluate(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
+        if (options.truth is None) == (options.against_patterns is None):
+            raise UserError("give either --truth, or where there is none --against-patterns STORE")
+        if options.truth is None:
+            for name in ("png", "risk"):
+                if getattr(options, name):
+                    raise UserError(f"--{name} draws what is known of the truth; give --truth, or leave it out")
+            from stemtune.maps.agreement import agreement_in_words, judge
+
+            print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
+            return
+        if options.other:
+            raise UserError("--other is another map to agree with, beside --against-patterns; leave it out")
+        if options.models and not options.risk:
+            raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
+        if options.risk:
+            from stemtune.maps.risk import judge_labels, risk_in_words
+
+            print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
+            return
         from stemtune.maps.evaluate import evaluate, in_words
 
         print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
@@ -65,14 +85,28 @@ def evaluate(commands: Commands) -> None:
     parser = command(
         commands,
         "evaluate",
-        "a map against the truth: disorientation, pseudo-symmetry confusion, calibration of the confidence",
-        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json",
+        "a map, or the labels of a store, against the truth: disorientation, pseudo-symmetry confusion, calibration of"
+        " the confidence; without a truth against the patterns: fit, coherence, agreement with another map",
+        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json\n"
+        "  stemtune evaluate map --against-patterns scan.h5 --other labelled.h5",
         call,
     )
-    parser.add_argument("map", metavar="MAP.h5")
-    parser.add_argument("--truth", required=True, metavar="STORE|MAP.h5|.ang|.ctf")
+    parser.add_argument("map", metavar="MAP.h5|STORE")
+    parser.add_argument("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
+    parser.add_argument("--against-patterns", metavar="STORE", help="there is no truth: judge by these patterns")
+    parser.add_argument("--other", metavar="MAP.h5|STORE|.ang|.ctf", help="beside --against-patterns: a map to agree with")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--png", metavar="FILE", help="draw the reliability of the confidence")
+    parser.add_argument(
+        "--risk", metavar="FILE", help="of a labelled store: draw the labels' error against the share that is kept"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="beside --risk: models that were trained on those labels and validated on a truth (data.validation_store)",
+    )
 
 
 EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")

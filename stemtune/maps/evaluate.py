@@ -19,7 +19,7 @@ from stemtune.files import whole_file
 from stemtune.learning import calibration
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.reliability import draw_reliability
-from stemtune.maps.truth import Truth, read_truth
+from stemtune.maps.truth import Truth, read_map, read_truth
 
 RIGHT_DEG = 5.0
 """An orientation within this angle of the truth counts as right in the tables."""
@@ -38,7 +38,7 @@ def evaluate(
     Parameters
     ----------
     map
-        A `map.h5` of stemtune, or its folder.
+        A `map.h5` of stemtune, or its folder, or a labelled store, whose labels are judged.
     truth
         A labelled store, a `map.h5`, an HDF5 map of orix, or an `.ang` file with as many rows and columns.
     json
@@ -56,10 +56,8 @@ def evaluate(
     UserError
         When the two do not fit together.
     """
-    result = compare(OrientationMap.read(map), read_truth(truth))
-    if json is not None:
-        with whole_file(json) as part:
-            part.write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = compare(read_map(map), read_truth(truth))
+    write_figures(result, json)
     if png is not None:
         if "reliability" not in result:
             raise UserError(
@@ -70,12 +68,19 @@ def evaluate(
     return result
 
 
+def write_figures(figures: Mapping[str, Any], json: str | os.PathLike[str] | None) -> None:
+    """Write figures as JSON where a file is given."""
+    if json is not None:
+        with whole_file(json) as part:
+            part.write_text(json_format.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
 def in_words(figures: Mapping[str, Any]) -> str:
     """Return the figures of `compare` as a few lines of text."""
     lines = [
         f"{figures['pixels']:,} pixels, {figures['crystal']:,} of them crystal by the truth",
-        f"indexed         {_percent(figures['indexed_of_crystal'])} of the crystal,"
-        f" {_percent(figures['indexed_of_no_crystal'])} of the rest",
+        f"indexed         {in_percent(figures['indexed_of_crystal'])} of the crystal,"
+        f" {in_percent(figures['indexed_of_no_crystal'])} of the rest",
     ]
     if "disorientation" not in figures:
         return "\n".join([*lines, "no pixel is indexed as the phase that the truth has there"])
@@ -83,11 +88,11 @@ def in_words(figures: Mapping[str, Any]) -> str:
         part = figures["disorientation"][key]
         lines.append(
             f"{name:15s} median {part['median_deg']:.2f}°, mean {part['mean_deg']:.2f}°,"
-            f" within 2° {_percent(part['within_2deg'])}, within 5° {_percent(part['within_5deg'])}"
+            f" within 2° {in_percent(part['within_2deg'])}, within 5° {in_percent(part['within_5deg'])}"
         )
-    confused = ", ".join(f"{name} {_percent(share)}" for name, share in figures["pseudo_symmetry"].items())
+    confused = ", ".join(f"{name} {in_percent(share)}" for name, share in figures["pseudo_symmetry"].items())
     lines.append(f"taken for       {confused}")
-    best = ", ".join(f"{count}: {_percent(share)}" for count, share in figures["within_5deg_of_best"].items())
+    best = ", ".join(f"{count}: {in_percent(share)}" for count, share in figures["within_5deg_of_best"].items())
     lines.append(f"among the best  {best} (within 5° modulo beam-180)")
     trust = figures["reliability"]
     lines.append(
@@ -97,7 +102,8 @@ def in_words(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float | None) -> str:
+def in_percent(share: float | None) -> str:
+    """Return a share as text, a dash for None."""
     return "-" if share is None else f"{share:.1%}"
 
 

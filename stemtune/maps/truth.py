@@ -17,7 +17,7 @@ from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import existing
 from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
-from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
+from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap, map_file
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,58 @@ def truth_of_store(store: Store) -> Truth:
     orientation[pixel] = to_scan_frame(store.orientation, scan_rotation_deg(store.attrs))
     phase[pixel] = store.phase
     return Truth(shape, orientation, phase, tuple(entry.symmetry.laue for entry in store.phases))
+
+
+def map_of_labels(store: Store) -> OrientationMap:
+    """Return the labels of `store` as a map of one answer per pixel, so that they can be judged like a model's.
+
+    Raises
+    ------
+    UserError
+        When none of its patterns has a label.
+    """
+    truth, pixel = truth_of_store(store), grid_pixel(store)
+    count = len(truth.phase)
+    answers = np.full((count, 1, 4), np.nan)
+    answers[pixel] = (1.0, 0.0, 0.0, 0.0)  # a pattern was measured there, labelled or not
+    indexed = truth.phase >= 0
+    answers[indexed, 0] = truth.orientation[indexed]
+
+    def laid(values: npt.NDArray[Any] | None) -> npt.NDArray[np.float32]:
+        grid = np.zeros(count, dtype=np.float32)
+        if values is not None:
+            grid[pixel] = np.nan_to_num(values)
+        return grid
+
+    return OrientationMap(
+        shape=truth.shape,
+        answers=answers,
+        answer_confidence=laid(store.confidence)[:, None],
+        phase=truth.phase,
+        signal=laid(store.scores.get("signal")),
+        fit=laid(store.scores.get("fit")),
+        phases=store.phases,
+        step_nm=store.step_nm,
+        attrs={"source": str(store.path), "labels": True},
+    )
+
+
+def read_map(path: str | os.PathLike[str]) -> OrientationMap:
+    """Read a `map.h5` of stemtune, or its folder, or the labels of a store as a map.
+
+    Raises
+    ------
+    UserError
+        When it is neither.
+    """
+    found = map_file(path)
+    if h5py.is_hdf5(found):
+        with open_hdf5(found) as file:
+            labelled = "patterns" in file and "stemtune" not in file
+        if labelled:
+            with Store.open(found) as store:
+                return map_of_labels(store)
+    return OrientationMap.read(found)
 
 
 def read_truth(path: str | os.PathLike[str]) -> Truth:
