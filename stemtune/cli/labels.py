@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 from stemtune.cli.parsing import Parser, command, positive
 from stemtune.config import parse_assignments
@@ -21,21 +22,11 @@ def label(commands: Commands) -> None:
             return
         if options.frame is not None:
             raise UserError(f"--frame {options.frame} is the frame of a map; give the map with --from MAP")
-        settings = parse_assignments(options.set)
         from stemtune.maps.inspect import describe
-        from stemtune.maps.label import label_by_templates
-        from stemtune.tracking import resolve_model
 
-        done = label_by_templates(
-            options.store,
-            options.cif,
-            options.out,
-            settings=settings,
-            model_folder=resolve_model(options.model) if options.model else None,
-            refine=options.refine,
-            batch=options.batch,
-            device=None if options.device == "auto" else options.device,
-        )
+        done = _by_model(options) if options.method == "model" else _by_templates(options)
+        for note in done.get("notes", ()):
+            print(f"note: {note}", file=sys.stderr)
         print(f"{done['patterns']:,} patterns at {done['patterns_per_second']:,.0f} patterns/s")
         print(describe(done["store"]))
 
@@ -43,7 +34,8 @@ def label(commands: Commands) -> None:
         commands,
         "label",
         "orientations, confidence and scores for measured patterns",
-        "stemtune label scan.h5 --cif LCO.cif --cif Li2MnO3.cif --out labelled.h5",
+        "stemtune label scan.h5 --cif LCO.cif --cif Li2MnO3.cif --out labelled.h5\n"
+        "  stemtune label scan.h5 --method model --model model --min-confidence 0.9 --out taught.h5",
         call,
     )
     parser.add_argument("store", metavar="STORE", help="the store with the patterns; `stemtune ingest` makes one")
@@ -56,11 +48,23 @@ def label(commands: Commands) -> None:
         " the phases that the store names",
     )
     parser.add_argument("--out", metavar="STORE", help="the labelled store; default STORE itself, replaced as a whole")
-    parser.add_argument("--method", choices=("template",), default="template", help="how; default template matching")
+    parser.add_argument(
+        "--method",
+        choices=("template", "model"),
+        default="template",
+        help="template matching (default), or the confident answers of a model, for self-training",
+    )
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="take the settings of matching from this `matched`, `champion` for instance (search_spaces/matching.yaml)",
+        help="template: take the settings of matching from this `matched`, `champion` for instance"
+        " (search_spaces/matching.yaml); model: whose answers become labels",
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="model: less confident answers are no labels; default 0.9",
     )
     _map_options(parser)
     parser.add_argument("--refine", action="store_true", help="fit the best answers to the patterns")
@@ -90,10 +94,16 @@ def _map_options(parser: Parser) -> None:
 
 def _label_from(options: argparse.Namespace) -> None:
     """Label from the map --from, which matching's options have nothing to do with."""
-    matching = {"--model": options.model, "--refine": options.refine, "--set": options.set}
+    matching = {
+        "--method model": options.method == "model",
+        "--model": options.model,
+        "--min-confidence": options.min_confidence is not None,
+        "--refine": options.refine,
+        "--set": options.set,
+    }
     given = [name for name, value in matching.items() if value]
     if given:
-        raise UserError(f"{given[0]} is an option of template matching; leave it out with --from {options.map}")
+        raise UserError(f"{given[0]} has nothing to do with a map made elsewhere; leave it out with --from {options.map}")
     from stemtune.maps.inspect import describe
     from stemtune.maps.label_from import label_from_map
 
@@ -103,3 +113,42 @@ def _label_from(options: argparse.Namespace) -> None:
         f" ({done['program']}, frame {done['frame']})"
     )
     print(describe(done["store"]))
+
+
+def _by_templates(options: argparse.Namespace) -> dict[str, Any]:
+    if options.min_confidence is not None:
+        raise UserError(
+            "--min-confidence goes with --method model; labels by matching keep their scores, so cut them in training"
+            " (--set data.cut='Q>0.4 R>10')"
+        )
+    from stemtune.maps.label import label_by_templates
+    from stemtune.tracking import resolve_model
+
+    return label_by_templates(
+        options.store,
+        options.cif,
+        options.out,
+        settings=parse_assignments(options.set),
+        model_folder=resolve_model(options.model) if options.model else None,
+        **_how(options),
+    )
+
+
+def _by_model(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.model:
+        raise UserError("--method model needs --model MODEL, whose answers become labels")
+    for name in ("cif", "set"):
+        if getattr(options, name):
+            raise UserError(f"--{name} goes with --method template; a model brings its crystal and settings along")
+    from stemtune.maps.self_training import LEAST_CONFIDENCE, label_by_model
+    from stemtune.tracking import resolve_model
+
+    given = LEAST_CONFIDENCE if options.min_confidence is None else options.min_confidence
+    return label_by_model(
+        options.store, resolve_model(options.model), options.out, min_confidence=given, **_how(options)
+    )
+
+
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    device = None if options.device == "auto" else options.device
+    return {"refine": options.refine, "batch": options.batch, "device": device}

@@ -19,6 +19,7 @@ from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation
 from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.maps.evaluate import RIGHT_DEG, families, in_percent, write_figures
+from stemtune.maps.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.maps.indexing import SpotCheck
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.truth import Truth, grid_pixel, grid_shape, read_map, read_truth
@@ -115,6 +116,7 @@ def spot_fit(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return fit and signal (n,) of `orientation` (n, 4), of the map's phases, to the patterns; NaN where it is NaN."""
     fit, signal = (np.full(len(orientation), np.nan) for _ in range(2))
+    orientation = to_pattern_frame(orientation, scan_rotation_deg(store.attrs))
     pixel = grid_pixel(store)
     for number, phase in enumerate(orientation_map.phases):
         asked = np.isfinite(orientation).all(axis=1) & (orientation_map.phase == number)

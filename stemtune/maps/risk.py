@@ -68,12 +68,12 @@ def risk_in_words(figures: dict[str, Any]) -> str:
     for name, curve in figures["scores"].items():
         wrong = dict(zip(curve["kept"], curve["wrong"], strict=True))
         lines.append(f"{name:10s} " + " ".join(f"{in_percent(wrong[share]):>6s}" for share in (1.0, 0.75, 0.5, 0.25)))
-    for entry in figures["networks"]:
-        lines.append(
-            f"{entry['model']}: {entry['architecture']} on {in_percent(entry['kept'])} by {entry['score']}, seed"
-            f" {entry['seed']}: {in_percent(entry['wrong'])} ({in_percent(entry['wrong_beam180'])} modulo beam-180),"
-            f" median {entry['median_deg']:.2f}°"
-        )
+    lines += [
+        f"{entry['model']}: {entry['architecture']} on {in_percent(entry['kept'])} by {entry['score']}, seed"
+        f" {entry['seed']}: {in_percent(entry['wrong'])} ({in_percent(entry['wrong_beam180'])} modulo beam-180),"
+        f" median {entry['median_deg']:.2f}°"
+        for entry in figures["networks"]
+    ]
     return "\n".join(lines)
 
 
@@ -127,7 +127,7 @@ def label_risk(store: str | os.PathLike[str], truth: Truth) -> dict[str, Any]:
 def _errors(
     store: Store, rows: npt.NDArray[np.intp], truth: Truth
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return how far (degrees) labels are from the truth, strictly and modulo beam-180; 180 where there is no crystal."""
+    """Return how many degrees labels are off, strictly and modulo beam-180; 180 where there is no crystal."""
     pixel = grid_pixel(store)[rows]
     strict, modulo = np.full(len(rows), 180.0), np.full(len(rows), 180.0)
     laue = np.array([*truth.laue, ""])[truth.phase[pixel]]

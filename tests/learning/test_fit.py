@@ -8,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stemtune.config import METRICS, Config
+from stemtune.config import METRICS, Config, SimulateConfig
+from stemtune.data.simulate import simulate_store
+from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
 from stemtune.learning import fit as fit_module
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import Diverged, chosen_precision, fit, learning_rate
@@ -150,3 +153,49 @@ def test_a_model_without_training_reports_once(tiny: Settings, tmp_path: Path, m
     fit(tiny(train__epochs=5), notes, tmp_path, device=CPU)
     assert len(notes.metrics) == 1 and set(notes.metrics[0]) == set(METRICS)
     assert load_model(tmp_path / "checkpoint" / "model")
+
+
+def test_training_goes_on_at_the_calibration_of_the_pretrained_model(
+    tiny: Settings, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measured patterns of another camera length are brought to the model's, and prediction does the same."""
+    fit(tiny(train__epochs=1), Notes(), tmp_path / "first", device=CPU)
+    first = tmp_path / "first" / "checkpoint" / "model"
+    finer: SimulateConfig = Config.from_flat({"simulate.size": 48, "simulate.scale": 0.06, "simulate.dose": 0}).simulate
+    measured = simulate_store("", tmp_path / "measured.h5", 160, finer, seed=4)
+    capsys.readouterr()
+    further = tiny(data__store=str(measured), model__pretrained=str(first), train__epochs=1)
+    fit(further, Notes(), tmp_path / "second", device=CPU)
+    said = capsys.readouterr().err
+    assert "patterns are resampled from 48 px at 0.06 1/Å to the model's 32 px at 0.08 1/Å" in said
+    model = load_model(tmp_path / "second" / "checkpoint" / "model")
+    assert model.geometry == Geometry(32, 0.08, 200.0)
+    same = tiny(model__pretrained=str(first), train__epochs=1)
+    fit(same, Notes(), tmp_path / "third", device=CPU)
+    assert "resampled" not in capsys.readouterr().err
+
+
+def test_a_pretrained_model_that_looks_much_farther_is_refused(tiny: Settings, tmp_path: Path) -> None:
+    fit(tiny(train__epochs=1), Notes(), tmp_path / "first", device=CPU)
+    first = tmp_path / "first" / "checkpoint" / "model"
+    near: SimulateConfig = Config.from_flat({"simulate.size": 32, "simulate.scale": 0.03, "simulate.dose": 0}).simulate
+    measured = simulate_store("", tmp_path / "measured.h5", 160, near, seed=4)
+    with pytest.raises(UserError, match=r"`model.pretrained` is '.*', but the patterns reach 0\.48 1/Å"):
+        fit(tiny(data__store=str(measured), model__pretrained=str(first)), Notes(), tmp_path, device=CPU)
+
+
+def test_mixed_batches_resume_exactly(tiny: Settings, tmp_path: Path) -> None:
+    config = tiny(data__mix=0.25, train__epochs=2, simulate__dose=0)
+    whole = fit(config, Notes(), tmp_path / "whole", device=CPU)
+
+    class Stop(Exception):
+        pass
+
+    def stop(metrics: dict[str, float], folder: Path | None) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(config, stop, tmp_path / "half", device=CPU)
+    resumed = fit(config, Notes(), tmp_path / "rest", resume=tmp_path / "half" / "checkpoint", device=CPU)
+    del whole["train/samples_per_s"], resumed["train/samples_per_s"]
+    assert whole == resumed
