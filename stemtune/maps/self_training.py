@@ -74,7 +74,7 @@ def label_by_model(
     confidence = answered.confidence[:, 0]
     kept = answered.indexed & (confidence >= min_confidence)
     if not kept.any():
-        seen = f"{confidence[answered.indexed].max():.2f}" if answered.indexed.any() else "none, for nothing is indexed"
+        seen = f"{confidence[answered.indexed].max():.4f}" if answered.indexed.any() else "none, for nothing is indexed"
         raise UserError(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"
