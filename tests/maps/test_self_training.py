@@ -30,7 +30,13 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "matched"
-    flat = {"data.store": str(scan), "model.name": "matched", "model.grid_step": 4, "train.batch_size": 8, "data.split": "random"}
+    flat = {
+        "data.store": str(scan),
+        "model.name": "matched",
+        "model.grid_step": 4,
+        "train.batch_size": 8,
+        "data.split": "random",
+    }
     train(Config.from_flat(flat | {"data.validation_store": str(scan)}), folder)
     return folder
 
