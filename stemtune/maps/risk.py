@@ -29,6 +29,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 _MARKERS = "osD^vP*"
 
+UNTRAINED = "matched"
+"""The architecture that learns nothing from the labels, and is drawn as a line to compare with."""
+
 
 def judge_labels(
     store: str | os.PathLike[str],
@@ -194,6 +197,14 @@ def draw_risk(figures: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _draw_networks(axes: Any, trained: list[dict[str, Any]], style: dict[str, tuple[str, str]]) -> None:
+    truth = ", ".join(dict.fromkeys(entry["truth"] for entry in trained))
+    axes.set_title(f"Networks trained on them, judged on {truth}", loc="left", fontsize=10)
+    for entry in trained:
+        if entry["architecture"] == UNTRAINED:
+            axes.axhline(
+                100 * entry["wrong"], color="0.4", linestyle="--", linewidth=1, label=f"{UNTRAINED}, untrained"
+            )
+    trained = [entry for entry in trained if entry["architecture"] != UNTRAINED]
     for name in dict.fromkeys(entry["score"] for entry in trained):
         colour, marker = style.get(name, ("0.4", "o"))
         own = [entry for entry in trained if entry["score"] == name]
@@ -202,5 +213,3 @@ def _draw_networks(axes: Any, trained: list[dict[str, Any]], style: dict[str, tu
         axes.plot([100 * share for share in kept], mean, color=colour, linewidth=1.2, label=f"by {name} (mean)")
         places, wrong = [100 * entry["kept"] for entry in own], [100 * entry["wrong"] for entry in own]
         axes.plot(places, wrong, linestyle="", color=colour, marker=marker, markersize=4, alpha=0.6)
-    truth = ", ".join(dict.fromkeys(entry["truth"] for entry in trained))
-    axes.set_title(f"Networks trained on them, judged on {truth}", loc="left", fontsize=10)
