@@ -103,7 +103,9 @@ def _label_from(options: argparse.Namespace) -> None:
     }
     given = [name for name, value in matching.items() if value]
     if given:
-        raise UserError(f"{given[0]} has nothing to do with a map made elsewhere; leave it out with --from {options.map}")
+        raise UserError(
+            f"{given[0]} has nothing to do with a map made elsewhere; leave it out with --from {options.map}"
+        )
     from stemtune.maps.inspect import describe
     from stemtune.maps.label_from import label_from_map
 

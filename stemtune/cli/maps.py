@@ -94,7 +94,9 @@ def evaluate(commands: Commands) -> None:
     parser.add_argument("map", metavar="MAP.h5|STORE")
     parser.add_argument("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
     parser.add_argument("--against-patterns", metavar="STORE", help="there is no truth: judge by these patterns")
-    parser.add_argument("--other", metavar="MAP.h5|STORE|.ang|.ctf", help="beside --against-patterns: a map to agree with")
+    parser.add_argument(
+        "--other", metavar="MAP.h5|STORE|.ang|.ctf", help="a map to agree with, beside --against-patterns"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--png", metavar="FILE", help="draw the reliability of the confidence")
     parser.add_argument(

@@ -22,7 +22,7 @@ from stemtune.maps.evaluate import RIGHT_DEG, families, in_percent, write_figure
 from stemtune.maps.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.maps.indexing import SpotCheck
 from stemtune.maps.orientation_map import OrientationMap
-from stemtune.maps.truth import Truth, grid_pixel, grid_shape, read_map, read_truth
+from stemtune.maps.truth import Truth, grid_pixel, grid_shape, map_or_labels, read_truth
 
 _BATCH = 512  # patterns that are compared with their spots at a time
 
@@ -46,7 +46,7 @@ def judge(
     json
         File for the figures.
     """
-    result = against_patterns(read_map(map), store, None if other is None else read_truth(other))
+    result = against_patterns(map_or_labels(map), store, None if other is None else read_truth(other))
     write_figures(result, json)
     return result
 

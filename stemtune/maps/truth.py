@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -113,7 +114,7 @@ def map_of_labels(store: Store) -> OrientationMap:
     )
 
 
-def read_map(path: str | os.PathLike[str]) -> OrientationMap:
+def map_or_labels(path: str | os.PathLike[str]) -> OrientationMap:
     """Read a `map.h5` of stemtune, or its folder, or the labels of a store as a map.
 
     Raises

@@ -104,7 +104,7 @@ def test_what_is_refused_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     refused("--from", str(tmp_path / "bad.ctf"), says="the map has 4 x 6 positions, but the scan in")
     refused("--from", ctf, "--cif", cif_file(tmp_path, crystal("m-3m")), says="which is none of 'class m-3m'")
     refused("--from", ctf, "--frame", "edx", says="there are auto, orix, oxford")
-    refused("--from", ctf, "--refine", says="--refine is an option of template matching")
+    refused("--from", ctf, "--refine", says="--refine has nothing to do with a map made elsewhere")
     refused("--frame", "orix", says="give the map with --from")
     refused("--from", str(tmp_path / "none.ctf"), says="does not exist")
     assert (tmp_path / "scan.h5").read_bytes() == kept
