@@ -56,7 +56,7 @@ def evaluate(
     UserError
         When the two do not fit together.
     """
-    result = compare(read_map(map), read_truth(truth))
+    result = compare(map_or_labels(map), read_truth(truth))
     write_figures(result, json)
     if png is not None:
         if "reliability" not in result:

@@ -116,7 +116,7 @@ def test_the_right_map_explains_the_patterns_best(scan: Path, tmp_path: Path) ->
     assert bad["coherence"]["within_5deg"] == pytest.approx(good["coherence"]["within_5deg"])  # coherent, and wrong
     labels = judge(scan, scan, json=tmp_path / "f.json")  # the labels of a store are a map as well
     assert labels == json.loads((tmp_path / "f.json").read_text()) == good
-    assert read_map(scan).confidence[inside].min() == 1
+    assert map_or_labels(scan).confidence[inside].min() == 1
 
 
 def test_maps_that_do_not_fit_are_refused(scan: Path) -> None:
