@@ -19,7 +19,7 @@ from stemtune.files import whole_file
 from stemtune.learning import calibration
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.reliability import draw_reliability
-from stemtune.maps.truth import Truth, read_truth
+from stemtune.maps.truth import Truth, map_or_labels, read_truth
 
 RIGHT_DEG = 5.0
 """An orientation within this angle of the truth counts as right in the tables."""

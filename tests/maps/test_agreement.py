@@ -28,7 +28,7 @@ from stemtune.learning.fit import fit
 from stemtune.maps.agreement import against_patterns, agreement, coherence, judge
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.risk import judge_labels, label_risk, risk_in_words
-from stemtune.maps.truth import Truth, read_truth
+from stemtune.maps.truth import Truth, map_or_labels, read_truth
 
 SHAPE = (12, 10)
 
