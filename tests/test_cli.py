@@ -11,7 +11,20 @@ import pytest
 from stemtune import cli
 from stemtune.errors import UserError
 
-COMMANDS = ("simulate", "ingest", "inspect", "train", "check", "compare", "predict", "evaluate", "bench", "demo")
+COMMANDS = (
+    "simulate",
+    "ingest",
+    "inspect",
+    "train",
+    "check",
+    "compare",
+    "predict",
+    "grains",
+    "clean",
+    "evaluate",
+    "bench",
+    "demo",
+)
 
 
 def test_help_loads_nothing_heavy() -> None:

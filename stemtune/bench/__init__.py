@@ -193,6 +193,12 @@ def _refine(folder: Path) -> Figures:
         return refine_rate(store, model)
 
 
+def _map(_: Path) -> Figures:
+    from stemtune.maps.rates import grains_rate
+
+    return grains_rate()
+
+
 _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "simulate": ("kinematic patterns per second, beside diffsims", _simulate),
     "bloch": ("Bloch waves: orientations per second, 100 beams and four thicknesses, beside py4DSTEM", _bloch),
@@ -201,5 +207,6 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
     "train": ("the training loop beside the bare forward, backward and step", _train),
     "predict": ("prediction from file to map beside the bare forward pass", _predict),
+    "map": ("grains, KAM, GROD and boundaries of a map of 1,000 x 1,000 pixels", _map),
     "refine": ("the physical fit of matched's answers, alone and from file to refined answers", _refine),
 }

@@ -23,6 +23,8 @@ COMMANDS = (
     learning.check,
     learning.compare,
     maps.predict,
+    maps.grains,
+    maps.clean,
     maps.evaluate,
     maps.export,
     measure.bench,

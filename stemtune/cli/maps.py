@@ -6,11 +6,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune.cli.parsing import command, over_ray, pair, positive, ray_option, scan_arguments, scan_options
+from stemtune.cli.parsing import (
+    command,
+    over_ray,
+    pair,
+    positive,
+    ray_option,
+    scan_arguments,
+    scan_options,
+    settings_given,
+    settings_options,
+)
+from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
-    from stemtune.cli.parsing import Commands
+    from stemtune.cli.parsing import Commands, Parser
 
 
 def predict(commands: Commands) -> None:
@@ -18,20 +29,28 @@ def predict(commands: Commands) -> None:
         from stemtune.maps.predict import predict
         from stemtune.tracking import resolve_model
 
-        model = resolve_model(options.model)
+        models = [resolve_model(model) for model in options.model]
         summary = predict(
             options.scan,
-            model,
+            models,
             options.out,
             batch=options.batch,
             refine=options.refine,
             spread=None if options.ray is None else over_ray(options, "auto"),
+            grains=settings_given(options, "grains", GrainsConfig),
+            twins=options.twin,
+            clean=settings_given(options, "clean", CleanConfig) if options.clean else None,
+            overlap=options.overlap,
             **scan_arguments(options),
         )
         print(
             f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed, at"
             f" {summary['patterns_per_second']:,.0f} patterns/s; figures in {Path(options.out) / 'summary.json'}"
         )
+        for row in summary.get("phases", ()):
+            print(f"{row['pixels']:8,} pixels ({row['share']:.1%}) are {row['name']}")
+        if options.overlap:
+            print(f"{summary['overlaps']['pixels']:8,} pixels hold two crystals")
         if options.overlay:
             from stemtune.maps.overlay import overlay_positions
 
@@ -47,14 +66,84 @@ def predict(commands: Commands) -> None:
     )
     parser.add_argument("scan", metavar="SCAN|STORE")
     parser.add_argument(
-        "--model", required=True, help="a model folder, models:/NAME@champion, runs:/ID/model, champion"
+        "--model",
+        required=True,
+        action="append",
+        help="a model folder, models:/NAME@champion, runs:/ID/model, champion; repeat it, one for each phase, and each"
+        " pixel is of the phase that fits best",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
     parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
+    parser.add_argument("--overlap", action="store_true", help="look for two crystals in each pattern")
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
     ray_option(parser)
     parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
     scan_options(parser)
+    parser.add_argument("--clean", action="store_true", help="mend the map by what neighbours say, see stemtune clean")
+    _clean_options(parser)
+    _grain_options(parser)
+
+
+def _clean_options(parser: Parser) -> None:
+    settings_options(parser, "clean-up", "clean", CleanConfig)
+
+
+def _grain_options(parser: Parser) -> None:
+    settings_options(parser, "grains and boundaries", "grains", GrainsConfig)
+    parser.add_argument(
+        "--twin",
+        action="append",
+        default=[],
+        metavar="ANGLE,[UVW]",
+        help="a special boundary to look for: 60,[0 0 1], or with a plane's normal 180,(1 1 -2 1); repeatable",
+    )
+
+
+def grains(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps.analysis import in_words, regrain
+        from stemtune.maps.predict import FILES
+
+        settings = settings_given(options, "grains", GrainsConfig)
+        print(in_words(regrain(options.map, settings, options.twin, FILES)))
+
+    parser = command(
+        commands,
+        "grains",
+        "finds the grains of a map anew, with other settings: tables, boundaries, KAM, GROD and their pictures",
+        "stemtune grains map --grains-threshold 2 --twin '60,[0 0 1]'",
+        call,
+    )
+    parser.add_argument("map", metavar="MAP", help="a map folder; its grains are replaced")
+    _grain_options(parser)
+
+
+def clean(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps.analysis import in_words
+        from stemtune.maps.predict import clean_map
+
+        how = None if options.undo else settings_given(options, "clean", CleanConfig)
+        figures = clean_map(
+            options.map, options.out, how, settings_given(options, "grains", GrainsConfig), options.twin
+        )
+        for meaning, pixels in (figures["cleaned"] or {}).items():
+            print(f"{pixels:8,} pixels: {meaning}")
+        print(in_words(figures["grains"]))
+
+    parser = command(
+        commands,
+        "clean",
+        "mends a map by what neighbours say: pseudo-symmetric answers and single gaps; what was changed is a layer of"
+        " the map and can be undone",
+        "stemtune clean map --out cleaned",
+        call,
+    )
+    parser.add_argument("map", metavar="MAP", help="a map folder")
+    parser.add_argument("--out", metavar="DIR", help="the map folder to write; left out, MAP is replaced")
+    parser.add_argument("--undo", action="store_true", help="bring back what was there before")
+    _clean_options(parser)
+    _grain_options(parser)
 
 
 def evaluate(commands: Commands) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from stemtune.config import knobs
+from stemtune.config import Knob, knobs, knobs_of
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["Parser"]
 
 Command = Callable[[argparse.Namespace], None]
+
+Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,13 +39,29 @@ def command(commands: Commands, name: str, does: str, example: str, call: Comman
 
 def simulate_options(parser: Parser) -> None:
     """Give every `simulate.*` knob as an option of its own name."""
-    group = parser.add_argument_group("the microscope (low:high is drawn from anew for every pattern)")
-    for key, knob in knobs().items():
-        section, name = key.split(".", 1)
-        if section == "simulate":
-            unit = f" [{knob.unit}]" if knob.unit else ""
-            text = f"{knob.about}{unit}; default {knob.default}"
-            group.add_argument(f"--{name.replace('_', '-')}", dest=key, metavar="X", help=text.replace("%", "%%"))
+    known = {key: knob for key, knob in knobs().items() if key.startswith("simulate.")}
+    _knob_options(parser, "the microscope (low:high is drawn from anew for every pattern)", known)
+
+
+def _knob_options(parser: Parser, title: str, known: dict[str, Knob], prefix: str = "") -> None:
+    group = parser.add_argument_group(title)
+    for key, knob in known.items():
+        name = prefix + key.split(".", 1)[1].replace("_", "-")
+        unit = f" [{knob.unit}]" if knob.unit else ""
+        text = f"{knob.about}{unit}; default {knob.default}"
+        group.add_argument(f"--{name}", dest=key, metavar="X", help=text.replace("%", "%%"))
+
+
+def settings_options(parser: Parser, title: str, group: str, kind: type[Any]) -> None:
+    """Give every knob of the settings class `kind` as an option that starts with the group's name."""
+    _knob_options(parser, title, knobs_of(group, kind), f"{group}-")
+
+
+def settings_given(options: argparse.Namespace, group: str, kind: type[Settings]) -> Settings:
+    """Return the settings that `settings_options` of the same group were given, each value checked."""
+    known = knobs_of(group, kind)
+    given = {key: value for key, value in vars(options).items() if key in known and value is not None}
+    return kind(**{key.split(".", 1)[1]: known[key].parse(value) for key, value in given.items()})
 
 
 def scan_options(parser: Parser) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 from stemtune.config.sections import (
     HEAD_NAMES,
     MODEL_NAMES,
+    CleanConfig,
     DataConfig,
+    GrainsConfig,
     HeadConfig,
     ModelConfig,
     OptimConfig,
@@ -53,10 +55,14 @@ _GROUPS = {
 
 @cache
 def knobs() -> dict[str, Knob]:
-    """Return every knob by its dotted name."""
+    """Return every knob of a trial by its dotted name."""
+    return {key: known for group, kind in _GROUPS.items() for key, known in knobs_of(group, kind).items()}
+
+
+def knobs_of(group: str, kind: type[Any]) -> dict[str, Knob]:
+    """Return the knobs of the settings class `kind` by their dotted names, which start with `group`."""
     return {
         f"{group}.{item.name}": Knob(key=f"{group}.{item.name}", default=item.default, **item.metadata)
-        for group, kind in _GROUPS.items()
         for item in fields(kind)
     }
 
@@ -128,9 +134,11 @@ __all__ = [
     "HEAD_NAMES",
     "METRICS",
     "MODEL_NAMES",
+    "CleanConfig",
     "Config",
     "Cut",
     "DataConfig",
+    "GrainsConfig",
     "HeadConfig",
     "Knob",
     "ModelConfig",
@@ -141,6 +149,7 @@ __all__ = [
     "TrainConfig",
     "knob",
     "knobs",
+    "knobs_of",
     "parse_assignments",
     "read_cuts",
 ]

@@ -200,3 +200,49 @@ class TrainConfig:
     )
     channels_last: bool = define("flag", True, "memory layout that convolutions prefer")
     seed: int = define("int", 0, "seed of weights, order, simulation and augmentation", low=0)
+
+
+@dataclass(frozen=True)
+class GrainsConfig:
+    """How a map is divided into grains and what is measured on it. Not part of a trial: a map's own settings."""
+
+    threshold: float = define(
+        "float", 5.0, "neighbours that differ by less belong to one grain", unit="deg", low=0, open_low=True, high=60
+    )
+    least: int = define("int", 4, "smaller patches are no grain, but gaps in what surrounds them", unit="px", low=1)
+    gap: int = define(
+        "int",
+        2,
+        "pixels without a grain that a grain reaches across, along rows and columns",
+        unit="px",
+        low=0,
+        high=50,
+    )
+    connectivity: int = define("int", 4, "neighbours of a pixel: 4, or 8 with those at its corners", low=4, high=8)
+    kam_radius: int = define("int", 1, "kernel of the average misorientation: its half width", unit="px", low=1, high=8)
+    kam_limit: float = define(
+        "float", 5.0, "larger misorientations do not count for it", unit="deg", low=0, open_low=True, high=60
+    )
+    low_angle: float = define("float", 15.0, "boundaries of less are low-angle ones", unit="deg", low=0, high=90)
+    tolerance: float = define(
+        "float",
+        5.0,
+        "how far from a twin or a pseudo-symmetric variant a boundary may be that counts as one",
+        unit="deg",
+        low=0,
+        open_low=True,
+        high=30,
+    )
+
+
+@dataclass(frozen=True)
+class CleanConfig:
+    """How a map is cleaned up by what neighbours say; nothing is unless it is asked for."""
+
+    patch: int = define("int", 4, "patches of agreeing pixels that are larger are never changed", unit="px", low=1)
+    agree: int = define("int", 5, "neighbours, of eight, that must agree on what a pixel becomes", low=3, high=8)
+    tolerance: float = define(
+        "float", 5.0, "disorientation below which two pixels agree", unit="deg", low=0, open_low=True, high=20
+    )
+    fill: bool = define("flag", True, "fill single pixels that are not indexed")
+    surrounded: int = define("int", 7, "indexed neighbours, of eight, of a pixel that is filled", low=3, high=8)

@@ -165,6 +165,11 @@ def mean(q: Tensor, weight: Tensor | None = None) -> Tensor:
     F. L. Markley et al., J. Guid. Control Dyn. 30 (2007) 1193.
     """
     weighted = q if weight is None else q * weight[..., None]
-    _, vectors = torch.linalg.eigh(q.transpose(-1, -2) @ weighted)
+    return mean_of_outer(q.transpose(-1, -2) @ weighted)
+
+
+def mean_of_outer(outer: Tensor) -> Tensor:
+    """Return the mean rotation (..., 4) from the sum (..., 4, 4) of the outer products of quaternions; see `mean`."""
+    _, vectors = torch.linalg.eigh(outer)
     best = vectors[..., -1]
     return torch.where(best[..., :1] < 0, -best, best)

@@ -192,6 +192,19 @@ def disorientation_deg(g1: Tensor, g2: Tensor, symmetry: Symmetry) -> Tensor:
     return rotations.angle_deg(_smallest(rotations.multiply(g2, rotations.inverse(g1)), symmetry))
 
 
+def closeness(g1: Tensor, g2: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return the cosine (...) of half the disorientation between `g1` and `g2` (..., 4), for many pairs fast.
+
+    Its arccosine is good to 1e-5 degrees in float64; `disorientation_deg` is exact near 0 and differentiable.
+    """
+    return _scalar_parts(rotations.multiply(g2, rotations.inverse(g1)), symmetry).abs_().amax(-1)
+
+
+def nearest_equivalent(g: Tensor, to: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return that symmetry equivalent of `g` (..., 4) which is nearest to `to` (..., 4)."""
+    return rotations.multiply(_smallest(rotations.multiply(g, rotations.inverse(to)), symmetry), to)
+
+
 def reduce_to_fundamental_zone(g: Tensor, symmetry: Symmetry) -> Tensor:
     """Return the symmetry equivalent of `g` (..., 4) with the smallest rotation angle and scalar part >= 0.
 
@@ -225,8 +238,7 @@ def mean_orientation(g: Tensor, symmetry: Symmetry, weight: Tensor | None = None
     start = 0 if weight is None else int(weight.argmax())
     centre = g[start]
     for _ in range(3):
-        nearest = rotations.multiply(_smallest(rotations.multiply(g, rotations.inverse(centre)), symmetry), centre)
-        centre = rotations.mean(nearest, weight)
+        centre = rotations.mean(nearest_equivalent(g, centre, symmetry), weight)
     return reduce_to_fundamental_zone(centre, symmetry)
 
 

@@ -24,6 +24,19 @@ from stemtune.maps.truth import Truth, map_or_labels, read_truth
 RIGHT_DEG = 5.0
 """An orientation within this angle of the truth counts as right in the tables."""
 
+COMPARED = (
+    "crystal",
+    "no_crystal",
+    "indexed_of_crystal",
+    "indexed_of_no_crystal",
+    "other_phase",
+    "disorientation",
+    "within_5deg_of_best",
+    "pseudo_symmetry",
+    "reliability",
+)
+"""What `compare` says about a map and its truth."""
+
 _HISTOGRAM = 20
 
 

@@ -146,6 +146,19 @@ class Predictor:
         whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
         return Answered(*whole)
 
+    @torch.inference_mode()
+    def proposals(self, patterns: Tensor, count: int) -> Answers:
+        """Return the model's `count` best answers to patterns of its own geometry."""
+        return Answers(*self.bare(patterns, count))
+
+    def resampled(self, rows: npt.NDArray[np.intp], doing: str) -> Iterator[Tensor]:
+        """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
+        with tqdm(total=len(rows), unit="pattern", desc=doing, disable=None) as bar:
+            for patterns in read_ahead(self.store, rows, self.batch, self.device):
+                yield self._resampled(patterns.to(self.device, non_blocking=True))
+                bar.update(len(patterns))
+
+
 
 def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
     folder, path, batch, alternatives, refine = given

@@ -71,6 +71,10 @@ class OrientationMap:
     goodness
         Correlation (n, k), 0 to 1, of the patterns with the fitted spots of each answer, NaN for those that were not
         fitted; None where no answer was refined; see `maps.refine`.
+    layers
+        What else is known of every pixel, by name: arrays (n, ...), `grain` and `kam` for instance.
+    tables
+        What is known of parts of the map, of grains for instance: by name of the table and name of the column.
     """
 
     shape: tuple[int, int]
@@ -83,11 +87,14 @@ class OrientationMap:
     step_nm: tuple[float, float] | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     goodness: npt.NDArray[np.float32] | None = None
+    layers: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
-        for name in self._columns:
-            length = len(getattr(self, name))
+        held = {name: getattr(self, name) for name in self._columns} | dict(self.layers)
+        for name, values in held.items():
+            length = len(values)
             if length != rows * columns:
                 raise ValueError(f"{name} has {length} entries, but the map has {rows} x {columns} pixels")
 
@@ -123,7 +130,7 @@ class OrientationMap:
 
     def to_orix(self) -> CrystalMap:
         """Return the map for orix: coordinates in `scan_unit`, properties confidence, signal and fit, of a
-        refined map goodness too.
+        refined map goodness too, and every layer of one number per pixel.
 
         orix has no orientation without numbers: pixels that are not indexed carry the identity there, with the
         phase -1 that orix reads as *not_indexed*, and where a pixel has fewer than k answers its best one repeats.
@@ -143,6 +150,7 @@ class OrientationMap:
         }
         if self.goodness is not None:
             properties[_OPTIONAL] = np.nan_to_num(self.goodness[:, 0])
+        properties |= {name: values for name, values in self.layers.items() if values.ndim == 1}
         coordinates, _ = create_coordinate_arrays(self.shape, self.step_nm or (1, 1))
         phases = PhaseList([orix_phase(phase, _COLOURS[i % len(_COLOURS)]) for i, phase in enumerate(self.phases)])
         with warnings.catch_warnings():
@@ -170,6 +178,12 @@ class OrientationMap:
             group = file.create_group("stemtune")
             for name in self._columns:
                 group.create_dataset(name, data=getattr(self, name))
+            for name, values in self.layers.items():
+                group.create_dataset(f"layers/{name}", data=values, compression="gzip", compression_opts=1)
+            for table, columns in self.tables.items():
+                for name, values in columns.items():
+                    kind = h5py.string_dtype() if values.dtype.kind == "U" else values.dtype
+                    group.create_dataset(f"tables/{table}/{name}", data=values.astype(kind))
             group.attrs["schema"] = SCHEMA
             group.attrs["shape"] = self.shape
             group.attrs["phases_cif"] = json.dumps([phase.cif for phase in self.phases])
@@ -197,6 +211,8 @@ class OrientationMap:
                 if int(group.attrs["schema"]) > SCHEMA:
                     raise UserError(f"'{found}' was written by a newer stemtune; update stemtune to read it")
                 columns = {name: group[name][()] for name in (*_COLUMNS, _OPTIONAL) if name in group}
+                layers = {name: values[()] for name, values in group.get("layers", {}).items()}
+                tables = {name: _table(columns) for name, columns in group.get("tables", {}).items()}
                 attrs = dict(group.attrs)
         except OSError as problem:
             raise UserError(f"'{found}' cannot be read as HDF5 ({_first_line(problem)}); is it truncated?") from None
@@ -206,8 +222,17 @@ class OrientationMap:
             phases=[Phase.from_cif_text(text) for text in json.loads(attrs["phases_cif"])],
             step_nm=None if step is None else (float(step[0]), float(step[1])),
             attrs=json.loads(attrs["facts"]),
+            layers=layers,
+            tables=tables,
             **columns,
         )
+
+
+def _table(columns: h5py.Group) -> dict[str, npt.NDArray[Any]]:
+    return {
+        name: values.asstr()[()].astype(str) if h5py.check_string_dtype(values.dtype) else values[()]
+        for name, values in columns.items()
+    }
 
 
 def map_file(path: str | os.PathLike[str]) -> Path:

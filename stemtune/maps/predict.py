@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from stemtune import __version__
+from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.data.ingest import ingest
 from stemtune.data.labels.orix_file import read_with_orix
 from stemtune.data.store import Store
@@ -25,25 +27,36 @@ from stemtune.errors import UserError
 from stemtune.files import existing, replaceable_folder, whole_folder
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.model import OrientationModel
+from stemtune.maps.analysis import FILES as GRAIN_FILES
+from stemtune.maps.analysis import Analysis, analyse, grain_figures, retell, write_grains
 from stemtune.maps.calibration import found_calibration
+from stemtune.maps.clean import CHANGED, clean_figures, cleaned, undone
 from stemtune.maps.ctf import write_ctf
-from stemtune.maps.evaluate import compare
+from stemtune.maps.evaluate import COMPARED, compare
 from stemtune.maps.export import check_same, write_ang
 from stemtune.maps.figures import draw_scalar
 from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.indexing import DIM_SHARE, LEAST_FIT, LEAST_SIGNAL, LEAST_SIGNAL_DIM
 from stemtune.maps.inference import Answered, Predictor
 from stemtune.maps.ipf import DIRECTIONS, draw_ipf
-from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
+from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap, map_file
+from stemtune.maps.overlap_layers import SECOND_LAYER, draw_overlaps, overlap_figures, with_overlaps
+from stemtune.maps.phases import FILES as PHASE_FILES
+from stemtune.maps.phases import Chosen, choose, distinct, phase_figures, write_phases
 from stemtune.maps.truth import grid_pixel, grid_shape, truth_of_store
 from stemtune.processes import Spread
 
-_OURS = ("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlay.png", "summary.json")
+FILES = (
+    *("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlap.png", "overlay.png", "summary.json"),
+    *GRAIN_FILES,
+    *PHASE_FILES,
+)
+"""Names of all files that a map folder may hold, * and ? for any letters."""
 
 
 def predict(
     source: str | os.PathLike[str],
-    model_folder: str | os.PathLike[str],
+    model_folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     batch: int = 256,
     *,
@@ -51,6 +64,10 @@ def predict(
     device: torch.device | str | None = None,
     refine: bool = False,
     spread: Spread | None = None,
+    grains: GrainsConfig | None = None,
+    twins: Sequence[str] = (),
+    clean: CleanConfig | None = None,
+    overlap: bool = False,
     **calibration: Any,
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
@@ -61,7 +78,7 @@ def predict(
         A store, or a scan file that `data.ingest` reads. A store that is no scan becomes a map of one row, in the
         order of the store.
     model_folder
-        The model.
+        The model; or several, one for each phase: see `maps.phases`.
     out
         The map folder; a map that stands there is replaced, a folder with anything else in it is refused.
     batch
@@ -75,6 +92,12 @@ def predict(
     spread
         What works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have to see
         the model folder, the store and, of a scan file, the folder beside `out`.
+    grains, twins
+        How grains are found, and special boundaries to look for; see `maps.analysis.analyse`.
+    clean
+        How the map is cleaned up by what neighbours say (`maps.clean`); left out, it is not.
+    overlap
+        Look for two crystals in every pattern; see `maps.overlaps`.
     **calibration
         What `data.ingest.ingest` takes, for a scan file.
 
@@ -82,9 +105,10 @@ def predict(
     -------
     dict
         What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
-        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, and with a truth in the store
-        `disorientation` and the rest of `maps.evaluate.compare`. Refined, also `median_goodness` and `fitted`, see
-        `maps.calibration`.
+        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains` (`maps.analysis`), and with a
+        truth in the store `disorientation` and the rest of `maps.evaluate.compare`. Refined, also `median_goodness`
+        and `fitted`, see `maps.calibration`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models,
+        `phases`.
 
     Raises
     ------
@@ -92,36 +116,39 @@ def predict(
         For unusable input, before anything is written.
     """
     begun = time.perf_counter()
-    target = replaceable_folder(out, _OURS, "a map")
-    model = load_model(model_folder)
+    target = replaceable_folder(out, FILES, "a map")
+    folders = [model_folder] if isinstance(model_folder, str | os.PathLike) else list(model_folder)
+    models = [load_model(folder) for folder in folders]
+    if not distinct([model.phase for model in models]):
+        raise UserError("two of the models are for the same phase; give one --model for each phase")
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
         if store.n < 2:
             raise UserError(f"'{source}' holds one pattern, but a map needs at least two")
-        predictor = Predictor(model, store, batch, alternatives, device, refine)
-        for note in predictor.notes:
-            print(f"note: {note}", file=sys.stderr)
+        predictors = [Predictor(model, store, batch, alternatives, device, refine) for model in models]
+        notes = list(dict.fromkeys(note for predictor in predictors for note in predictor.notes))
+        _tell(notes)
         started = time.perf_counter()
-        answered = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
+        chosen = choose([_run(*each, spread) for each in zip(predictors, folders, strict=True)])
         rate = store.n / (time.perf_counter() - started)
-        fitted = found_calibration(answered, store.geometry)
-        for note in fitted.notes:
-            print(f"note: {note}", file=sys.stderr)
-        facts = _facts(source, model_folder, store, model, calibration, predictor)
-        orientation_map = as_map(store, answered, model, facts)
-        write_map(orientation_map, part)
+        fitted = found_calibration(chosen.answered, store.geometry)
+        _tell(fitted.notes)
+        facts = _facts(source, folders, store, models, calibration, predictors[0])
+        orientation_map = as_map(store, chosen, models, facts)
+        if overlap:
+            orientation_map = with_overlaps(orientation_map, predictors, chosen.model, grid_pixel(store))
+        if clean is not None:
+            orientation_map = cleaned(orientation_map, clean)
+        analysis = analyse(orientation_map, grains or GrainsConfig(), twins)
+        write_map(analysis, part)
         summary = {
             "patterns": store.n,
-            "indexed_fraction": float(answered.indexed.mean()),
+            "indexed_fraction": float(chosen.answered.indexed.mean()),
             "patterns_per_second": rate,
             "seconds": 0.0,
-            "model": str(model_folder),
-            "median_confidence": _median(answered.confidence[answered.indexed, 0]),
-            "median_fit": _median(answered.fit[answered.indexed]),
-            "scan_shape": list(orientation_map.shape),
-            "step_nm": orientation_map.step_nm,
-            "notes": [*store.attrs.get("notes", []), *predictor.notes, *fitted.notes],
+            "notes": [*store.attrs.get("notes", []), *notes, *fitted.notes],
+            **_summary(analysis, chosen),
             **fitted.figures,
-            **{name: facts[name] for name in ("architecture", "phase", "source", "geometry", "device", "stemtune")},
+            **{name: facts[name] for name in _TOLD},
         }
         if store.labelled.any():
             summary |= compare(orientation_map, truth_of_store(store))
@@ -130,8 +157,41 @@ def predict(
     return summary
 
 
-def write_map(orientation_map: OrientationMap, folder: Path) -> None:
-    """Write map.h5, map.ang, map.ctf and the pictures of a map into `folder`, and check what is read back."""
+_TOLD = ("model", "architecture", "phase", "source", "geometry", "device", "stemtune")
+
+
+def _run(predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None) -> Answered:
+    return predictor.run() if spread is None else predictor.over(spread, Path(folder).resolve())
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _summary(analysis: Analysis, chosen: Chosen) -> dict[str, Any]:
+    """Return what the summary says about the map itself."""
+    made, answered = analysis.orientation_map, chosen.answered
+    told: dict[str, Any] = {
+        "median_confidence": _median(answered.confidence[answered.indexed, 0]),
+        "median_fit": _median(answered.fit[answered.indexed]),
+        "scan_shape": list(made.shape),
+        "step_nm": made.step_nm,
+        "grains": grain_figures(analysis),
+    }
+    if CHANGED in made.layers:
+        told["cleaned"] = clean_figures(made)
+    if SECOND_LAYER in made.layers:
+        told["overlaps"] = overlap_figures(made)
+    if len(made.phases) > 1:
+        told["phases"] = phase_figures(made)
+    return told
+
+
+def write_map(analysis: Analysis, folder: Path) -> None:
+    """Write map.h5, map.ang, map.ctf, tables and pictures of a map into `folder`, and check what is read back."""
+    orientation_map = analysis.orientation_map
+    (folder / "map.h5").unlink(missing_ok=True)
     orientation_map.write(folder / "map.h5")
     check_same(orientation_map, read_with_orix(folder / "map.h5"), "map.h5")
     write_ang(orientation_map, folder / "map.ang")
@@ -147,14 +207,66 @@ def write_map(orientation_map: OrientationMap, folder: Path) -> None:
         label="confidence",
         note="Grey: not indexed.",
     )
+    write_grains(analysis, folder)
+    if len(orientation_map.phases) > 1:
+        write_phases(orientation_map, folder)
+    if SECOND_LAYER in orientation_map.layers:
+        draw_overlaps(orientation_map, folder / "overlap.png")
 
 
-def as_map(store: Store, answered: Answered, model: OrientationModel, facts: Mapping[str, Any]) -> OrientationMap:
+def clean_map(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    clean: CleanConfig | None,
+    grains: GrainsConfig,
+    twins: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Clean up the map at `path` by what neighbours say, or undo that, and return the figures that are new.
+
+    Parameters
+    ----------
+    path
+        A map folder, or the `map.h5` in it.
+    out
+        The map folder to write; left out, the map is replaced.
+    clean
+        How; None undoes an earlier clean-up.
+    grains, twins
+        How grains are found.
+
+    Returns
+    -------
+    dict
+        `cleaned`, pixels by what was done to them (None when it was undone), `indexed_fraction` and `grains`.
+    """
+    file = map_file(path)
+    folder = replaceable_folder(file.parent, FILES, "a map")
+    before = OrientationMap.read(file)
+    changed = undone(before) if clean is None else cleaned(before, clean)
+    analysis = analyse(changed, grains, twins)
+    measured = changed.measured
+    figures = {
+        "cleaned": None if clean is None else clean_figures(changed),
+        "indexed_fraction": float(changed.indexed[measured].mean()),
+        "grains": grain_figures(analysis),
+    }
+    with whole_folder(folder if out is None else replaceable_folder(out, FILES, "a map")) as part:
+        for entry in folder.iterdir():
+            shutil.copy2(entry, part / entry.name)
+        write_map(analysis, part)
+        retell(part, figures, stale=COMPARED)
+    return figures
+
+
+def as_map(
+    store: Store, chosen: Chosen, models: Sequence[OrientationModel], facts: Mapping[str, Any]
+) -> OrientationMap:
     """Lay the answers to the patterns of `store` out on its scan, in the scan's frame (`maps.frames`).
 
     Positions without a pattern are not indexed.
     """
     shape, pixel = grid_shape(store), grid_pixel(store)
+    answered = chosen.answered
 
     def laid(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
         grid = np.full((shape[0] * shape[1], *values.shape[1:]), empty, dtype=values.dtype)
@@ -166,13 +278,14 @@ def as_map(store: Store, answered: Answered, model: OrientationModel, facts: Map
         shape=shape,
         answers=laid(answers, np.nan),
         answer_confidence=laid(answered.confidence, 0),
-        phase=laid(np.where(answered.indexed, 0, NOT_INDEXED).astype(np.int16), NOT_INDEXED),
+        phase=laid(chosen.model, NOT_INDEXED),
         signal=laid(answered.signal, 0),
         fit=laid(answered.fit, 0),
-        phases=[model.phase],
+        phases=[model.phase for model in models],
         step_nm=_step(store),
         attrs=facts,
         goodness=None if answered.goodness is None else laid(answered.goodness, np.nan),
+        layers={} if len(models) == 1 else {"phase_fit": laid(chosen.fit, 0)},
     )
 
 
@@ -222,13 +335,23 @@ def is_store(path: Path) -> bool:
 
 def _facts(
     source: str | os.PathLike[str],
-    model_folder: str | os.PathLike[str],
+    folders: Sequence[str | os.PathLike[str]],
     store: Store,
-    model: OrientationModel,
+    models: Sequence[OrientationModel],
     calibration: Mapping[str, Any],
     predictor: Predictor,
 ) -> dict[str, Any]:
+    """Return how the map is made; of several models what differs from one to the next is a list."""
     attrs = store.attrs
+    each = [
+        {
+            "model": str(Path(folder).expanduser().absolute()),
+            "architecture": model.config.model.name,
+            "phase": model.phase.name,
+            "model_geometry": model.geometry.to_dict(),
+        }
+        for folder, model in zip(folders, models, strict=True)
+    ]
     return {
         "source": str(Path(source).expanduser().absolute()),
         "origin_sha256": attrs.get("origin_sha256"),
@@ -236,11 +359,8 @@ def _facts(
         "origin_centre_px": attrs.get("origin_centre_px"),
         "scan_rotation_deg": scan_rotation_deg(attrs),
         "calibration": {name: value for name, value in calibration.items() if value is not None},
-        "model": str(Path(model_folder).expanduser().absolute()),
-        "architecture": model.config.model.name,
-        "phase": model.phase.name,
+        **(each[0] if len(each) == 1 else {name: [one[name] for one in each] for name in each[0]}),
         "geometry": store.geometry.to_dict(),
-        "model_geometry": model.geometry.to_dict(),
         "device": str(predictor.device),
         "not_indexed_below": {
             "fit": LEAST_FIT,

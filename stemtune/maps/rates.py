@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from stemtune.config import GrainsConfig
+from stemtune.crystal.phase import Phase
 from stemtune.data.store import Store
 from stemtune.learning.model import Answers, OrientationModel
+from stemtune.maps.analysis import analyse
 from stemtune.maps.inference import Predictor
+from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.maps.refine import Refiner
 
 
@@ -131,3 +135,56 @@ def refine_rate(
         "processor_ms": float(1e3 * np.median(processor) / len(rows)),
         "whole_processor_ms": float(1e3 * np.median(whole_processor) / len(rows)),
     }
+
+
+def grains_rate(size: int = 1000) -> dict[str, float]:
+    """Measure grains, KAM, GROD and boundaries of a cubic map of `size` x `size` pixels, Sigma3 looked for.
+
+    The grains are squares of 25 pixels; a hundredth of the pixels are wrong and another is not indexed.
+
+    Returns
+    -------
+    dict
+        `seconds` and `processor_seconds` for all of it, and the number of `grains` found.
+    """
+    rng = np.random.default_rng(0)
+    row, column = np.divmod(np.arange(size * size), size)
+    across = -(-size // 25)
+    turned = rng.normal(size=(across * across, 4))
+    orientation = turned[(row // 25) * across + column // 25]
+    orientation /= np.linalg.norm(orientation, axis=1, keepdims=True)
+    orientation += 0.003 * rng.normal(size=orientation.shape)
+    wrong = rng.random(len(orientation)) < 0.01
+    orientation[wrong] = rng.normal(size=(int(wrong.sum()), 4))
+    orientation /= np.linalg.norm(orientation, axis=1, keepdims=True)
+    number, count = np.where(rng.random(len(row)) < 0.01, NOT_INDEXED, 0).astype(np.int16), len(row)
+    plain = np.ones(count, dtype=np.float32)
+    made = OrientationMap(
+        (size, size), orientation[:, None], plain[:, None], number, plain, plain, [Phase.from_cif_text(_CUBIC)]
+    )
+    wall, processor = time.perf_counter(), time.process_time()
+    grains = analyse(made, GrainsConfig()).grains
+    return {
+        "seconds": time.perf_counter() - wall,
+        "processor_seconds": time.process_time() - processor,
+        "grains": len(grains.table),
+    }
+
+
+_CUBIC = """data_Ni
+_cell_length_a 3.52
+_cell_length_b 3.52
+_cell_length_c 3.52
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'F m -3 m'
+_space_group_IT_number 225
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Ni1 Ni 0 0 0
+"""

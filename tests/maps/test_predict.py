@@ -29,6 +29,7 @@ from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import from_rotation_vector
 from stemtune.learning.model import Answers, OrientationModel
 from stemtune.maps import predict as predict_module
+from stemtune.maps.analysis import FILES
 from stemtune.maps.evaluate import evaluate, in_words
 from stemtune.maps.inspect import describe
 from stemtune.maps.orientation_map import OrientationMap
@@ -98,6 +99,7 @@ def test_map_folder_is_the_truth(scan: Path, folder: Path) -> None:
     out = folder
     summary = json.loads((out / "summary.json").read_text())
     names = {"map.h5", "map.ang", "map.ctf", "ipf_x.png", "ipf_y.png", "ipf_z.png", "confidence.png", "summary.json"}
+    names |= set(FILES)
     assert {path.name for path in out.iterdir()} == names
     with Store.open(scan) as store:
         truth, crystal = store.orientation, store.phase >= 0
