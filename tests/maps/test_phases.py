@@ -61,9 +61,9 @@ def test_each_pattern_is_of_its_phase(folder: Path) -> None:
     assert not made.indexed[number < 0].any()
     seen = made.indexed
     assert seen[number >= 0].mean() > 0.9
-    assert (made.phase[seen] == number[seen]).mean() > 0.97
+    assert (made.phase[seen] == number[seen]).mean() > 0.95
     assert summary["disorientation"]["beam180"]["within_5deg"] > 0.85
-    assert summary["other_phase"] < 0.03
+    assert summary["other_phase"] < 0.05
     assert made.layers["phase_fit"].shape == (160, 2)
     np.testing.assert_array_equal(made.layers["phase_fit"].argmax(1)[seen], made.phase[seen])
     table = {row["name"]: row for row in summary["phases"]}
