@@ -39,7 +39,12 @@ LEAST_SIGNAL = 3.0
 """Evidence (`maps.indexing`) that the second crystal's own spots must have."""
 
 LEAST_WEIGHT = 0.1
-"""Smallest share of the counts of a second crystal."""
+"""Smallest share of the counts of a second crystal.
+
+On 200 Bloch-wave mixtures of LiNiO2 (30:70 to 50:50, 20 to 80 nm, 3,000 to 30,000 electrons) answered by `matched`,
+both crystals of the best pair are right within 5 degrees in 60 % (66 % modulo beam-180), and 64 % of the patterns count
+as two by the three numbers.
+"""
 
 _SPOTS = 64  # spots of an answer that are taken out
 _SPOT = 0.03  # their width (Gaussian sigma, 1/Å)
