@@ -178,7 +178,8 @@ class OverlapFinder:
         sharp = 1 / (2 * _WIDE**2)
         along = torch.exp(-sharp * (radius[:, None] - rho[:, None]).square()) * height[:, None]
         chord = 2 * rho.square()[..., None] * (1 - torch.cos(angle - phi[..., None]))
-        return (along @ torch.exp(-sharp * chord)).unflatten(0, (-1, 2))
+        drawn = along @ torch.exp(-sharp * chord)
+        return drawn.view(-1, 2, *drawn.shape[1:])
 
 
 _EVENED, _WIDE = 0.4, 0.04  # power of the intensities, and width of the spots (1/Å), of the mixture
