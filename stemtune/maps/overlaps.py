@@ -43,7 +43,7 @@ LEAST_WEIGHT = 0.1
 
 On 200 Bloch-wave mixtures of LiNiO2 (30:70 to 50:50, 20 to 80 nm, 3,000 to 30,000 electrons) answered by `matched`,
 both crystals of the best pair are right within 5 degrees in 60 % (66 % modulo beam-180), and 64 % of the patterns count
-as two by the three numbers.
+as two by the three numbers; so do 5 % of 120 single crystals.
 """
 
 _SPOTS = 64  # spots of an answer that are taken out
