@@ -159,7 +159,6 @@ class Predictor:
                 bar.update(len(patterns))
 
 
-
 def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
     folder, path, batch, alternatives, refine = given
     return Predictor(load_model(folder), Store.open(path), batch, alternatives, refine=refine)

@@ -14,6 +14,7 @@ import torch
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.learning.model import DIFFERENT_DEG
 from stemtune.maps.figures import draw_scalar
+from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.inference import Predictor
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.overlaps import OverlapFinder, Overlapped
@@ -62,6 +63,7 @@ def with_overlaps(
         two = found.two.numpy()
         place = pixel[rows[two]]
         pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)
+        pair = torch.from_numpy(to_scan_frame(pair.numpy(), scan_rotation_deg(orientation_map.attrs)))
         second[place], weight[place] = pair[:, 1].numpy(), found.weight[two, 1].numpy()
         off = disorientation_deg(pair[:, :1], torch.from_numpy(answers[place]), predictor.model.phase.symmetry).numpy()
         off = np.nan_to_num(off, nan=np.inf)
