@@ -31,8 +31,10 @@ SHAPE, SINGLE = (8, 12), 48
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, overlap.Overlap]:
     place = tmp_path_factory.mktemp("overlaps")
-    settings = dataclasses.replace(MICROSCOPE, overlap=1.0, overlap_weight=Span(0.43, 1.0), background=Span(0, 0.1))
-    geometry, n = Geometry(64, 0.05, 200), SHAPE[0] * SHAPE[1]
+    settings = dataclasses.replace(
+        MICROSCOPE, size=128, scale=0.025, overlap=1.0, overlap_weight=Span(0.43, 1.0), background=Span(0, 0.1)
+    )
+    geometry, n = Geometry(128, 0.025, 200), SHAPE[0] * SHAPE[1]
     generator = torch.Generator().manual_seed(2)
     truth, further = random_orientations(n, generator), overlap.draw_overlap(settings, n, generator)
     further.orientation[:SINGLE] = torch.nan
