@@ -19,6 +19,7 @@ from stemtune.files import whole_file
 from stemtune.learning.checkpoint import read_description
 from stemtune.maps.evaluate import RIGHT_DEG, in_percent, write_figures
 from stemtune.maps.figures import save
+from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.truth import Truth, grid_pixel, grid_shape, read_truth
 
 SHARES = tuple(round(1 - 0.05 * step, 2) for step in range(20))
@@ -134,9 +135,10 @@ def _errors(
     pixel = grid_pixel(store)[rows]
     strict, modulo = np.full(len(rows), 180.0), np.full(len(rows), 180.0)
     laue = np.array([*truth.laue, ""])[truth.phase[pixel]]
+    label = to_scan_frame(store.orientation[rows], scan_rotation_deg(store.attrs))
     for number, phase in enumerate(store.phases):
         own = (store.phase[rows] == number) & (laue == phase.symmetry.laue)
-        given, right = torch.from_numpy(store.orientation[rows[own]]), torch.from_numpy(truth.orientation[pixel[own]])
+        given, right = torch.from_numpy(label[own]), torch.from_numpy(truth.orientation[pixel[own]])
         strict[own] = disorientation_deg(given, right, phase.symmetry).nan_to_num(nan=180.0).numpy()
         modulo[own] = disorientation_beam180_deg(given, right, phase.symmetry).nan_to_num(nan=180.0).numpy()
     return strict, modulo

@@ -110,7 +110,7 @@ def map_of_labels(store: Store) -> OrientationMap:
         fit=laid(store.scores.get("fit")),
         phases=store.phases,
         step_nm=store.step_nm,
-        attrs={"source": str(store.path), "labels": True},
+        attrs={"source": str(store.path), "scan_rotation_deg": scan_rotation_deg(store.attrs)},
     )
 
 

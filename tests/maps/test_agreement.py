@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,20 @@ def test_the_right_map_explains_the_patterns_best(scan: Path, tmp_path: Path) ->
     labels = judge(scan, scan, json=tmp_path / "f.json")  # the labels of a store are a map as well
     assert labels == json.loads((tmp_path / "f.json").read_text()) == good
     assert map_or_labels(scan).confidence[inside].min() == 1
+
+
+def test_a_turned_scan_is_judged_in_the_frame_of_its_patterns(scan: Path, tmp_path: Path) -> None:
+    turned = tmp_path / "turned.h5"
+    shutil.copyfile(scan, turned)
+    with h5py.File(turned, "r+") as file:
+        file.attrs["scan_rotation_deg"] = 30.0
+    assert judge(turned, turned)["fit"] == pytest.approx(judge(scan, scan)["fit"])
+    with Store.open(turned) as store:
+        sure = np.linspace(0, 1, store.n, dtype=np.float32)
+        labels = Labels(store.orientation, sure, store.phase, store.phases)
+    path = write_labels(turned, labels, tmp_path / "labels.h5")
+    assert label_risk(path, read_truth(turned))["scores"]["confidence"]["wrong"][0] == 0
+    assert label_risk(path, read_truth(scan))["scores"]["confidence"]["wrong"][0] == 1
 
 
 def test_maps_that_do_not_fit_are_refused(scan: Path) -> None:
