@@ -19,6 +19,9 @@ SCHEMA = 1
 UNFINISHED = 0
 """What `schema` is while a store is being written."""
 
+SIMULATED = "stemtune simulate"
+"""The attribute `origin` of a store whose orientations are exact."""
+
 PATTERN_TYPES = ("uint8", "uint16", "float32")
 
 COLUMNS: dict[str, tuple[tuple[int, ...], str, float]] = {

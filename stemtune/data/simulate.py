@@ -24,6 +24,7 @@ from stemtune.config import SimulateConfig, Span
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
 from stemtune.data.grains import VACUUM, Lattices, grain_map, grain_thickness, neighbours
+from stemtune.data.layout import SIMULATED
 from stemtune.data.writer import ResumableWriter
 from stemtune.diffraction import overlap
 from stemtune.diffraction.conditions import Conditions, draw_conditions
@@ -350,4 +351,4 @@ def _attributes(cif: str | os.PathLike[str], simulate: SimulateConfig, **options
         f"simulate.{item.name}": str(value) if isinstance(value := getattr(simulate, item.name), Span) else value
         for item in dataclasses.fields(simulate)
     }
-    return {"origin": "stemtune simulate", "options": {"cif": str(cif), **options, **settings}}
+    return {"origin": SIMULATED, "options": {"cif": str(cif), **options, **settings}}

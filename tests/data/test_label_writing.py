@@ -16,6 +16,7 @@ import pytest
 
 from stemtune.crystal.phase import linio2
 from stemtune.data.labels import LABELLED, LabelMap, Labels, label_target, laid_on, write_labels, writing
+from stemtune.data.layout import SIMULATED
 from stemtune.data.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
@@ -126,7 +127,7 @@ def test_a_link_to_a_store_stays_one(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = write_scan(tmp_path / "exact.h5", command="simulate")
+    exact = write_scan(tmp_path / "exact.h5", origin=SIMULATED)
     with pytest.raises(UserError, match="holds the exact orientations of a simulation, .*; give --out"):
         label_target(exact)
     with pytest.raises(UserError, match="give --out"):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from stemtune import __version__
 from stemtune.crystal.phase import Phase
-from stemtune.data.layout import COLUMNS, OVERLAP, replaceable_store, set_attribute
+from stemtune.data.layout import COLUMNS, OVERLAP, SIMULATED, replaceable_store, set_attribute
 from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import existing, replaceable_file, whole_file
@@ -81,7 +81,7 @@ def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | No
     """
     source = existing(store, "the store").resolve()
     with Store.open(store) as opened:
-        exact = opened.attrs.get("command") == "simulate" and LABELLED not in opened.attrs
+        exact = opened.attrs.get("origin") == SIMULATED and LABELLED not in opened.attrs
     target = source if out is None else replaceable_file(replaceable_store(out))
     target = target.resolve()  # a link stays one, what it points to is replaced
     if exact and target == source:
