@@ -123,7 +123,10 @@ def run(options: Options) -> dict[str, Any]:
                 f"{name} is not installed here; give --peer-python PATH, a Python that has it, to score it too"
             )
         else:
-            rows += _score_peer(name, *where, sets, options.full)
+            try:
+                rows += _score_peer(name, *where, sets, options.full)
+            except UserError as problem:  # what is measured already took minutes
+                left_out.append(str(problem))
     order = [each.source + each.condition.name for each in sets]
     rows.sort(key=lambda row: order.index(row["source"] + row["condition"]))
     result = {"settings": _settings(options), "rows": rows, "foreign": foreign, "left_out": left_out}

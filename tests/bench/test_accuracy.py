@@ -44,10 +44,13 @@ def test_the_score_of_known_errors() -> None:
 
 
 def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "python"
+    broken.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 0.0.1\n')  # says that it has the peers, and fails to run them
+    broken.chmod(0o755)
     options = accuracy.Options(
         patterns=8,
         models=("matched",),
-        peers=False,
+        peer_pythons=(str(broken),),
         conditions=(Condition(0.5, 3000), Condition(0.5, 0, 1.0, 0.01)),
         out=str(tmp_path / "set"),
         json=str(tmp_path / "figures.json"),
@@ -71,6 +74,8 @@ def test_a_small_run_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
         wanted = pair["median_ratio"] <= 1.1 and pair["within_5deg_ratio"] >= 0.9
         assert pair["no_worse"] == wanted
         assert pair["theirs"]["strict"]["within_5deg"] > 0.6
+    assert [told.split(" ")[0] for told in result["left_out"]] == ["pyxem", "py4DSTEM"]
+    assert all(f"failed in {broken}" in told and told in printed.out for told in result["left_out"])
     table = [line for line in printed.out.splitlines() if line.startswith("| py4DSTEM")]
     assert len(table) == 3 and "matched" in table[0] and "3,000" in table[0] and "no noise" in table[1]
     assert len({len(line) for line in table[:2]}) == 1
