@@ -25,6 +25,8 @@ from types import FrameType
 
 TOOLS = ("unshare", "nsenter", "ip", "ssh", "ssh-keygen", "rsync")
 
+UNSHARED = ("unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child")
+
 FIRST_PROCESS = """\
 set -eu
 hostname "$NAME"
@@ -78,9 +80,12 @@ class Host:
         """Run a shell command on this host without ssh, as its console would."""
         spaces = ["nsenter", "-t", str(self.inside), "-n", "-m", "-p", "-u", "-i"]
         clean = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8"}
-        return subprocess.run(
-            [*spaces, "bash", "-c", command], capture_output=True, text=True, timeout=wait_s, check=check, env=clean
+        done = subprocess.run(
+            [*spaces, "bash", "-c", command], capture_output=True, text=True, timeout=wait_s, check=False, env=clean
         )
+        if check and done.returncode:
+            raise RuntimeError(f"{command} on {self.name}: {done.stdout} {done.stderr}")
+        return done
 
 
 @dataclass
@@ -152,10 +157,7 @@ class Hosts:
         run("ip", "link", "add", device, "type", "veth", "peer", "name", f"{device}x")
         run("ip", "link", "set", device, "master", self.bridge, "up")
         process = subprocess.Popen(
-            [
-                *"unshare --net --mount --uts --ipc --pid --fork --mount-proc --kill-child bash -c".split(),
-                FIRST_PROCESS,
-            ],
+            [*UNSHARED, "bash", "-c", FIRST_PROCESS],
             env={
                 "PATH": os.environ["PATH"],
                 "NAME": name,
