@@ -51,11 +51,15 @@ job="$STEMTUNE_SHARED/jobs/$SLURM_JOB_ID"
 export RAY_AUTH_TOKEN_PATH="$job/token"
 trap 'rm -rf "$job"' EXIT
 
-# The first node is the head; its address as the other nodes see it. A port of the job's own.
+# The first node is the head; its address as the other nodes see it. Ports of the job's own, all of them named: a raylet
+# that has to be told them by its helpers gives up after 15 s on a busy node.
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 address="$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | tr ' ' '\n' | grep -v '^127\.' | head -n 1)"
 [ -n "$address" ] || fail "$head has no address but 127.0.0.1; set it in its /etc/hosts"
-port=$((20000 + SLURM_JOB_ID % 10000))
+port=$((20000 + SLURM_JOB_ID % 1000 * 10))
+ports="--node-manager-port=$((port + 1)) --object-manager-port=$((port + 2)) --runtime-env-agent-port=$((port + 3))
+    --dashboard-agent-grpc-port=$((port + 4)) --dashboard-agent-listen-port=$((port + 5))
+    --metrics-export-port=$((port + 6))"
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}"
 
 # What the head node runs once Ray is there. The process id is kept so that a signal reaches the sweep alone, the exit
@@ -73,14 +77,14 @@ sweep() {
 node() {
     until [ -e "$job/code" ]; do
         ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_NNODES" \
-            --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --dashboard-host=127.0.0.1 $STEMTUNE_RAY_OPTIONS -- \
+            --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --dashboard-host=127.0.0.1 $ports $STEMTUNE_RAY_OPTIONS -- \
             bash -c 'sweep "$@"' sweep "$@" || return
         [ "$SLURM_NODEID" -ne 0 ] || return 0
         sleep 3
     done
 }
 export -f sweep node
-export job address port
+export job address port ports
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
     bash -c 'node "$@"' node "$@" &
 step=$!
@@ -90,6 +94,8 @@ stop_and_requeue() {
     say "the nodes are wanted back: stopping the sweep $name, which goes on when the job runs again"
     kill -USR1 "$(cat "$job/driver" 2>/dev/null)" 2>/dev/null || kill -TERM "$step" 2>/dev/null
     wait "$step"
+    # After scancel the job is no longer running and stays away.
+    scontrol show job -o "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING' || fail "cancelled; submit again to go on with $name"
     scontrol requeue "$SLURM_JOB_ID" || fail "could not requeue; submit again to go on with $name"
     exit 0
 }

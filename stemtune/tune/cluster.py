@@ -98,18 +98,19 @@ def running() -> str | None:
     UserError
         When `RAY_ADDRESS` is none that a sweep can join.
     """
-    from ray._private.services import canonicalize_bootstrap_address
-
     given = os.environ.get("RAY_ADDRESS", "")
     if "://" in given:
         raise UserError(
             f"RAY_ADDRESS is '{given}', but a sweep runs on a node of the cluster; unset it and use"
             " `ray submit cluster/hpc.yaml stemtune/sweep.py -- SPACE.yaml`, or give the head node's HOST:PORT"
         )
-    try:
-        where = canonicalize_bootstrap_address(None)
-    except Exception as problem:
-        raise UserError(f"RAY_ADDRESS is '{given}', but must be the head node's HOST:PORT ({problem})") from None
+    if given not in ("", "auto", "local"):
+        if not given.rpartition(":")[2].isdigit() or ":" not in given:
+            raise UserError(f"RAY_ADDRESS is '{given}', but must be the head node's HOST:PORT")
+        return given
+    from ray._private.services import canonicalize_bootstrap_address
+
+    where = canonicalize_bootstrap_address(None)
     return str(where) if where else None
 
 

@@ -85,9 +85,8 @@ def check_cluster(path: str | Path, content: Mapping[Any, Any]) -> str:
                 answers += threads.map(lambda host: _asked(cluster, host, word, "next"), rest)
     finally:
         _asked(cluster, head, word, "last")
-    faults = [answer for answer in answers if isinstance(answer, str)] or _apart(
-        [a for a in answers if isinstance(a, Fit)]
-    )
+    fit = [answer for answer in answers if isinstance(answer, Fit)]
+    faults = [answer for answer in answers if isinstance(answer, str)] or _apart(fit)
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}")
     lines = [f"{host.address}  {host.name}  Python {host.python}  {host.cpus} CPUs" for host in fit]

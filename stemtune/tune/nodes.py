@@ -118,7 +118,7 @@ def check(folder: Path, paths: Sequence[str] = ()) -> None:
         (folder / marker).unlink(missing_ok=True)
     wanted = look(str(folder), marker, paths)
     for node, answer in zip(nodes, answers, strict=True):
-        _judge(named(node), answer, wanted, word, folder)
+        judge(named(node), answer, wanted, word, folder)
 
 
 def _asked(nodes: Sequence[Mapping[str, Any]], folder: str, marker: str, paths: Sequence[str]) -> list[Answer]:
@@ -153,7 +153,8 @@ def _reason(problem: Exception) -> str:
     return lines[-1][:200] if lines else type(problem).__name__
 
 
-def _judge(name: str, answer: Answer, wanted: Answer, word: str, folder: Path) -> None:
+def judge(name: str, answer: Answer, wanted: Answer, word: str, folder: Path) -> None:
+    """Raise a `UserError` that names the node `name` when its `answer` is not the `wanted` one."""
     for kind in ("stemtune", "ray", "python"):
         here, there = getattr(wanted, kind), getattr(answer, kind)
         if here != there:
