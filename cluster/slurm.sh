@@ -51,8 +51,7 @@ job="$STEMTUNE_SHARED/jobs/$SLURM_JOB_ID"
 export RAY_AUTH_TOKEN_PATH="$job/token"
 trap 'rm -rf "$job"' EXIT
 
-# The first node is the head; its address as the other nodes see it. Ports of the job's own, all of them named: a raylet
-# that has to be told them by its helpers gives up after 15 s on a busy node.
+# The first node is the head; its address as the other nodes see it. Ports of the job's own.
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 address="$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | tr ' ' '\n' | grep -v '^127\.' | head -n 1)"
 [ -n "$address" ] || fail "$head has no address but 127.0.0.1; set it in its /etc/hosts"
@@ -72,14 +71,14 @@ sweep() {
     echo "$code" >"$job/code"
     return "$code"
 }
-# symmetric-run starts Ray on every node, the sweep on the head node when all have come, and stops Ray. A node that is
-# ahead of the head node's Ray gives up and tries again.
+# symmetric-run starts Ray on every node, the sweep on the head node when all have come, and stops Ray. Ray gives up where
+# a busy node takes more than seconds to start its helpers, or a node is ahead of the head; such nodes try again.
 node() {
-    until [ -e "$job/code" ]; do
+    for try in 1 2 3 4 5; do
+        [ ! -e "$job/code" ] || return 0
         ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_NNODES" \
             --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --dashboard-host=127.0.0.1 $ports $STEMTUNE_RAY_OPTIONS -- \
-            bash -c 'sweep "$@"' sweep "$@" || return
-        [ "$SLURM_NODEID" -ne 0 ] || return 0
+            bash -c 'sweep "$@"' sweep "$@" || [ ! -e "$job/code" ] || return
         sleep 3
     done
 }

@@ -72,8 +72,13 @@ def connect(local: bool = False) -> dict[str, float]:
             options |= {"address": where}
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as problem:
-            raise UserError(f"cannot reach Ray ({_in_short(problem)}); {LOCAL}") from None
+        except Exception as problem:
+            if where is None:
+                raise UserError(
+                    f"Ray did not start on this machine ({_in_short(problem)}); try again when it is less busy, or see"
+                    " Ray's own logs in /tmp/ray/session_latest/logs"
+                ) from None
+            raise UserError(f"cannot join the Ray at {where} ({_in_short(problem)}); {LOCAL}") from None
     _hush()
     resources: dict[str, float] = ray.cluster_resources()
     return resources

@@ -29,7 +29,8 @@ search:
 
 BUSY = """
 # Several hosts on one small machine start slowly.
-export RAY_raylet_start_wait_time_s=600 RAY_gcs_rpc_server_connect_timeout_s=60 RAY_health_check_timeout_ms=60000
+export RAY_raylet_start_wait_time_s=90 RAY_NUM_REDIS_GET_RETRIES=90
+export RAY_gcs_rpc_server_connect_timeout_s=60 RAY_health_check_timeout_ms=60000
 export RAY_health_check_period_ms=10000 RAY_health_check_failure_threshold=20
 """
 

@@ -122,7 +122,10 @@ def test_the_hosts_are_asked_before_ray_is(site: Site) -> None:
 
 
 def test_up_submit_exec_down(site: Site) -> None:
-    up = site.run("ray", "up", "-y", "cluster/hpc.yaml")
+    for _ in range(4):  # Ray gives a node 15 s to start its helpers, which a busy machine takes longer for
+        up = site.run("ray", "up", "-y", "cluster/hpc.yaml")
+        if up.returncode == 0:
+            break
     assert up.returncode == 0, up.stderr
     token = (Path(site.environment["HOME"]) / ".ray" / "auth_token").read_text()
     assert token not in up.stdout + up.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
@@ -93,16 +94,14 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_token_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
     token = tmp_path / "auth_token"
     token.write_text("0" * 64)
     token.chmod(0o640)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with pytest.raises(UserError, match=f"others can read; chmod 600 {token}"):
-            cluster.greet(f"127.0.0.1:{server.getsockname()[1]}")
+    refusal = pytest.raises(UserError, match=f"others can read; chmod 600 {token}")
+    with socket.create_server(("127.0.0.1", 0)) as server, refusal:
+        cluster.greet(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_the_node_that_differs_is_named(tmp_path: Path) -> None:
