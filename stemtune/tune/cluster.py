@@ -133,12 +133,8 @@ def greet(where: str) -> None:
             pass
     except (OSError, ValueError) as problem:
         raise UserError(f"no Ray answers at {where} ({problem}); start it there, or {LOCAL}") from None
-    file = token_file()
-    if file.exists() and not os.environ.get("RAY_AUTH_TOKEN"):
-        refuse_readable(file, "the token of Ray")
-        if "RAY_AUTH_MODE" not in os.environ:
-            _use_token()
-    from ray._raylet import GcsClient
+    use_token()
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError, RayError
 
     try:
@@ -147,7 +143,7 @@ def greet(where: str) -> None:
     except AuthenticationError:
         raise UserError(
             f"the Ray at {where} refuses us: the token is missing or wrong; copy the head node's ~/.ray/auth_token to"
-            f" {file} (mode 600) and set RAY_AUTH_MODE=token"
+            f" {token_file()} (mode 600) and set RAY_AUTH_MODE=token"
         ) from None
     except RayError as problem:
         raise UserError(
@@ -168,10 +164,24 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nothing)
 
 
-def _use_token() -> None:
-    """Have this process show its token: Ray does so by itself only for a cluster that it found by itself."""
+def use_token() -> None:
+    """Have this process show the token of its token file, which is made unreadable for others.
+
+    Ray shows it by itself only to a cluster that it found by itself, and writes the file for everybody to read.
+
+    Raises
+    ------
+    UserError
+        When others can read the file and we cannot change that.
+    """
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
+    file = token_file()
+    if os.environ.get("RAY_AUTH_TOKEN") or not file.exists():
+        return
+    with contextlib.suppress(OSError):
+        file.chmod(0o600)
+    refuse_readable(file, "the token of Ray")
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import time
@@ -93,15 +92,19 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster.connect()
 
 
-def test_a_token_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_file_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "auth_token"
     token.write_text("0" * 64)
-    token.chmod(0o640)
+    token.chmod(0o644)  # as `ray get-auth-token --generate` leaves it
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    refusal = pytest.raises(UserError, match=f"others can read; chmod 600 {token}")
-    with socket.create_server(("127.0.0.1", 0)) as server, refusal:
-        cluster.greet(f"127.0.0.1:{server.getsockname()[1]}")
+    cluster.use_token()
+    assert token.stat().st_mode & 0o777 == 0o600
+    token.chmod(0o644)
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)  # the file is somebody else's
+    with pytest.raises(UserError, match=f"others can read; chmod 600 {token}"):
+        cluster.use_token()
 
 
 def test_the_node_that_differs_is_named(tmp_path: Path) -> None:
