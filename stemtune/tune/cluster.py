@@ -65,8 +65,8 @@ def connect(local: bool = False) -> dict[str, float]:
         }
         where = None if local else running()
         if where is None:
-            _own_token()
-            options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            _keep_to_ourselves()
+            options |= {"address": "local", "include_dashboard": False}
         else:
             greet(where)
             options |= {"address": where}
@@ -89,8 +89,15 @@ def _hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _own_token() -> None:
-    """Make the token of a Ray of our own, in the environment of this process and its children and nowhere else."""
+def _keep_to_ourselves() -> None:
+    """Have a Ray of our own listen on the loopback address, with a token in our environment and nowhere else.
+
+    The address is Ray's own rule where a cluster is not wanted: it reads the variable when it is imported.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     if os.environ.get("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
@@ -133,22 +140,29 @@ def greet(where: str) -> None:
             pass
     except (OSError, ValueError) as problem:
         raise UserError(f"no Ray answers at {where} ({problem}); start it there, or {LOCAL}") from None
-    use_token()
+    from ray.exceptions import RayError
+
+    try:
+        if not (_let_in(where) or (use_token() and _let_in(where))):
+            raise UserError(
+                f"the Ray at {where} refuses us: the token is missing or wrong; copy the head node's ~/.ray/auth_token"
+                f" to {token_file()} (mode 600) and set RAY_AUTH_MODE=token"
+            )
+    except RayError as problem:
+        raise UserError(f"what answers at {where} is no Ray that we know ({_in_short(problem)}); {LOCAL}") from None
+
+
+def _let_in(where: str) -> bool:
+    """Whether the Ray at `where` takes the token that we show, if any."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError, RayError
+    from ray.exceptions import AuthenticationError
 
     try:
         with _silent_stderr():
             GcsClient(address=where)
     except AuthenticationError:
-        raise UserError(
-            f"the Ray at {where} refuses us: the token is missing or wrong; copy the head node's ~/.ray/auth_token to"
-            f" {token_file()} (mode 600) and set RAY_AUTH_MODE=token"
-        ) from None
-    except RayError as problem:
-        raise UserError(
-            f"what answers at {where} is no Ray of a sweep's kind ({_in_short(problem)}); {LOCAL}"
-        ) from None
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -164,10 +178,11 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nothing)
 
 
-def use_token() -> None:
-    """Have this process show the token of its token file, which is made unreadable for others.
+def use_token() -> bool:
+    """Show the token of the token file from now on, unless `RAY_AUTH_MODE` says otherwise; return whether it does.
 
-    Ray shows it by itself only to a cluster that it found by itself, and writes the file for everybody to read.
+    Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody; we do
+    not.
 
     Raises
     ------
@@ -177,12 +192,11 @@ def use_token() -> None:
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
     file = token_file()
-    if os.environ.get("RAY_AUTH_TOKEN") or not file.exists():
-        return
-    with contextlib.suppress(OSError):
-        file.chmod(0o600)
-    refuse_readable(file, "the token of Ray")
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if file.exists() and not os.environ.get("RAY_AUTH_TOKEN"):
+        with contextlib.suppress(OSError):
+            file.chmod(0o600)
+        refuse_readable(file, "the token of Ray")
+    return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
 
 
 def token_file() -> Path:
