@@ -51,14 +51,16 @@ job="$STEMTUNE_SHARED/jobs/$SLURM_JOB_ID"
 export RAY_AUTH_TOKEN_PATH="$job/token"
 trap 'rm -rf "$job"' EXIT
 
-# The first node is the head; its address as the other nodes see it. Ports of the job's own.
+# The first node is the head; its address as the other nodes see it. Ports of the job's own; a sweep has its own
+# records and needs none of Ray's dashboard, log reader and autoscaler, which are a process each.
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 address="$(srun --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | tr ' ' '\n' | grep -v '^127\.' | head -n 1)"
 [ -n "$address" ] || fail "$head has no address but 127.0.0.1; set it in its /etc/hosts"
 port=$((20000 + SLURM_JOB_ID % 1000 * 10))
-ports="--node-manager-port=$((port + 1)) --object-manager-port=$((port + 2)) --runtime-env-agent-port=$((port + 3))
+options="--node-manager-port=$((port + 1)) --object-manager-port=$((port + 2)) --runtime-env-agent-port=$((port + 3))
     --dashboard-agent-grpc-port=$((port + 4)) --dashboard-agent-listen-port=$((port + 5))
-    --metrics-export-port=$((port + 6))"
+    --metrics-export-port=$((port + 6))
+    --include-log-monitor=false --num-cpus=${SLURM_CPUS_PER_TASK:-1}"
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-600}"
 
 # What the head node runs once Ray is there. The process id is kept so that a signal reaches the sweep alone, the exit
@@ -74,16 +76,16 @@ sweep() {
 # symmetric-run starts Ray on every node, the sweep on the head node when all have come, and stops Ray. Ray gives up where
 # a busy node takes more than seconds to start its helpers, or a node is ahead of the head; such nodes try again.
 node() {
+    [ "$SLURM_NODEID" -ne 0 ] || options="$options --include-dashboard=false --no-monitor"
     for try in 1 2 3 4 5; do
         [ ! -e "$job/code" ] || return 0
-        ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_NNODES" \
-            --num-cpus="${SLURM_CPUS_PER_TASK:-1}" --dashboard-host=127.0.0.1 $ports $STEMTUNE_RAY_OPTIONS -- \
+        ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_NNODES" $options $STEMTUNE_RAY_OPTIONS -- \
             bash -c 'sweep "$@"' sweep "$@" || [ ! -e "$job/code" ] || return
         sleep 3
     done
 }
 export -f sweep node
-export job address port ports
+export job address port options
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
     bash -c 'node "$@"' node "$@" &
 step=$!
