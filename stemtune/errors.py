@@ -7,6 +7,7 @@ and exits with 2. Every other exception is a fault of ours and exits with 1.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import tempfile
 import time
@@ -17,12 +18,21 @@ from pathlib import Path
 _SHOWN = 160  # characters of a fault's own message; the log has all of it
 
 
+_LOGIN = re.compile(r"(\w[\w+.-]*://)[^\s'\"<>]*@")
+_SECRET = re.compile(r"((?:^|[?&\s])\w*(?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
+
+
 class UserError(Exception):
     """A mistake or unusable input: the message names the value, the place and the remedy in one line."""
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during work that can be gone on with: the message says in one line what was kept and how to go on."""
+
+
+def masked(text: str) -> str:
+    """Return `text` with `...` for the name and password in every address, and for passwords and tokens in queries."""
+    return _SECRET.sub(r"\1...", _LOGIN.sub(r"\1...@", text))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -37,7 +47,7 @@ def fault_line(fault: Exception) -> str:
     The log goes to the working folder, or to the folder for temporary files where that cannot be written.
     """
     name = f"stemtune-fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    text = f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(fault))}"
+    text = masked(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(fault))}")
     place = "which could not be written"
     for folder in (Path.cwd(), Path(tempfile.gettempdir())):
         try:
@@ -46,6 +56,6 @@ def fault_line(fault: Exception) -> str:
             continue
         place = str(folder / name)
         break
-    lines = str(fault).strip().splitlines()
+    lines = masked(str(fault)).strip().splitlines()
     reason = f"{type(fault).__name__}: {lines[0][:_SHOWN]}" if lines else type(fault).__name__
     return f"a fault of ours ({reason}); the traceback is in the log {place}"

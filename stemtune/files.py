@@ -21,6 +21,12 @@ def existing(path: str | os.PathLike[str], what: str) -> Path:
     return found
 
 
+def refuse_readable(path: Path, what: str) -> None:
+    """Refuse a file with a secret that others than its owner can read."""
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"{what} lies in '{path}', which others can read; chmod 600 {path}")
+
+
 SHIPPED = Path(__file__).parent / "shipped"
 """Where the models that come with the package lie, a folder each."""
 

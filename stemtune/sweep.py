@@ -28,7 +28,7 @@ EPILOG = """\
 examples:
   stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
   stemtune sweep --resume first
-  ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --set data.store=linio2.h5
+  ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big
 
 Without --local the Ray of RAY_ADDRESS, or the one that was started on this machine, is joined; where there is
 none, one is started. A space is looked up in the working folder and then in the checkout.
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
     )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="wait until N nodes of the cluster are there")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix any setting of a trial")
     parser.add_argument("--check", action="store_true", help="validate the space, print what would run, and stop")
     return parser
@@ -128,7 +129,7 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
     from stemtune.tune.search import run_sweep
 
-    return _report(run_sweep(space, options.name, local=options.local, trials=options.trials))
+    return _report(run_sweep(space, options.name, local=options.local, trials=options.trials, nodes=options.nodes))
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -148,7 +149,7 @@ def _resume(options: argparse.Namespace) -> int:
             raise UserError(f"no interrupted sweep is in {sweeps_folder()}; --resume NAME names one elsewhere")
         name = waiting[0]
     space = space_from_sheet(read_sheet(sweeps_folder() / name))
-    return _report(run_sweep(space, name, local=options.local, resume=True))
+    return _report(run_sweep(space, name, local=options.local, resume=True, nodes=options.nodes))
 
 
 def _report(outcome: object) -> int:

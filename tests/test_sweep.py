@@ -172,15 +172,20 @@ def test_a_trial_that_asks_for_more_than_there_is() -> None:
     def space(text: str) -> object:
         return space_from_text(text, "test")
 
-    there = {"CPU": 8.0, "GPU": 1.0}
-    with pytest.raises(UserError, match="asks for 12 CPUs, but Ray has 8"):
+    there = [{"CPU": 8.0, "GPU": 1.0}]
+    with pytest.raises(UserError, match=r"3 worker\(s\) asks for 4 CPUs each, but Ray has 8 CPUs; lower"):
         concurrency(space("resources: {workers: 3, cpus_per_worker: 4}\nfixed: {train.batch_size: 66}"), there)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="asks for 2 GPUs, but Ray has 1"):
+    with pytest.raises(UserError, match="asks for 1 CPUs and 1 GPUs each, but Ray has 8 CPUs and 1 GPUs"):
         concurrency(space("resources: {workers: 2, gpus_per_worker: 1}"), there)  # type: ignore[arg-type]
     quarter = "budget: {trials: 50}\nresources: {gpus_per_worker: 0.25, cpus_per_worker: 1}"
     assert concurrency(space(quarter), there) == 4  # type: ignore[arg-type]
     assert concurrency(space(quarter.replace("50}", "50, concurrent: 3}")), there) == 3  # type: ignore[arg-type]
     assert concurrency(space("resources: {cpus_per_worker: 0.5}\nbudget: {trials: 3}"), there) == 3  # type: ignore[arg-type]
+    # A worker stands on one node: two nodes of 4 hold two workers of 3 and none of 6, whatever their sum says.
+    split = [{"CPU": 4.0}, {"CPU": 4.0}]
+    assert concurrency(space("resources: {cpus_per_worker: 3}"), split) == 2  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"Ray has 8 CPUs on 2 nodes, which hold 0 such worker\(s\)"):
+        concurrency(space("resources: {cpus_per_worker: 6}"), split)  # type: ignore[arg-type]
 
 
 def test_a_whole_sweep_with_two_workers(here: Path) -> None:

@@ -286,3 +286,63 @@ def test_an_absent_server_loses_nothing(here: Path, server: Server) -> None:
     server.stop()
     with pytest.raises(UserError, match="does not answer"):
         read_sweep("away")
+
+
+SECRETS = (
+    "http://me:s3cret@host:5000",
+    "postgresql+psycopg2://me:s3cret@host/mlflow",
+    "postgresql://me:s3cr3t/s3cret@host/mlflow",
+    "postgresql://host/mlflow?user=me&password=s3cret",
+    "https://host/path?access_token=s3cret",
+)
+
+
+@pytest.mark.parametrize("uri", SECRETS)
+def test_no_password_is_shown_or_kept(uri: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in messages, not in the log of a fault, not in the journal of what MLflow refused."""
+    from stemtune.errors import fault_line, masked
+    from stemtune.tracking import Address
+
+    assert "s3cret" not in Address(uri).shown
+    assert "host" in Address(uri).shown
+    monkeypatch.setattr("sys.argv", ["stemtune", f"--uri={uri}"])
+    try:
+        raise RuntimeError(f"API request to {uri}/api failed")
+    except RuntimeError as fault:
+        line = fault_line(fault)
+    log = Path(line.rsplit(" ", 1)[1])
+    assert "s3cret" not in line + log.read_text()
+    assert "RuntimeError" in log.read_text()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"x{uri}")
+    with pytest.raises(UserError) as mistake:
+        address()
+    assert "s3cret" not in str(mistake.value)
+    assert masked("2 tokens, token= , a@b and http://host/x stay") == "2 tokens, token= , a@b and http://host/x stay"
+
+
+def test_a_server_with_a_password_leaves_none_in_the_journal(here: Path) -> None:
+    from stemtune.tracking import Address
+
+    tracker = Tracker(here / "sweeps" / "s", "s", "1", Address("http://me:s3cret@127.0.0.1:9"))
+    tracker.sweep({"a": 1}, {}, "text")
+    deadline = time.monotonic() + 300
+    while not tracker.problem and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert tracker.close(0.0) == 1
+    assert "127.0.0.1" in tracker.problem
+    assert "s3cret" not in tracker.problem
+    for file in (here / "sweeps" / "s").iterdir():
+        assert "s3cret" not in file.read_text()
+
+
+def test_a_password_file_that_others_can_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    secret = here / ".mlflow" / "credentials"
+    secret.parent.mkdir()
+    secret.write_text("[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = s3cret\n")
+    secret.chmod(0o644)
+    with pytest.raises(UserError, match=f"which others can read; chmod 600 {secret}"):
+        address()
+    secret.chmod(0o600)
+    assert address().uri == "http://host:5000"

@@ -64,11 +64,11 @@ def check(commands: Commands) -> None:
     parser = command(
         commands,
         "check",
-        "validates search spaces, samples each, prints what would run",
-        "stemtune check search_spaces/*.yaml",
+        "validates search spaces and prints what would run; logs into the hosts of a cluster file",
+        "stemtune check search_spaces/*.yaml\n  stemtune check cluster/hpc.yaml",
         call,
     )
-    parser.add_argument("spaces", nargs="+", metavar="SPACE.yaml")
+    parser.add_argument("spaces", nargs="+", metavar="FILE.yaml")
 
 
 def compare(commands: Commands) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemtune.errors import UserError
+from stemtune.errors import UserError, masked
+from stemtune.files import refuse_readable
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "uc")
 
@@ -35,9 +36,8 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """The address without a password."""
-        head, at, tail = self.uri.rpartition("@")
-        return f"{head.split('://')[0]}://...@{tail}" if at else self.uri
+        """The address without name and password."""
+        return masked(self.uri)
 
 
 def address(folder: Path | None = None) -> Address:
@@ -46,7 +46,8 @@ def address(folder: Path | None = None) -> Address:
     Raises
     ------
     UserError
-        When `MLFLOW_TRACKING_URI` is set to something that MLflow has no store for.
+        When `MLFLOW_TRACKING_URI` is set to something that MLflow has no store for, or others can read the file
+        with the password of the server.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     here = (folder or Path.cwd()).absolute()
@@ -55,9 +56,12 @@ def address(folder: Path | None = None) -> Address:
     scheme = given.split(":", 1)[0].split("+", 1)[0] if ":" in given else ""
     if scheme and scheme not in _SCHEMES:
         raise UserError(
-            f"MLFLOW_TRACKING_URI is '{given}', but must be http://HOST:PORT, sqlite:///FILE, another database,"
+            f"MLFLOW_TRACKING_URI is '{masked(given)}', but must be http://HOST:PORT, sqlite:///FILE, another database,"
             " or unset"
         )
+    secret = Path.home() / ".mlflow" / "credentials"  # where MLflow looks when the environment holds no password
+    if scheme in ("http", "https") and "MLFLOW_TRACKING_PASSWORD" not in os.environ and secret.is_file():
+        refuse_readable(secret, "the password of the MLflow server")
     beside = Path(given.removeprefix("sqlite:///")).absolute().parent if scheme == "sqlite" else None
     return Address(given, beside / "mlartifacts" if beside else None)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stemtune.errors import UserError, did_you_mean
+from stemtune.errors import UserError, did_you_mean, masked
 from stemtune.tracking.address import Address, address, client
 from stemtune.tracking.events import ID_TAG, KIND_TAG, REASON_TAG, STATUS_TAG, SWEEP_TAG, TRIAL_TAG
 
@@ -57,7 +57,7 @@ def reach(call: Any, where: Address, *arguments: Any, **named: Any) -> Any:
     except Exception as problem:
         code = str(getattr(problem, "error_code", ""))
         if code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED"):
-            reason = str(problem).splitlines()[0][:160]
+            reason = masked(str(problem)).splitlines()[0][:160]
             raise UserError(f"the MLflow server {where.shown} does not answer as it should: {reason}") from None
         raise
 

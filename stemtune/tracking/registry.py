@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stemtune.errors import UserError
+from stemtune.errors import UserError, masked
 from stemtune.files import shipped_models, shipped_or
 from stemtune.tracking.events import CHAMPION, ID_TAG
 from stemtune.tracking.reading import _connect, reach
@@ -55,7 +55,7 @@ def _fetched(address: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=source))
     except Exception as problem:
-        reason = (str(problem) or type(problem).__name__).splitlines()[0][:200]
+        reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:200]
         raise UserError(f"cannot fetch the model '{address}' from {where.shown}: {reason}") from None
 
 
@@ -72,7 +72,7 @@ def _source(api: Any, where: Any, address: str) -> str:
             version = api.get_model_version(name, number)
     except Exception as problem:
         known = ", ".join(model.name for model in reach(api.search_registered_models, where)) or "none"
-        reason = (str(problem) or type(problem).__name__).splitlines()[0][:160]
+        reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:160]
         raise UserError(f"no model '{address}' at {where.shown} ({reason}); registered are: {known}") from None
     return str(version.source)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stemtune.config import Scalar
+from stemtune.errors import masked
 from stemtune.tracking.address import Address
 from stemtune.tracking.events import Sender, is_refusal
 
@@ -203,7 +204,9 @@ class Tracker(NullTracker):
                 self._sender.send(event)
             except Exception as problem:
                 attempt += 1
-                self.problem = f"{type(problem).__name__}: {str(problem).splitlines()[0][:200] if str(problem) else ''}"
+                self.problem = (
+                    f"{type(problem).__name__}: {masked(str(problem)).splitlines()[0][:200] if str(problem) else ''}"
+                )
                 verdict = is_refusal(problem)
                 if verdict == "refused" or (verdict == "unclear" and attempt >= _ATTEMPTS):
                     self._put_aside(line, self.problem)

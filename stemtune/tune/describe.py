@@ -7,14 +7,21 @@ from pathlib import Path
 
 from stemtune.config import Config, Scalar, knob
 from stemtune.tune.forms import Branch, Constant, Form
+from stemtune.tune.hosts import check_cluster, is_cluster
+from stemtune.tune.reading import read_yaml
 from stemtune.tune.space import SearchSpace, load_space, samples
 
 _SHOWN = 3  # sampled trials that are printed
 
 
 def check(paths: Sequence[str | Path]) -> str:
-    """Validate search spaces and say in words what each would run."""
-    return "\n\n".join(described(load_space(path), path) for path in paths)
+    """Validate search spaces and cluster files, and say in words what each would run, or what its hosts have."""
+    return "\n\n".join(_checked(path) for path in paths)
+
+
+def _checked(path: str | Path) -> str:
+    content = read_yaml(Path(path).expanduser())
+    return check_cluster(path, content) if is_cluster(content) else described(load_space(path), path)
 
 
 def described(space: SearchSpace, path: str | Path) -> str:

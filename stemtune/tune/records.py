@@ -43,6 +43,10 @@ class TrialState:
         Wall time since its start; the same times its devices, without the start-up.
     first_report_s
         From its start to its first report.
+    values
+        The figures of the last report.
+    nodes
+        Names of the nodes where its workers run.
     """
 
     trial: str
@@ -58,6 +62,7 @@ class TrialState:
     device_s: float = 0.0
     first_report_s: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
+    nodes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

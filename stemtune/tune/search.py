@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import time
 import uuid
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def run_sweep(
     trials: int | None = None,
     resume: bool = False,
     tracked: bool = True,
+    nodes: int = 1,
 ) -> SweepOutcome:
     """Run a search, or go on with an interrupted one.
 
@@ -84,11 +86,14 @@ def run_sweep(
         Continue the sweep of this name. Finished trials are not run again.
     tracked
         Whether MLflow keeps records.
+    nodes
+        Nodes of the cluster to wait for before trials begin.
 
     Raises
     ------
     UserError
-        For a name that is taken, or unknown with `resume`, a missing store, or too few CPUs or GPUs.
+        For a name that is taken, or unknown with `resume`, a missing store, too few CPUs or GPUs, or a node that
+        sees other files or runs other versions.
     KeyboardInterrupt
         After Ctrl-C, when everything that a resume needs is on disk.
     """
@@ -109,13 +114,35 @@ def run_sweep(
         from stemtune.tracking import address
 
         address()  # a wrong MLFLOW_TRACKING_URI is told before anything starts
-    from stemtune.tune.cluster import concurrency, connect
-
-    at_once = concurrency(space, connect(local))
-    writable_folder(folder)
+    at_once = _nodes_ready(space, folder, local, nodes)
     if not resume:
         _write_sheet(folder, sheet)
     return _run(space, name, folder, sheet, at_once, tracked, store_hash, resume)
+
+
+def _nodes_ready(space: SearchSpace, folder: Path, local: bool, count: int) -> int:
+    """Join Ray, see that every node can run trials of this sweep, and return how many run at a time."""
+    from stemtune.tune.cluster import concurrency, connect
+    from stemtune.tune.nodes import alive, check, wait_for
+
+    connect(local)
+    wait_for(count)
+    at_once = concurrency(space, [node["Resources"] for node in alive()])
+    fresh = not folder.exists()
+    writable_folder(folder)
+    try:
+        check(folder, _named_files(space))
+    except UserError:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return at_once
+
+
+def _named_files(space: SearchSpace) -> list[str]:
+    """Return the files that the space's constants name."""
+    values = [space.fixed.get(key) for key in PATHS]
+    return [value for value in values if isinstance(value, str) and Path(value).is_file()]
 
 
 def checked_name(name: str) -> str:

@@ -13,6 +13,7 @@ from ray.tune import Callback
 
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
+from stemtune.tune.nodes import where_it_runs
 from stemtune.tune.progress import Progress
 from stemtune.tune.records import TrialState, checkpoints
 from stemtune.tune.space import SearchSpace
@@ -104,8 +105,10 @@ class Watch(Callback):  # type: ignore[misc]
         state = self.trials[trial.trial_id]
         state.take(result, self.space.metric, self.space.mode)
         state.wall_s = self._wall(trial.trial_id)
-        if result.get("placement_group"):
-            self._groups[trial.trial_id] = result["placement_group"]
+        group = result.get("placement_group")
+        if group and self._groups.get(trial.trial_id) != group:
+            self._groups[trial.trial_id] = group
+            state.nodes = where_it_runs(group) or state.nodes
         if result.get("done"):  # set by the scheduler: a trial that ends by itself is not told again
             self._stopped.add(trial.trial_id)
         self._tell(state, result)
@@ -169,6 +172,7 @@ class Watch(Callback):  # type: ignore[misc]
         if not math.isnan(state.best):
             values |= {"best": state.best, "best_epoch": float(state.best_epoch)}
         tags = {"stemtune.train_folder": str(train_folder(self.folder, state.trial))}
+        tags["stemtune.nodes"] = " ".join(state.nodes)
         self.tracker.end(state.trial, state.status, state.reason, values, tags)
 
     def _wall(self, trial_id: str) -> float:
