@@ -60,7 +60,7 @@ def test_a_ray_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
         assert address.startswith("127.0.0.1:")
         family = [psutil.Process(owner.pid), *psutil.Process(owner.pid).children(recursive=True)]
         listening = [
-            (process.name(), link.laddr.ip)
+            (process.name(), link.laddr.ip.removeprefix("::ffff:"))  # IPv4 as IPv6 writes it
             for process in family
             for link in process.net_connections("tcp")
             if link.status == psutil.CONN_LISTEN

@@ -35,6 +35,7 @@ def spread() -> Iterator[Spread]:
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import the functions below from here
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
         patch.setenv("RAY_ADDRESS", cluster.address)
