@@ -21,7 +21,8 @@ from stemtune.errors import UserError
 from stemtune.maps.analysis import analyse
 from stemtune.maps.clean import ALTERNATIVE, FILLED, TWIN, VARIANT, cleaned, undone
 from stemtune.maps.orientation_map import OrientationMap
-from stemtune.maps.predict import clean_map, write_map
+from stemtune.maps.predict import write_map
+from stemtune.maps.rework import clean_map
 
 VARIANTS = torch.stack([turn for _, turn in pseudo_variants(linio2())])
 
