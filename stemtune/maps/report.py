@@ -114,8 +114,8 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     ]
     if "disorientation" in summary:
         strict = summary["disorientation"]["strict"]
-        told.append(("median off truth", _number(strict["median_deg"], ".2f", "°")))
-        told.append(("within 5° of truth", _number(strict["within_5deg"], ".1%")))
+        told.append(("median off truth", _number(strict.get("median_deg"), ".2f", "°")))
+        told.append(("within 5° of truth", _number(strict.get("within_5deg"), ".1%")))
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in told)
     return f'<dl class="tiles">{cells}</dl>'
 

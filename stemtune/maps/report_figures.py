@@ -128,6 +128,8 @@ def _to_the_rim(density: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def grain_sizes(analysis: Analysis) -> str:
     """Return the histogram of the grains' equivalent diameters, those cut by the map's edge on top."""
+    from matplotlib.ticker import MaxNLocator
+
     table, unit = analysis.grains.table, analysis.orientation_map.scan_unit
     figure = _figure(4.6, 2.9)
     axes = _diagram(figure, f"equivalent diameter ({unit})", "grains")
@@ -142,7 +144,7 @@ def grain_sizes(analysis: Analysis) -> str:
         edgecolor="white",
         linewidth=0.5,
     )
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _legend_above(axes)
     return svg(figure)
 

@@ -23,7 +23,6 @@ from stemtune.maps.evaluate import compare, in_words
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.truth import Truth
 
-
 Pairs = dict[tuple[tuple[int, int], tuple[int, int]], float]
 
 
