@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from stemtune.errors import UserError
+from stemtune.errors import UserError, masked
 from stemtune.tracking.reading import _connect
 from stemtune.tracking.registry import run_of
 
@@ -43,6 +43,6 @@ def log_files(spec: str, folder: Path, names: Sequence[str]) -> str | None:
         for path in chosen:
             api.log_artifact(run, str(path), place)
     except Exception as problem:
-        reason = (str(problem) or type(problem).__name__).splitlines()[0][:200]
+        reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:200]
         raise UserError(f"{where.shown} did not take the files for the run {run}: {reason}") from None
     return f"runs:/{run}/{place}"
