@@ -17,7 +17,17 @@ from pathlib import Path
 import pytest
 
 from stemtune.errors import UserError
-from stemtune.tracking import NullTracker, Tracker, address, code_version, newest_sweep, read_sweep, resolve_model
+from stemtune.tracking import (
+    NullTracker,
+    Tracker,
+    address,
+    code_version,
+    log_files,
+    newest_sweep,
+    read_sweep,
+    resolve_model,
+)
+from stemtune.tracking.address import client
 from stemtune.tracking.writer import JOURNAL
 
 
@@ -94,6 +104,31 @@ def test_what_is_written_is_read_back(here: Path) -> None:
     run = by_trial["t0"].run_id
     for name in ("champion", "models:/alpha@champion", f"runs:/{run}/model"):
         assert (resolve_model(name) / "model.safetensors").read_bytes() == b"weights of best"
+
+
+def test_a_report_is_kept_with_the_run_of_the_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
+    tell(tracker, trials=1)
+    tracker.champion("t0", str(model_folder(prepared / "best")), {})
+    assert tracker.close() == 0
+    run = read_sweep("alpha").trials[0].run_id
+    folder = prepared / "particle"
+    folder.mkdir()
+    for name in ("report.html", "ipf_x.png", "map.h5"):
+        (folder / name).write_text(name)
+    for model in ("champion", "models:/alpha@champion", "models:/alpha/1", f"runs:/{run}/model"):
+        assert log_files(model, folder, ("report.html", "*.png")) == f"runs:/{run}/maps/particle"
+    api = client(address())
+    assert [file.path for file in api.list_artifacts(run, "maps/particle")] == [
+        "maps/particle/ipf_x.png",
+        "maps/particle/report.html",
+    ]
+    assert log_files(str(prepared / "best"), folder, ("*",)) is None
+    with pytest.raises(UserError, match=r"did not take the files for the run 0123"):
+        log_files("runs:/0123/model", folder, ("*",))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared}/gone.db")
+    with pytest.raises(UserError, match=r"there is no MLflow file"):
+        log_files(f"runs:/{run}/model", folder, ("*",))
 
 
 def test_events_told_twice_leave_the_same_records(prepared: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,14 @@ def predict(commands: Commands) -> None:
             twins=options.twin,
             clean=settings_given(options, "clean", CleanConfig) if options.clean else None,
             overlap=options.overlap,
+            addresses=[name for name in options.model if not Path(name).exists()],
             **scan_arguments(options),
         )
+        folder = Path(options.out)
         print(
             f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed, at"
-            f" {summary['patterns_per_second']:,.0f} patterns/s; figures in {Path(options.out) / 'summary.json'}"
+            f" {summary['patterns_per_second']:,.0f} patterns/s; look at {folder / 'report.html'}, figures in"
+            f" {folder / 'summary.json'}"
         )
         for row in summary.get("phases", ()):
             print(f"{row['pixels']:8,} pixels ({row['share']:.1%}) are {row['name']}")
@@ -56,6 +60,8 @@ def predict(commands: Commands) -> None:
 
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")
+        if not options.no_log:
+            _log(options.model, folder)
 
     parser = command(
         commands,
@@ -73,15 +79,40 @@ def predict(commands: Commands) -> None:
         " pixel is of the phase that fits best",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
-    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
-    parser.add_argument("--overlap", action="store_true", help="look for two crystals in each pattern")
-    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
-    ray_option(parser)
+    _work_options(parser)
     parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
     scan_options(parser)
     parser.add_argument("--clean", action="store_true", help="mend the map by what neighbours say, see stemtune clean")
     _clean_options(parser)
     _grain_options(parser)
+
+
+def _work_options(parser: Parser) -> None:
+    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
+    parser.add_argument("--overlap", action="store_true", help="look for two crystals in each pattern")
+    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
+    ray_option(parser)
+    parser.add_argument(
+        "--no-log", action="store_true", help="do not log report and pictures to the MLflow run of the model"
+    )
+
+
+LOGGED = ("report.html", "*.png", "summary.json")
+"""What of a map folder is logged to the MLflow run of the model."""
+
+
+def _log(models: list[str], folder: Path) -> None:
+    """Log a map's report and pictures to the runs of its models; that MLflow does not take them is worth a note."""
+    from stemtune.tracking import log_files
+
+    for model in models:
+        try:
+            address = log_files(model, folder, LOGGED)
+        except UserError as problem:
+            print(f"note: report and pictures are not logged to MLflow: {problem}", file=sys.stderr)
+        else:
+            if address is not None:
+                print(f"logged report and pictures to {address}")
 
 
 def _clean_options(parser: Parser) -> None:
@@ -101,11 +132,11 @@ def _grain_options(parser: Parser) -> None:
 
 def grains(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps.analysis import in_words, regrain
-        from stemtune.maps.predict import FILES
+        from stemtune.maps.analysis import in_words
+        from stemtune.maps.rework import regrain
 
         settings = settings_given(options, "grains", GrainsConfig)
-        print(in_words(regrain(options.map, settings, options.twin, FILES)))
+        print(in_words(regrain(options.map, settings, options.twin)))
 
     parser = command(
         commands,
@@ -121,7 +152,7 @@ def grains(commands: Commands) -> None:
 def clean(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
         from stemtune.maps.analysis import in_words
-        from stemtune.maps.predict import clean_map
+        from stemtune.maps.rework import clean_map
 
         how = None if options.undo else settings_given(options, "clean", CleanConfig)
         figures = clean_map(
@@ -146,48 +177,89 @@ def clean(commands: Commands) -> None:
     _grain_options(parser)
 
 
+def _draw_difference(options: argparse.Namespace) -> None:
+    from stemtune.maps.difference import differ
+
+    differ(options.map, options.truth or options.other, png=options.difference)
+
+
+def _differ(options: argparse.Namespace) -> None:
+    from stemtune.maps.difference import differ, differ_in_words
+
+    _without_truth(options)
+    print(differ_in_words(differ(options.map, options.other, json=options.json, png=options.difference)))
+
+
+def _without_truth(options: argparse.Namespace) -> None:
+    for name in ("png", "risk"):
+        if getattr(options, name):
+            raise UserError(f"--{name} draws what is known of the truth; give --truth, or leave it out")
+    if options.difference and not options.other:
+        raise UserError("--difference draws two maps; give --truth or --other, or leave it out")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    given = [options.truth, options.against_patterns]
+    if given.count(None) != 1 and (options.other is None or given != [None, None]):
+        raise UserError(
+            "give either --truth, or where there is none --against-patterns STORE, or --other MAP to compare with"
+        )
+    if options.difference and options.risk:
+        raise UserError("--risk judges labels and --difference draws two maps; give one of them")
+    if given == [None, None]:
+        _differ(options)
+        return
+    if options.truth is None:
+        _without_truth(options)
+        from stemtune.maps.agreement import agreement_in_words, judge
+
+        print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
+        if options.difference:
+            _draw_difference(options)
+        return
+    if options.other:
+        raise UserError("--other is another map to agree with, where there is no truth; leave it out")
+    if options.models and not options.risk:
+        raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
+    if options.risk:
+        from stemtune.maps.risk import judge_labels, risk_in_words
+
+        print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
+        return
+    from stemtune.maps.evaluate import evaluate, in_words
+
+    print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
+    if options.difference:
+        _draw_difference(options)
+
+
 def evaluate(commands: Commands) -> None:
-    def call(options: argparse.Namespace) -> None:
-        if (options.truth is None) == (options.against_patterns is None):
-            raise UserError("give either --truth, or where there is none --against-patterns STORE")
-        if options.truth is None:
-            for name in ("png", "risk"):
-                if getattr(options, name):
-                    raise UserError(f"--{name} draws what is known of the truth; give --truth, or leave it out")
-            from stemtune.maps.agreement import agreement_in_words, judge
-
-            print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
-            return
-        if options.other:
-            raise UserError("--other is another map to agree with, beside --against-patterns; leave it out")
-        if options.models and not options.risk:
-            raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
-        if options.risk:
-            from stemtune.maps.risk import judge_labels, risk_in_words
-
-            print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
-            return
-        from stemtune.maps.evaluate import evaluate, in_words
-
-        print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
-
     parser = command(
         commands,
         "evaluate",
         "a map, or the labels of a store, against the truth: disorientation, pseudo-symmetry confusion, calibration of"
-        " the confidence; without a truth against the patterns: fit, coherence, agreement with another map",
-        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json\n"
+        " the confidence, risk-coverage, boundaries; without a truth against the patterns: fit, coherence, agreement"
+        " with another map; or two maps with each other",
+        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json --png figures.png\n"
+        "  stemtune evaluate map --other map_of_another_model --difference difference.png\n"
         "  stemtune evaluate map --against-patterns scan.h5 --other labelled.h5",
-        call,
+        _evaluate,
     )
     parser.add_argument("map", metavar="MAP.h5|STORE")
     parser.add_argument("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
     parser.add_argument("--against-patterns", metavar="STORE", help="there is no truth: judge by these patterns")
     parser.add_argument(
-        "--other", metavar="MAP.h5|STORE|.ang|.ctf", help="a map to agree with, beside --against-patterns"
+        "--other",
+        metavar="MAP.h5|STORE|.ang|.ctf",
+        help="another map of the scan to compare with, alone or beside --against-patterns",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures")
-    parser.add_argument("--png", metavar="FILE", help="draw the reliability of the confidence")
+    parser.add_argument(
+        "--png", metavar="FILE", help="draw what is known of the truth: reliability, risk-coverage, confusion"
+    )
+    parser.add_argument(
+        "--difference", metavar="FILE", help="draw where the map and --truth or --other differ, and by how much"
+    )
     parser.add_argument(
         "--risk", metavar="FILE", help="of a labelled store: draw the labels' error against the share that is kept"
     )

@@ -102,7 +102,7 @@ def against_patterns(
         if other is None:
             return result
         result["agreement"] = agreement(orientation_map, other)
-        both = _shared(orientation_map, other)
+        both = shared(orientation_map, other)
         theirs, _ = spot_fit(np.where(both[:, None], other.orientation, np.nan), orientation_map, opened)
         result["agreement"] |= {
             "fit_here": float(np.nanmedian(fit[both])) if both.any() else None,
@@ -161,7 +161,7 @@ def coherence(orientation_map: OrientationMap) -> dict[str, Any]:
     }
 
 
-def _shared(orientation_map: OrientationMap, other: Truth) -> npt.NDArray[np.bool_]:
+def shared(orientation_map: OrientationMap, other: Truth) -> npt.NDArray[np.bool_]:
     """Return the pixels (n,) that both maps index as the same Laue class."""
     own = np.array([phase.symmetry.laue for phase in orientation_map.phases])
     both = orientation_map.indexed & (other.phase >= 0) & np.isfinite(other.orientation).all(axis=1)
@@ -173,7 +173,7 @@ def agreement(orientation_map: OrientationMap, other: Truth) -> dict[str, Any]:
     """Return how far two maps agree on the pixels that both index; see `against_patterns`."""
     if other.shape != orientation_map.shape:
         raise UserError(f"the map has {_by(orientation_map.shape)} pixels, but the other map {_by(other.shape)}")
-    both = _shared(orientation_map, other)
+    both = shared(orientation_map, other)
     result: dict[str, Any] = {"both": float(both.mean())}
     if not both.any():
         return result

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.config import GrainsConfig
-from stemtune.files import replaceable_folder, whole_folder
 from stemtune.maps.boundaries import Boundaries, boundary_figures, find_boundaries
 from stemtune.maps.grain_pictures import draw_grains, draw_grod, draw_kam
 from stemtune.maps.grains import Grains, find_grains
 from stemtune.maps.neighbours import Neighbourhood
-from stemtune.maps.orientation_map import OrientationMap, map_file
+from stemtune.maps.orientation_map import OrientationMap
 
 FILES = ("grains.csv", "boundaries.csv", "grains.png", "kam.png", "grod.png")
 """What `write_grains` adds to a map folder."""
@@ -100,45 +97,16 @@ def grain_figures(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def regrain(
-    path: str | os.PathLike[str], settings: GrainsConfig, twins: Sequence[str] = (), known: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Find the grains of the map at `path` anew and put them into its folder in place of those that are there.
+def retell(folder: Path, figures: Mapping[str, Any], stale: Sequence[str] = ()) -> dict[str, Any]:
+    """Put `figures` into the `summary.json` of a map folder in place of those of the same names; drop `stale` ones.
 
-    Parameters
-    ----------
-    path
-        A map folder, or the `map.h5` in it.
-    settings, twins
-        See `analyse`.
-    known
-        Names (* for any letters) of the files of a map folder; anything else in it is refused.
-
-    Returns
-    -------
-    dict
-        See `grain_figures`.
+    Returns all that it then says.
     """
-    file = map_file(path)
-    folder = replaceable_folder(file.parent, known, "a map")
-    analysis = analyse(OrientationMap.read(file), settings, twins)
-    figures = {"grains": grain_figures(analysis)}
-    with whole_folder(folder) as part:
-        for entry in folder.iterdir():
-            if entry.name != file.name:
-                shutil.copy2(entry, part / entry.name)
-        analysis.orientation_map.write(part / file.name)
-        write_grains(analysis, part)
-        retell(part, figures)
-    return figures["grains"]
-
-
-def retell(folder: Path, figures: Mapping[str, Any], stale: Sequence[str] = ()) -> None:
-    """Put `figures` into the `summary.json` of a map folder in place of those of the same names; drop `stale` ones."""
     said = folder / "summary.json"
     told = json.loads(said.read_text(encoding="utf-8")) if said.exists() else {}
-    told = {name: value for name, value in told.items() if name not in stale}
-    said.write_text(json.dumps({**told, **figures}, indent=2) + "\n", encoding="utf-8")
+    told = {**{name: value for name, value in told.items() if name not in stale}, **figures}
+    said.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return told
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
@@ -185,4 +153,4 @@ def _median(values: npt.NDArray[Any]) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
-__all__ = ["FILES", "Analysis", "analyse", "grain_figures", "in_words", "regrain", "retell", "write_grains"]
+__all__ = ["FILES", "Analysis", "analyse", "grain_figures", "in_words", "retell", "write_grains"]

@@ -17,8 +17,10 @@ from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disor
 from stemtune.errors import UserError
 from stemtune.files import whole_file
 from stemtune.learning import calibration
+from stemtune.maps.boundary_match import boundary_match
+from stemtune.maps.coverage import risk_coverage
+from stemtune.maps.evaluation_figure import draw_evaluation
 from stemtune.maps.orientation_map import OrientationMap
-from stemtune.maps.reliability import draw_reliability
 from stemtune.maps.truth import Truth, map_or_labels, read_truth
 
 RIGHT_DEG = 5.0
@@ -34,6 +36,8 @@ COMPARED = (
     "within_5deg_of_best",
     "pseudo_symmetry",
     "reliability",
+    "risk_coverage",
+    "boundaries",
 )
 """What `compare` says about a map and its truth."""
 
@@ -57,7 +61,7 @@ def evaluate(
     json
         File for the figures.
     png
-        File for the reliability diagram.
+        File for the picture, see `maps.evaluation_figure`.
 
     Returns
     -------
@@ -73,11 +77,9 @@ def evaluate(
     write_figures(result, json)
     if png is not None:
         if "reliability" not in result:
-            raise UserError(
-                "there is no reliability to draw: no pixel is indexed as the phase that the truth has there"
-            )
+            raise UserError("there is nothing to draw: no pixel is indexed as the phase that the truth has there")
         with whole_file(png) as part:
-            draw_reliability(result["reliability"], part)
+            draw_evaluation(result, part)
     return result
 
 
@@ -112,6 +114,18 @@ def in_words(figures: Mapping[str, Any]) -> str:
         f"confidence      expected calibration error {trust['calibration_error']:.3f}"
         f" ({trust['calibration_error_by_chance']:.3f} by chance alone)"
     )
+    risk = figures["risk_coverage"]
+    half = risk["wrong"][risk["kept"].index(0.5)]
+    lines.append(
+        f"risk-coverage   area {risk['area']:.4f} (perfect {risk['area_of_perfect']:.4f}, chance"
+        f" {risk['area_of_chance']:.4f}); {in_percent(half)} of the more confident half are more than 5° off"
+    )
+    lines += [
+        f"boundaries      above {RIGHT_DEG:g}°, to within a pixel: precision {in_percent(entry['precision'])},"
+        f" recall {in_percent(entry['recall'])}"
+        for entry in figures.get("boundaries", ())
+        if entry["threshold_deg"] == RIGHT_DEG
+    ]
     return "\n".join(lines)
 
 
@@ -136,7 +150,9 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
         - `pseudo_symmetry`: shares of right, of each family of pseudo-symmetric variants, and of other answers;
         - `reliability`: `bins` of pixels of like confidence with their mean confidence and the share that is right
           (strictly), the mean difference of the two, `calibration_error`, and what it would be if every confidence
-          were a true probability, `calibration_error_by_chance`; `histogram`, pixels per 0.05 of confidence.
+          were a true probability, `calibration_error_by_chance`; `histogram`, pixels per 0.05 of confidence;
+        - `risk_coverage`: how wrong the most confident pixels are, see `maps.coverage` (strictly);
+        - `boundaries`: their precision and recall at several thresholds, see `maps.boundary_match`; not of one row.
     """
     if orientation_map.shape != truth.shape:
         rows, columns = orientation_map.shape
@@ -170,6 +186,9 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
     }
     result["pseudo_symmetry"] = _confusion(orientation_map, truth, same)
     result["reliability"] = reliability(orientation_map.confidence[same], strict[same] < RIGHT_DEG)
+    result["risk_coverage"] = risk_coverage(orientation_map.confidence[same], strict[same], RIGHT_DEG)
+    if min(truth.shape) > 1:
+        result["boundaries"] = boundary_match(orientation_map, truth)
     return result
 
 

@@ -25,7 +25,7 @@ _DPI = 200
 _LONG_SIDE_IN = 5.0
 _SHORT_SIDE_IN = 1.2
 _HEAD_IN = 0.42
-_FOOT_IN = 0.8
+_FOOT_IN = 0.66
 _MARGIN_IN = 0.2
 
 
@@ -126,8 +126,12 @@ def draw_scalar(
     label: str,
     note: str = "",
     limits: tuple[float, float] = (0.0, 1.0),
+    beyond: bool = False,
 ) -> None:
-    """Draw `values` (rows, columns), NaN in the neutral grey, with a colour bar called `label`."""
+    """Draw `values` (rows, columns), NaN in the neutral grey, with a colour bar called `label`.
+
+    `beyond` says by an arrow on the bar that values above the upper limit have its colour.
+    """
     import matplotlib
 
     rows, columns = values.shape
@@ -139,6 +143,6 @@ def draw_scalar(
     high = max(min(box.height, 1.0), room[3] * 0.8)
     middle = box.y0 + box.height / 2
     bar = figure.add_axes((room[0], middle - high / 2, room[2] * 0.12, high))
-    figure.colorbar(image, cax=bar, label=label)
+    figure.colorbar(image, cax=bar, label=label, extend="max" if beyond else "neither")
     bar.tick_params(labelsize=8)
     save(figure, path)

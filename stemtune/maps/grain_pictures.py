@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 # Colours that stay apart for the colour-blind (Okabe and Ito, Color universal design, 2008).
-_PLAIN = {HIGH: "black", LOW: "0.45", PHASE: "#56B4E9"}
+_PLAIN = {HIGH: "#000000", LOW: "#737373", PHASE: "#56B4E9"}
 _SPECIAL = ("#D55E00", "#0072B2", "#CC79A7", "#009E73", "#F0E442")
 _KEYS = 2  # colour keys for which there is room
 
@@ -32,18 +32,11 @@ def draw_grains(
 ) -> None:
     """Draw the grains in the IPF-z colour of their mean orientation, with their boundaries by class, as a PNG."""
     shape, table = orientation_map.shape, grains.table
-    mean = np.full((len(table), 3), NEUTRAL)
     present = [index for index in range(len(orientation_map.phases)) if (table.phase == index).any()]
-    for index in present:
-        own = table.phase == index
-        mean[own] = ipf_colours(table.orientation[own], orientation_map.phases[index])
-    colours = np.full((len(grains.number), 3), NEUTRAL)
-    inside = grains.number >= 0
-    colours[inside] = mean[grains.number[inside]]
     note = "Each grain in the colour of its mean orientation. Colour key: orix (TSL). Grey: no grain."
     title = f"{len(table):,} grains: crystal direction along the beam"
     figure, axes, room = framed(shape, orientation_map.step_nm, 2.3, title, note)
-    show(axes, colours.reshape(*shape, 3), orientation_map.step_nm)
+    show(axes, grain_colours(orientation_map, grains), orientation_map.step_nm)
     legend = draw_boundaries(axes, boundaries, shape)
     left, bottom, width, height = room
     keys = present[:_KEYS]
@@ -68,6 +61,29 @@ def draw_grains(
     save(figure, path)
 
 
+def grain_colours(orientation_map: OrientationMap, grains: Grains) -> npt.NDArray[np.float64]:
+    """Return the RGB colours (rows, columns, 3) of the grains' mean orientations along the beam."""
+    table = grains.table
+    mean = np.full((len(table), 3), NEUTRAL)
+    for index, phase in enumerate(orientation_map.phases):
+        own = table.phase == index
+        mean[own] = ipf_colours(table.orientation[own], phase)
+    colours = np.full((len(grains.number), 3), NEUTRAL)
+    inside = grains.number >= 0
+    colours[inside] = mean[grains.number[inside]]
+    return colours.reshape(*orientation_map.shape, 3)
+
+
+def class_colours(boundaries: Boundaries) -> dict[str, str]:
+    """Return the colour of each class of boundaries that is there."""
+    special = [name for name in boundaries.names if name not in _PLAIN]
+    return {
+        name: _PLAIN.get(name) or _SPECIAL[special.index(name) % len(_SPECIAL)]
+        for kind, name in enumerate(boundaries.names)
+        if (boundaries.kind == kind).any()
+    }
+
+
 def draw_boundaries(axes: Axes, boundaries: Boundaries, shape: tuple[int, int]) -> list[Line2D]:
     """Draw boundaries over a picture of `shape` pixels; return one line for each class that is there, for a legend."""
     from matplotlib.collections import LineCollection
@@ -77,14 +93,10 @@ def draw_boundaries(axes: Axes, boundaries: Boundaries, shape: tuple[int, int]) 
     box = axes.get_position()
     pixel = 72 * min(box.width * figure.get_figwidth() / shape[1], box.height * figure.get_figheight() / shape[0])
     width = float(np.clip(0.3 * pixel, 0.35, 1.4))
-    special = [name for name in boundaries.names if name not in _PLAIN]
     shares, legend = boundaries.shares(), []
-    for kind, name in enumerate(boundaries.names):
-        own = boundaries.kind == kind
-        if not own.any():
-            continue
-        colour = _PLAIN.get(name) or _SPECIAL[special.index(name) % len(_SPECIAL)]
-        wide = width * (1.6 if name in special else 1.0)
+    for name, colour in class_colours(boundaries).items():
+        own = boundaries.kind == boundaries.names.index(name)
+        wide = width * (1.0 if name in _PLAIN else 1.6)
         lines = edge_lines(boundaries.first[own], boundaries.second[own], shape[1])
         drawn = LineCollection(list(lines), colors=[colour], linewidths=wide, capstyle="projecting")
         axes.add_collection(drawn, autolim=False)
@@ -148,11 +160,15 @@ def draw_grod(orientation_map: OrientationMap, grains: Grains, path: str | os.Pa
     )
 
 
+def highest_deg(values: npt.NDArray[np.float32]) -> float:
+    """Return where the colours of angles end: 98 % of them are below."""
+    known = values[np.isfinite(values)]
+    return max(float(np.percentile(known, 98)), 0.1) if len(known) else 1.0
+
+
 def _draw_angle(
     orientation_map: OrientationMap, values: npt.NDArray[np.float32], path: str | os.PathLike[str], **words: str
 ) -> None:
-    known = values[np.isfinite(values)]
-    highest = max(float(np.percentile(known, 98)), 0.1) if len(known) else 1.0
     draw_scalar(
         values.reshape(orientation_map.shape),
         path,
@@ -160,8 +176,18 @@ def _draw_angle(
         title=words["title"],
         label=words["label"],
         note=words["note"],
-        limits=(0.0, highest),
+        limits=(0.0, highest_deg(values)),
+        beyond=True,
     )
 
 
-__all__ = ["draw_boundaries", "draw_grains", "draw_grod", "draw_kam", "edge_lines"]
+__all__ = [
+    "class_colours",
+    "draw_boundaries",
+    "draw_grains",
+    "draw_grod",
+    "draw_kam",
+    "edge_lines",
+    "grain_colours",
+    "highest_deg",
+]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 DIRECTIONS: dict[str, tuple[float, float, float]] = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1)}
 """The lab axes that a map can be coloured by."""
 
-_MEANING = {"x": "detector x", "y": "detector y", "z": "the beam"}
+MEANING = {"x": "detector x", "y": "detector y", "z": "the beam"}
+"""What the lab axes are."""
+
 _FRAME = "Detector x points right, y up on the diffraction pattern."
 _KEY_PIXELS = 360
 _LABEL_TOLERANCE_DEG = 1.0
@@ -84,22 +86,32 @@ class ColourKey:
         return ~self._turn * directions
 
 
+def present_phases(orientation_map: OrientationMap) -> list[int]:
+    """Return the phases that some pixel is of; the first one where none is indexed."""
+    return [i for i in range(len(orientation_map.phases)) if (orientation_map.phase == i).any()] or [0]
+
+
+def map_colours(orientation_map: OrientationMap, axis: str) -> npt.NDArray[np.float64]:
+    """Return the RGB colours (rows, columns, 3) of the IPF map along lab axis "x", "y" or "z"."""
+    colours = np.full((len(orientation_map.phase), 3), NEUTRAL)
+    for index in present_phases(orientation_map):
+        own = orientation_map.phase == index
+        chosen = orientation_map.orientation[own]
+        colours[own] = ipf_colours(chosen, orientation_map.phases[index], DIRECTIONS[axis])
+    return colours.reshape(*orientation_map.shape, 3)
+
+
 def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike[str]) -> None:
     """Draw the IPF map along lab axis "x", "y" or "z" with its colour key and a scale bar to the PNG `path`.
 
     Pixels that are not indexed are grey. With several phases, the key of each stands below the other.
     """
     rows, columns = orientation_map.shape
-    colours = np.full((rows * columns, 3), NEUTRAL)
-    present = [i for i in range(len(orientation_map.phases)) if (orientation_map.phase == i).any()] or [0]
-    for index in present:
-        own = orientation_map.phase == index
-        chosen = orientation_map.orientation[own]
-        colours[own] = ipf_colours(chosen, orientation_map.phases[index], DIRECTIONS[axis])
+    present = present_phases(orientation_map)
     note = "Colour key: orix (TSL). Grey: not indexed." + ("" if axis == "z" else f" {_FRAME}")
-    title = f"IPF-{axis}: crystal direction along {_MEANING[axis]}"
+    title = f"IPF-{axis}: crystal direction along {MEANING[axis]}"
     figure, axes, room = framed((rows, columns), orientation_map.step_nm, 2.3, title, note)
-    show(axes, colours.reshape(rows, columns, 3), orientation_map.step_nm)
+    show(axes, map_colours(orientation_map, axis), orientation_map.step_nm)
     left, bottom, width, height = room
     share = height / len(present)
     for place, index in enumerate(present):

@@ -23,7 +23,7 @@ from stemtune.files import existing, whole_file
 from stemtune.maps.figures import save
 from stemtune.maps.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.maps.orientation_map import OrientationMap, map_file
-from stemtune.maps.predict import is_store
+from stemtune.maps.source import is_store
 from stemtune.maps.truth import grid_pixel
 
 if TYPE_CHECKING:

@@ -90,20 +90,31 @@ def write_phases(orientation_map: OrientationMap, folder: Path) -> None:
     draw_phases(orientation_map, folder / "phase.png")
 
 
+def colours_of(phases: int) -> list[str]:
+    """Return a colour for each phase."""
+    return [_COLOURS[index % len(_COLOURS)] for index in range(phases)]
+
+
+def phase_colours(orientation_map: OrientationMap) -> npt.NDArray[np.float64]:
+    """Return the RGB colours (rows, columns, 3) of the phase map."""
+    from matplotlib.colors import to_rgb
+
+    names = [to_rgb(colour) for colour in colours_of(len(orientation_map.phases))]
+    colours = np.array([*names, NEUTRAL])[orientation_map.phase]  # -1 is the last
+    return colours.reshape(*orientation_map.shape, 3)
+
+
 def draw_phases(orientation_map: OrientationMap, path: str | os.PathLike[str]) -> None:
     """Draw which phase each pixel is as a PNG, with a legend that says how much there is of each."""
-    from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
     rows = phase_figures(orientation_map)
-    names = [to_rgb(_COLOURS[index % len(_COLOURS)]) for index in range(len(rows))]
-    colours = np.array([*names, NEUTRAL])[orientation_map.phase]  # -1 is the last
     note = "The phase whose predicted spots hold most of the pattern. Grey: not indexed."
     figure, axes, room = framed(orientation_map.shape, orientation_map.step_nm, 2.3, "Phases", note)
-    show(axes, colours.reshape(*orientation_map.shape, 3), orientation_map.step_nm)
+    show(axes, phase_colours(orientation_map), orientation_map.step_nm)
     handles = [
         Patch(facecolor=colour, label=f"{row['name']} ({row['share']:.1%})")
-        for colour, row in zip(names, rows, strict=True)
+        for colour, row in zip(colours_of(len(rows)), rows, strict=True)
     ]
     left, bottom, _, height = room
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(left, bottom + height), fontsize=9, frameon=False)
@@ -115,4 +126,14 @@ def distinct(phases: Sequence[Phase]) -> bool:
     return all(one.cif != other.cif for place, one in enumerate(phases) for other in phases[:place])
 
 
-__all__ = ["FILES", "Chosen", "choose", "distinct", "draw_phases", "phase_figures", "write_phases"]
+__all__ = [
+    "FILES",
+    "Chosen",
+    "choose",
+    "colours_of",
+    "distinct",
+    "draw_phases",
+    "phase_colours",
+    "phase_figures",
+    "write_phases",
+]

@@ -4,50 +4,48 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from stemtune import __version__
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.data.ingest import ingest
 from stemtune.data.labels.orix_file import read_with_orix
 from stemtune.data.store import Store
 from stemtune.errors import UserError
-from stemtune.files import existing, replaceable_folder, whole_folder
-from stemtune.learning.checkpoint import load_model
+from stemtune.files import replaceable_folder, whole_folder
+from stemtune.learning.checkpoint import DESCRIPTION, load_model, read_description
 from stemtune.learning.model import OrientationModel
 from stemtune.maps.analysis import FILES as GRAIN_FILES
-from stemtune.maps.analysis import Analysis, analyse, grain_figures, retell, write_grains
+from stemtune.maps.analysis import Analysis, analyse, grain_figures, write_grains
 from stemtune.maps.calibration import found_calibration
-from stemtune.maps.clean import CHANGED, clean_figures, cleaned, undone
+from stemtune.maps.clean import CHANGED, clean_figures, cleaned
 from stemtune.maps.ctf import write_ctf
-from stemtune.maps.evaluate import COMPARED, compare
+from stemtune.maps.evaluate import compare
 from stemtune.maps.export import check_same, write_ang
 from stemtune.maps.figures import draw_scalar
 from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.indexing import DIM_SHARE, LEAST_FIT, LEAST_SIGNAL, LEAST_SIGNAL_DIM
 from stemtune.maps.inference import Answered, Predictor
 from stemtune.maps.ipf import DIRECTIONS, draw_ipf
-from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap, map_file
+from stemtune.maps.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.maps.overlap_layers import SECOND_LAYER, draw_overlaps, overlap_figures, with_overlaps
 from stemtune.maps.phases import FILES as PHASE_FILES
 from stemtune.maps.phases import Chosen, choose, distinct, phase_figures, write_phases
+from stemtune.maps.report import write_report
+from stemtune.maps.source import opened
 from stemtune.maps.truth import grid_pixel, grid_shape, truth_of_store
 from stemtune.processes import Spread
 
 FILES = (
     *("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlap.png", "overlay.png", "summary.json"),
+    "report.html",
     *GRAIN_FILES,
     *PHASE_FILES,
 )
@@ -68,6 +66,7 @@ def predict(
     twins: Sequence[str] = (),
     clean: CleanConfig | None = None,
     overlap: bool = False,
+    addresses: Sequence[str] = (),
     **calibration: Any,
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
@@ -98,6 +97,8 @@ def predict(
         How the map is cleaned up by what neighbours say (`maps.clean`); left out, it is not.
     overlap
         Look for two crystals in every pattern; see `maps.overlaps`.
+    addresses
+        What the user calls the models, where that is more than their folders: addresses in MLflow.
     **calibration
         What `data.ingest.ingest` takes, for a scan file.
 
@@ -132,7 +133,7 @@ def predict(
         rate = store.n / (time.perf_counter() - started)
         fitted = found_calibration(chosen.answered, store.geometry)
         _tell(fitted.notes)
-        facts = _facts(source, folders, store, models, calibration, predictors[0])
+        facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
         orientation_map = as_map(store, chosen, models, facts)
         if overlap:
             orientation_map = with_overlaps(orientation_map, predictors, chosen.model, grid_pixel(store))
@@ -152,6 +153,7 @@ def predict(
         }
         if store.labelled.any():
             summary |= compare(orientation_map, truth_of_store(store))
+        write_report(analysis, part, summary, store)
         summary["seconds"] = time.perf_counter() - begun
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
@@ -214,50 +216,6 @@ def write_map(analysis: Analysis, folder: Path) -> None:
         draw_overlaps(orientation_map, folder / "overlap.png")
 
 
-def clean_map(
-    path: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None,
-    clean: CleanConfig | None,
-    grains: GrainsConfig,
-    twins: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Clean up the map at `path` by what neighbours say, or undo that, and return the figures that are new.
-
-    Parameters
-    ----------
-    path
-        A map folder, or the `map.h5` in it.
-    out
-        The map folder to write; left out, the map is replaced.
-    clean
-        How; None undoes an earlier clean-up.
-    grains, twins
-        How grains are found.
-
-    Returns
-    -------
-    dict
-        `cleaned`, pixels by what was done to them (None when it was undone), `indexed_fraction` and `grains`.
-    """
-    file = map_file(path)
-    folder = replaceable_folder(file.parent, FILES, "a map")
-    before = OrientationMap.read(file)
-    changed = undone(before) if clean is None else cleaned(before, clean)
-    analysis = analyse(changed, grains, twins)
-    measured = changed.measured
-    figures = {
-        "cleaned": None if clean is None else clean_figures(changed),
-        "indexed_fraction": float(changed.indexed[measured].mean()),
-        "grains": grain_figures(analysis),
-    }
-    with whole_folder(folder if out is None else replaceable_folder(out, FILES, "a map")) as part:
-        for entry in folder.iterdir():
-            shutil.copy2(entry, part / entry.name)
-        write_map(analysis, part)
-        retell(part, figures, stale=COMPARED)
-    return figures
-
-
 def as_map(
     store: Store, chosen: Chosen, models: Sequence[OrientationModel], facts: Mapping[str, Any]
 ) -> OrientationMap:
@@ -289,50 +247,6 @@ def as_map(
     )
 
 
-@contextmanager
-def opened(source: str | os.PathLike[str], room: Path, **calibration: Any) -> Iterator[Store]:
-    """Yield `source` as a store; a scan file is ingested into a temporary one in the folder `room` first.
-
-    Raises
-    ------
-    UserError
-        When it is neither, or when a store is given together with options that only a scan file needs.
-    """
-    path = existing(source, "the scan or store")
-    if is_store(path):
-        given = [name for name, value in calibration.items() if value is not None and (name, value) != _AUTO]
-        if given:
-            flag = given[0].replace("_", "-")
-            raise UserError(f"'{source}' is a store with its own calibration; leave out --{flag}")
-        with Store.open(path) as store:
-            yield store
-        return
-    with tempfile.TemporaryDirectory(dir=room, prefix=".scan.", suffix=".part") as folder:
-        temporary = Path(folder) / "scan.h5"
-        ingest(path, temporary, **calibration)
-        with Store.open(temporary) as store:
-            yield store
-
-
-_AUTO = ("centre", "auto")
-
-
-def is_store(path: Path) -> bool:
-    """Say whether `path` is to be opened as a store rather than read as a scan.
-
-    Anything called .h5 that does not open as HDF5 counts as a store too, so that the message says what is wrong.
-    """
-    if not path.is_file():
-        return False
-    if not h5py.is_hdf5(path):
-        return path.suffix == ".h5"
-    try:
-        with h5py.File(path) as file:
-            return "patterns" in file and "schema" in file.attrs
-    except OSError:
-        return path.suffix == ".h5"
-
-
 def _facts(
     source: str | os.PathLike[str],
     folders: Sequence[str | os.PathLike[str]],
@@ -340,6 +254,7 @@ def _facts(
     models: Sequence[OrientationModel],
     calibration: Mapping[str, Any],
     predictor: Predictor,
+    addresses: Sequence[str],
 ) -> dict[str, Any]:
     """Return how the map is made; of several models what differs from one to the next is a list."""
     attrs = store.attrs
@@ -349,6 +264,7 @@ def _facts(
             "architecture": model.config.model.name,
             "phase": model.phase.name,
             "model_geometry": model.geometry.to_dict(),
+            "trained": _trained(folder),
         }
         for folder, model in zip(folders, models, strict=True)
     ]
@@ -360,6 +276,7 @@ def _facts(
         "scan_rotation_deg": scan_rotation_deg(attrs),
         "calibration": {name: value for name, value in calibration.items() if value is not None},
         **(each[0] if len(each) == 1 else {name: [one[name] for one in each] for name in each[0]}),
+        "model_address": list(addresses) or None,
         "geometry": store.geometry.to_dict(),
         "device": str(predictor.device),
         "not_indexed_below": {
@@ -370,6 +287,14 @@ def _facts(
         },
         "stemtune": __version__,
     }
+
+
+def _trained(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a model folder says of its training: the store, what was reached, with which versions."""
+    if not (Path(folder) / DESCRIPTION).is_file():
+        return {}
+    description = read_description(folder)
+    return {name: description[name] for name in ("store_sha256", "metrics", "versions") if name in description}
 
 
 def _step(store: Store) -> tuple[float, float] | None:

@@ -61,8 +61,30 @@ def _fetched(address: str) -> Path:
 
 def _source(api: Any, where: Any, address: str) -> str:
     """Return where the files of a registered model lie; `runs:/` addresses pass as they are."""
-    if not address.startswith("models:/"):
-        return address
+    return str(_version(api, where, address).source) if address.startswith("models:/") else address
+
+
+def run_of(spec: str) -> str | None:
+    """Return the id of the MLflow run that made the model that `resolve_model` takes by the same name.
+
+    None where the model is a folder, or was registered without a run.
+
+    Raises
+    ------
+    UserError
+        When MLflow knows no such model.
+    """
+    if spec.startswith("runs:/"):
+        return spec.removeprefix("runs:/").split("/")[0]
+    if spec == CHAMPION and not shipped_or(spec).exists():
+        spec = _newest_champion()
+    if not spec.startswith("models:/"):
+        return None
+    return str(_version(*_connect(), spec).run_id or "") or None
+
+
+def _version(api: Any, where: Any, address: str) -> Any:
+    """Return what MLflow knows of the registered model at a `models:/` address."""
     name, at, alias = address.removeprefix("models:/").partition("@")
     try:
         if at:
@@ -74,7 +96,7 @@ def _source(api: Any, where: Any, address: str) -> str:
         known = ", ".join(model.name for model in reach(api.search_registered_models, where)) or "none"
         reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:160]
         raise UserError(f"no model '{address}' at {where.shown} ({reason}); registered are: {known}") from None
-    return str(version.source)
+    return version
 
 
 def _newest_champion() -> str:

@@ -21,7 +21,8 @@ from stemtune.errors import UserError
 from stemtune.maps.analysis import analyse
 from stemtune.maps.clean import ALTERNATIVE, FILLED, TWIN, VARIANT, cleaned, undone
 from stemtune.maps.orientation_map import OrientationMap
-from stemtune.maps.predict import clean_map, write_map
+from stemtune.maps.predict import write_map
+from stemtune.maps.rework import clean_map
 
 VARIANTS = torch.stack([turn for _, turn in pseudo_variants(linio2())])
 
@@ -133,6 +134,7 @@ def test_the_command_rewrites_the_folder(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "cleaned" / "summary.json").read_text())
     assert summary["patterns"] == 480 and summary["cleaned"] == figures["cleaned"]
     assert "disorientation" not in summary  # it was that of the map before
+    assert "not indexed" in (tmp_path / "cleaned" / "report.html").read_text(encoding="utf-8")
     clean_map(tmp_path / "cleaned", None, None, GrainsConfig())
     back = OrientationMap.read(tmp_path / "cleaned")
     np.testing.assert_array_equal(back.answers, made.answers)

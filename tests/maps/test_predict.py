@@ -99,7 +99,7 @@ def test_map_folder_is_the_truth(scan: Path, folder: Path) -> None:
     out = folder
     summary = json.loads((out / "summary.json").read_text())
     names = {"map.h5", "map.ang", "map.ctf", "ipf_x.png", "ipf_y.png", "ipf_z.png", "confidence.png", "summary.json"}
-    names |= set(FILES)
+    names |= {"report.html", *FILES}
     assert {path.name for path in out.iterdir()} == names
     with Store.open(scan) as store:
         truth, crystal = store.orientation, store.phase >= 0
@@ -117,6 +117,9 @@ def test_map_folder_is_the_truth(scan: Path, folder: Path) -> None:
     assert summary["indexed_of_no_crystal"] == 0
     assert summary["disorientation"]["beam180"]["median_deg"] < 0.05
     assert summary["indexed_fraction"] == pytest.approx(kept.mean())
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count('alt="measured"') == page.count('alt="simulated"') == 6
+    assert "They cannot be shown" not in page
     for name in ("ipf_x", "ipf_y", "ipf_z", "confidence"):
         picture = imread(out / f"{name}.png")
         assert min(picture.shape[:2]) > 300

@@ -1,0 +1,64 @@
+"""What a map is made of: a store, or a scan file that becomes one for as long as it is needed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from stemtune.data.ingest import ingest
+from stemtune.data.store import Store
+from stemtune.errors import UserError
+from stemtune.files import existing
+
+
+@contextmanager
+def opened(source: str | os.PathLike[str], room: Path, **calibration: Any) -> Iterator[Store]:
+    """Yield `source` as a store; a scan file is ingested into a temporary one in the folder `room` first.
+
+    Raises
+    ------
+    UserError
+        When it is neither, or when a store is given together with options that only a scan file needs.
+    """
+    path = existing(source, "the scan or store")
+    if is_store(path):
+        given = [name for name, value in calibration.items() if value is not None and (name, value) != _AUTO]
+        if given:
+            flag = given[0].replace("_", "-")
+            raise UserError(f"'{source}' is a store with its own calibration; leave out --{flag}")
+        with Store.open(path) as store:
+            yield store
+        return
+    with tempfile.TemporaryDirectory(dir=room, prefix=".scan.", suffix=".part") as folder:
+        temporary = Path(folder) / "scan.h5"
+        ingest(path, temporary, **calibration)
+        with Store.open(temporary) as store:
+            yield store
+
+
+_AUTO = ("centre", "auto")
+
+
+def is_store(path: Path) -> bool:
+    """Say whether `path` is to be opened as a store rather than read as a scan.
+
+    Anything called .h5 that does not open as HDF5 counts as a store too, so that the message says what is wrong.
+    """
+    if not path.is_file():
+        return False
+    if not h5py.is_hdf5(path):
+        return path.suffix == ".h5"
+    try:
+        with h5py.File(path) as file:
+            return "patterns" in file and "schema" in file.attrs
+    except OSError:
+        return path.suffix == ".h5"
+
+
+__all__ = ["is_store", "opened"]
