@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DIRECTIONS: dict[str, tuple[float, float, float]] = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1)}
 """The lab axes that a map can be coloured by."""
 
-MEANING = {"x": "detector x", "y": "detector y", "z": "the beam"}
+MEANING = {"x": "x of the map", "y": "y of the map", "z": "the beam"}
 """What the lab axes are."""
 
 _FRAME = "Detector x points right, y up on the diffraction pattern."
