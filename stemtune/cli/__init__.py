@@ -23,6 +23,7 @@ COMMANDS = (
     learning.check,
     learning.compare,
     maps.predict,
+    maps.watch,
     maps.grains,
     maps.clean,
     maps.evaluate,

@@ -1,4 +1,4 @@
-"""Commands that make, judge and hand on maps: predict, evaluate, export."""
+"""Commands that make, judge and hand on maps: predict, watch, evaluate, export."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from stemtune.cli.parsing import (
     command,
     over_ray,
     pair,
+    port,
     positive,
     ray_option,
     scan_arguments,
     scan_options,
+    seconds,
     settings_given,
     settings_options,
 )
@@ -113,6 +115,49 @@ def _log(models: list[str], folder: Path) -> None:
         else:
             if address is not None:
                 print(f"logged report and pictures to {address}")
+
+
+def watch(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.maps.live import watch
+        from stemtune.tracking import resolve_model
+
+        states = watch(
+            options.folder,
+            resolve_model(options.model),
+            options.out,
+            once=options.once,
+            stall_s=options.stall,
+            port=None if options.no_page else options.port,
+            refine=options.refine,
+            **scan_arguments(options),
+        )
+        for name, state in states.items():
+            print(f"{name}: {state}")
+
+    parser = command(
+        commands,
+        "watch",
+        "predicts each scan that lands in a folder, and each line of a growing one, as it lands: a .npy, a Merlin .mib"
+        " (with its .hdr or --shape), or HDF5 that grows along its first axis or counts its frames in 'frames_written'."
+        " Maps are written when scans are whole; until then a page on this machine shows them. After Ctrl-C or a crash"
+        " the same command goes on where it was",
+        "stemtune watch /data/today --model linio2 --out maps --kv 200 --scale 0.025 --shape 256,256",
+        call,
+    )
+    parser.add_argument("folder", metavar="DIR", help="where scans land")
+    parser.add_argument("--model", required=True, help="as stemtune predict takes it")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the maps go, a folder for each scan")
+    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
+    parser.add_argument(
+        "--once", action="store_true", help="end when every scan is done; of those that have stalled, map what is there"
+    )
+    parser.add_argument(
+        "--stall", type=seconds, default=10.0, metavar="S", help="no growth for so long is reported; default 10"
+    )
+    parser.add_argument("--port", type=port, default=0, metavar="N", help="of the page; default any free one")
+    parser.add_argument("--no-page", action="store_true", help="serve no page")
+    scan_options(parser)
 
 
 def _clean_options(parser: Parser) -> None:

@@ -165,6 +165,22 @@ def positive(text: str) -> int:
     return number
 
 
+def seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a number of seconds above 0")
+    return number
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number from 0 (any free port) to 65535")
+    return int(text)
+
+
 def pair(text: str, option: str) -> tuple[int, int]:
     try:
         first, second = (int(part) for part in text.split(","))

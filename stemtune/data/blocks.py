@@ -63,7 +63,7 @@ def _spans(pieces: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 def _checked(scan: Scan, part: Any, row: int, column: int) -> Block:
     counts = computed(scan, part)
-    if not _sound(counts):
+    if not sound(counts):
         bad = ~np.isfinite(counts) | (counts < 0)
         y, x, i, j = (int(index) for index in np.argwhere(bad)[0])
         value = counts[y, x, i, j]
@@ -75,7 +75,7 @@ def _checked(scan: Scan, part: Any, row: int, column: int) -> Block:
     return row, column, np.ascontiguousarray(counts, dtype=stored_type(counts.dtype))
 
 
-def _sound(counts: npt.NDArray[Any]) -> bool:
+def sound(counts: npt.NDArray[Any]) -> bool:
     """Return whether all counts are finite and 0 or more."""
     if counts.dtype.kind in "bu":
         return True

@@ -34,7 +34,7 @@ _CALIBRATING = ("kv", "scale", "centre", "shape", "size", "keep", "dataset")
 
 
 def ingest(
-    scan: str | os.PathLike[str],
+    scan: str | os.PathLike[str] | Scan,
     out: str | os.PathLike[str],
     kv: float | None = None,
     scale: float | None = None,
@@ -50,7 +50,7 @@ def ingest(
     Parameters
     ----------
     scan
-        A file that `data.readers` reads as a stack of patterns.
+        A file that `data.readers` reads as a stack of patterns, or a scan that has been opened.
     out
         The store.
     kv
@@ -89,15 +89,15 @@ def ingest(
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UserError(f"--size is {size}, but must be in [{_SIZES[0]}, {_SIZES[1]}]")
     replaceable_store(out)
-    source = read_scan(scan, None if shape is None else _pair(shape, "--shape"), dataset, size, scale)
-    window = _window(keep, source.shape)
-    volts, step = _calibrated(source, kv, scale, wanted.calibrate != "")
-    planned = _planned(source, window, wanted, size, step, centre)
+    source = scan
+    if not isinstance(source, Scan):
+        source = read_scan(source, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
+    window = kept_window(keep, source.shape)
+    planned, geometry = plan_for(source, window, wanted, kv, scale, size, centre)
     for note in planned.notes:
         print(f"note: {note}", file=sys.stderr)
     done, beam = planned.corrections, planned.corrections.beam
     dtype = stored_type(source.data.dtype) if done.exact else np.dtype(np.float32)
-    geometry = Geometry(done.size, planned.scale * done.factor, volts)
     extent = (window.bottom - window.top, window.right - window.left)
     facts = {
         "scan_shape": list(extent),
@@ -115,7 +115,7 @@ def ingest(
         "origin_sha256": "0" * 64,  # until it has been read
         "origin_window": list(window),
         "command": "ingest",
-        "options": {"scan": str(scan), **given, **corrections},
+        "options": {"scan": str(source.path), **given, **corrections},
     }
     with StoreWriter(out, math.prod(extent), geometry, dtype=dtype, attrs=attrs, calibration=planned.shown) as writer:
         _copy(source, window, done, writer)
@@ -165,24 +165,31 @@ def corrected_at(
     **corrections: Any,
 ) -> npt.NDArray[Any]:
     """Return the patterns (n, size, size) at `positions` of the part that is kept, as `ingest` stores them."""
-    source = read_scan(scan, None if shape is None else _pair(shape, "--shape"), dataset, size, scale)
-    window, wanted = _window(keep, source.shape), Wanted.of(corrections)
-    _, step = _calibrated(source, kv, scale, wanted.calibrate != "")
-    planned = _planned(source, window, wanted, size, step, centre)
+    source = read_scan(scan, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
+    window, wanted = kept_window(keep, source.shape), Wanted.of(corrections)
+    planned, _ = plan_for(source, window, wanted, kv, scale, size, centre)
     chosen = [computed(source, source.data[row + window.top, column + window.left]) for row, column in positions]
     return planned.corrections(np.stack(chosen), np.asarray(positions))
 
 
-def _planned(
+def plan_for(
     source: Scan,
     window: Window,
     wanted: Wanted,
-    size: int | None,
-    scale: float | None,
-    centre: str | tuple[float, float],
-) -> Plan:
+    kv: float | None = None,
+    scale: float | None = None,
+    size: int | None = None,
+    centre: str | tuple[float, float] = "auto",
+) -> tuple[Plan, Geometry]:
+    """Return what is to be done to the patterns in `window` of a scan, and how they are calibrated afterwards.
+
+    Options are those of `ingest`; so are the errors.
+    """
+    volts, step = _calibrated(source, kv, scale, wanted.calibrate != "")
     given = _given_centre(centre, source.pattern_shape)
-    return plan(sample(source, window), wanted, size or min(source.pattern_shape), scale, given, source.centre_px)
+    size = size or min(source.pattern_shape)
+    planned = plan(sample(source, window), wanted, size, step, given, source.centre_px)
+    return planned, Geometry(size, planned.scale * planned.corrections.factor, volts)
 
 
 def scan_group(position: npt.NDArray[Any], columns: int, block: int = BLOCK) -> npt.NDArray[np.int32]:
@@ -217,7 +224,7 @@ def _given_centre(wanted: str | tuple[float, float], shape: tuple[int, int]) -> 
     """Return the direct beam's place that the user gave for patterns of `shape`; None where it is to be found."""
     if wanted == "auto":
         return None
-    row, column = _pair(wanted, "--centre", whole=False)
+    row, column = pair(wanted, "--centre", whole=False)
     height, width = shape
     if not (0 <= row <= height - 1 and 0 <= column <= width - 1):
         raise UserError(f"--centre {row:g},{column:g} lies outside of the {height} x {width} pixels of a pattern")
@@ -240,7 +247,7 @@ def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
     return Sample(whole, np.concatenate(place) - np.array((window.top, window.left)), shape)
 
 
-def _window(keep: str | None, shape: tuple[int, int]) -> Window:
+def kept_window(keep: str | None, shape: tuple[int, int]) -> Window:
     """Return the part of a scan of `shape` that the text `keep` ("0:ny,0:nx") names; None is all of it."""
     if keep is None:
         return Window(0, 0, *shape)
@@ -258,7 +265,7 @@ def _window(keep: str | None, shape: tuple[int, int]) -> Window:
     return Window(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
 
 
-def _pair(value: Any, flag: str, whole: bool = True) -> tuple[Any, Any]:
+def pair(value: Any, flag: str, whole: bool = True) -> tuple[Any, Any]:
     """Return two numbers given as a pair or as text "y,x"."""
     parts = value.split(",") if isinstance(value, str) else list(value)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stemtune.data.store import Store
+from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
 from stemtune.learning.answering import answer
 from stemtune.learning.checkpoint import load_model
@@ -45,17 +46,15 @@ class Answered(NamedTuple):
     centre_px: npt.NDArray[np.float32] | None = None
 
 
-class Predictor:
-    """Runs a model over the patterns of a store.
+class Answerer:
+    """A model that answers patterns of one calibration, and checks its answers against them.
 
     Parameters
     ----------
     model
         The model; it is moved to `device` and set to evaluation.
-    store
-        Patterns of any size and calibration that the model's can be resampled from.
-    batch
-        Patterns at a time.
+    geometry
+        Calibration of the patterns; any that the model's can be resampled from.
     alternatives
         Answers per pattern.
     device
@@ -66,7 +65,7 @@ class Predictor:
     Attributes
     ----------
     notes
-        What the user ought to know about scan and model, one sentence each.
+        What the user ought to know about patterns and model, one sentence each.
 
     Raises
     ------
@@ -77,21 +76,18 @@ class Predictor:
     def __init__(
         self,
         model: OrientationModel,
-        store: Store,
-        batch: int = 256,
+        geometry: Geometry,
         alternatives: int = 5,
         device: torch.device | str | None = None,
         refine: bool = False,
     ) -> None:
         self.device = default_device() if device is None else torch.device(device)
         self.model = model.to(self.device).eval()
-        self.store, self.batch, self.alternatives = store, batch, alternatives
+        self.alternatives = alternatives
         self.precision = chosen_precision(model.config.train.precision, self.device)
-        self._resampled = Resampling(store.geometry, model.geometry)
-        self._check = SpotCheck(model.phase, store.geometry, self.device)
-        self._refiner = (
-            Refiner(model.config, model.phase, store.geometry, self.device, model.spread_deg) if refine else None
-        )
+        self._resampled = Resampling(geometry, model.geometry)
+        self._check = SpotCheck(model.phase, geometry, self.device)
+        self._refiner = Refiner(model.config, model.phase, geometry, self.device, model.spread_deg) if refine else None
         self.notes = self._resampled.notes
 
     @torch.inference_mode()
@@ -112,6 +108,48 @@ class Predictor:
         found = answer(self.model, patterns, count, self.precision)
         return found.orientation, found.confidence
 
+    def read(self, patterns: npt.NDArray[Any]) -> Answered:
+        """Return the answers to patterns (n, H, W) at hand."""
+        return _answered([tuple(column.cpu() for column in self.answer(torch.from_numpy(patterns)))])
+
+    @torch.inference_mode()
+    def proposals(self, patterns: Tensor, count: int) -> Answers:
+        """Return the model's `count` best answers to patterns of its own geometry."""
+        return Answers(*self.bare(patterns, count))
+
+
+class Predictor(Answerer):
+    """Runs a model over the patterns of a store.
+
+    Parameters
+    ----------
+    model
+        As `Answerer`.
+    store
+        Patterns of any size and calibration that the model's can be resampled from.
+    batch
+        Patterns at a time.
+    alternatives, device, refine
+        As `Answerer`.
+
+    Raises
+    ------
+    UserError
+        When the patterns do not reach far enough for the model.
+    """
+
+    def __init__(
+        self,
+        model: OrientationModel,
+        store: Store,
+        batch: int = 256,
+        alternatives: int = 5,
+        device: torch.device | str | None = None,
+        refine: bool = False,
+    ) -> None:
+        super().__init__(model, store.geometry, alternatives, device, refine)
+        self.store, self.batch = store, batch
+
     def run(self, rows: npt.NDArray[np.intp] | None = None, progress: bool = True) -> Answered:
         """Return the answers to the patterns `rows` of the store; all of them when left out."""
         wanted = np.arange(self.store.n) if rows is None else rows
@@ -120,14 +158,7 @@ class Predictor:
             for patterns in read_ahead(self.store, wanted, self.batch, self.device):
                 parts.append(tuple(column.cpu() for column in self.answer(patterns)))
                 bar.update(len(patterns))
-        answers, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
-        answers = answers.double()
-        return Answered(
-            (answers / answers.norm(dim=-1, keepdim=True)).numpy(),
-            confidence.float().numpy(),
-            indexed.numpy(),
-            *(column.float().numpy() for column in further),
-        )
+        return _answered(parts)
 
     def over(self, spread: Spread, folder: str | os.PathLike[str], progress: bool = True) -> Answered:
         """Return the answers to all patterns from workers that load the model in `folder` and open the store.
@@ -142,14 +173,7 @@ class Predictor:
             for part in answers:
                 parts.append(part)
                 bar.update(len(part.answers))
-        columns = zip(*parts, strict=True)
-        whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
-        return Answered(*whole)
-
-    @torch.inference_mode()
-    def proposals(self, patterns: Tensor, count: int) -> Answers:
-        """Return the model's `count` best answers to patterns of its own geometry."""
-        return Answers(*self.bare(patterns, count))
+        return joined(parts)
 
     def resampled(self, rows: npt.NDArray[np.intp], doing: str) -> Iterator[Tensor]:
         """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
@@ -157,6 +181,25 @@ class Predictor:
             for patterns in read_ahead(self.store, rows, self.batch, self.device):
                 yield self._resampled(patterns.to(self.device, non_blocking=True))
                 bar.update(len(patterns))
+
+
+def _answered(parts: Sequence[tuple[Tensor, ...]]) -> Answered:
+    """Return what `Answerer.answer` made of batch after batch, as one."""
+    answers, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
+    answers = answers.double()
+    return Answered(
+        (answers / answers.norm(dim=-1, keepdim=True)).numpy(),
+        confidence.float().numpy(),
+        indexed.numpy(),
+        *(column.float().numpy() for column in further),
+    )
+
+
+def joined(parts: Iterable[Answered]) -> Answered:
+    """Return answers to several runs of patterns, one after the other, as one."""
+    columns = zip(*parts, strict=True)
+    whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
+    return Answered(*whole)
 
 
 def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:

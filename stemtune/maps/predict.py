@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from stemtune import __version__
 from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.data.labels.orix_file import read_with_orix
+from stemtune.data.readers import Scan
 from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import replaceable_folder, whole_folder
@@ -39,7 +40,7 @@ from stemtune.maps.overlap_layers import SECOND_LAYER, draw_overlaps, overlap_fi
 from stemtune.maps.phases import FILES as PHASE_FILES
 from stemtune.maps.phases import Chosen, choose, distinct, phase_figures, write_phases
 from stemtune.maps.report import write_report
-from stemtune.maps.source import opened
+from stemtune.maps.source import name_of, opened
 from stemtune.maps.truth import grid_pixel, grid_shape, truth_of_store
 from stemtune.processes import Spread
 
@@ -52,8 +53,18 @@ FILES = (
 """Names of all files that a map folder may hold, * and ? for any letters."""
 
 
+class Known(Protocol):
+    """Answers that a model has given to the patterns of a scan before (`maps.live`)."""
+
+    model: OrientationModel
+
+    def answers(self, predictor: Predictor) -> tuple[Answered, float]:
+        """Return the answers to all patterns of the predictor's store, and the seconds that they took."""
+        ...
+
+
 def predict(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Scan,
     model_folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     batch: int = 256,
@@ -67,6 +78,7 @@ def predict(
     clean: CleanConfig | None = None,
     overlap: bool = False,
     addresses: Sequence[str] = (),
+    known: Known | None = None,
     **calibration: Any,
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
@@ -74,8 +86,8 @@ def predict(
     Parameters
     ----------
     source
-        A store, or a scan file that `data.ingest` reads. A store that is no scan becomes a map of one row, in the
-        order of the store.
+        A store, a scan file that `data.ingest` reads, or such a scan opened. A store that is no scan becomes a map of
+        one row, in the order of the store.
     model_folder
         The model; or several, one for each phase: see `maps.phases`.
     out
@@ -99,6 +111,8 @@ def predict(
         Look for two crystals in every pattern; see `maps.overlaps`.
     addresses
         What the user calls the models, where that is more than their folders: addresses in MLflow.
+    known
+        Answers that were given before.
     **calibration
         What `data.ingest.ingest` takes, for a scan file.
 
@@ -119,18 +133,21 @@ def predict(
     begun = time.perf_counter()
     target = replaceable_folder(out, FILES, "a map")
     folders = [model_folder] if isinstance(model_folder, str | os.PathLike) else list(model_folder)
-    models = [load_model(folder) for folder in folders]
+    models = [load_model(folder) for folder in folders] if known is None else [known.model]
     if not distinct([model.phase for model in models]):
         raise UserError("two of the models are for the same phase; give one --model for each phase")
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
         if store.n < 2:
-            raise UserError(f"'{source}' holds one pattern, but a map needs at least two")
+            raise UserError(f"'{name_of(source)}' holds one pattern, but a map needs at least two")
         predictors = [Predictor(model, store, batch, alternatives, device, refine) for model in models]
         notes = list(dict.fromkeys(note for predictor in predictors for note in predictor.notes))
         _tell(notes)
-        started = time.perf_counter()
-        chosen = choose([_run(*each, spread) for each in zip(predictors, folders, strict=True)])
-        rate = store.n / (time.perf_counter() - started)
+        if known is None:
+            timed = [_run(*each, spread) for each in zip(predictors, folders, strict=True)]
+        else:
+            timed = [known.answers(predictor) for predictor in predictors]
+        chosen = choose([answered for answered, _ in timed])
+        rate = store.n / sum(seconds for _, seconds in timed)
         fitted = found_calibration(chosen.answered, store.geometry)
         _tell(fitted.notes)
         facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
@@ -162,8 +179,10 @@ def predict(
 _TOLD = ("model", "architecture", "phase", "source", "geometry", "device", "stemtune")
 
 
-def _run(predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None) -> Answered:
-    return predictor.run() if spread is None else predictor.over(spread, Path(folder).resolve())
+def _run(predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None) -> tuple[Answered, float]:
+    started = time.perf_counter()
+    answered = predictor.run() if spread is None else predictor.over(spread, Path(folder).resolve())
+    return answered, time.perf_counter() - started
 
 
 def _tell(notes: Sequence[str]) -> None:
@@ -248,7 +267,7 @@ def as_map(
 
 
 def _facts(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Scan,
     folders: Sequence[str | os.PathLike[str]],
     store: Store,
     models: Sequence[OrientationModel],
@@ -269,7 +288,7 @@ def _facts(
         for folder, model in zip(folders, models, strict=True)
     ]
     return {
-        "source": str(Path(source).expanduser().absolute()),
+        "source": str(Path(name_of(source)).expanduser().absolute()),
         "origin_sha256": attrs.get("origin_sha256"),
         "origin_window": attrs.get("origin_window"),
         "origin_centre_px": attrs.get("origin_centre_px"),

@@ -1,4 +1,4 @@
-"""What a map is made of: a store, or a scan file that becomes one for as long as it is needed."""
+"""What a map is made from, opened: a store as it is, a scan by way of a temporary one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from typing import Any
 import h5py
 
 from stemtune.data.ingest import ingest
+from stemtune.data.readers import Scan
 from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.files import existing
 
 
+def name_of(source: str | os.PathLike[str] | Scan) -> str:
+    """Return the path of a store, scan file or opened scan."""
+    return str(source.path if isinstance(source, Scan) else source)
+
+
 @contextmanager
-def opened(source: str | os.PathLike[str], room: Path, **calibration: Any) -> Iterator[Store]:
+def opened(source: str | os.PathLike[str] | Scan, room: Path, **calibration: Any) -> Iterator[Store]:
     """Yield `source` as a store; a scan file is ingested into a temporary one in the folder `room` first.
 
     Raises
@@ -26,8 +32,8 @@ def opened(source: str | os.PathLike[str], room: Path, **calibration: Any) -> It
     UserError
         When it is neither, or when a store is given together with options that only a scan file needs.
     """
-    path = existing(source, "the scan or store")
-    if is_store(path):
+    path = source if isinstance(source, Scan) else existing(source, "the scan or store")
+    if not isinstance(path, Scan) and is_store(path):
         given = [name for name, value in calibration.items() if value is not None and (name, value) != _AUTO]
         if given:
             flag = given[0].replace("_", "-")
@@ -61,4 +67,4 @@ def is_store(path: Path) -> bool:
         return path.suffix == ".h5"
 
 
-__all__ = ["is_store", "opened"]
+__all__ = ["is_store", "name_of", "opened"]

@@ -32,7 +32,7 @@ def read_npy(path: Path, shape: tuple[int, int] | None) -> Scan:
         When the file is no array of numbers, is truncated, or is not of `shape`.
     """
     with path.open("rb") as file:
-        lengths, fortran, dtype = _header(path.name, file)
+        lengths, fortran, dtype = header(path.name, file)
         offset = file.tell()
     missing = offset + math.prod(lengths) * dtype.itemsize - path.stat().st_size
     if missing > 0:
@@ -55,7 +55,7 @@ def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> 
             for name, info in infos.items():
                 if info.filename.endswith(".npy"):
                     with archive.open(info) as file:
-                        headers[name] = (*_header(f"{name} of {path.name}", file), file.tell())
+                        headers[name] = (*header(f"{name} of {path.name}", file), file.tell())
             name = _chosen(path.name, {name: head[0] for name, head in headers.items()}, dataset)
             lengths, fortran, dtype, before = headers[name]
             if infos[name].compress_type == zipfile.ZIP_STORED:
@@ -72,8 +72,8 @@ def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> 
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except (zipfile.BadZipFile, EOFError, OSError) as problem:
         raise UserError(f"{path.name} cannot be read: {why(problem)}; copy it again") from None
-    target = _target(path.name, lengths, shape)
-    return _scan(path, lazily(array.reshape(*target, *lengths[-2:])))
+    rows, columns = target(path.name, lengths, shape)
+    return _scan(path, lazily(array.reshape(rows, columns, *lengths[-2:])))
 
 
 def read_raw(path: Path, shape: tuple[int, int] | None) -> Scan:
@@ -107,7 +107,7 @@ def read_raw(path: Path, shape: tuple[int, int] | None) -> Scan:
     return _scan(path, lazily(Frames((rows, columns, _EMPAD_SIZE, _EMPAD_SIZE), "<f4", read)))
 
 
-def _header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, whether it is in Fortran's order, and type of the array that begins in `file`."""
     try:
         version = np.lib.format.read_magic(file)
@@ -130,7 +130,8 @@ def _chosen(name: str, shapes: dict[str, tuple[int, ...]], dataset: str | None) 
     return dataset or found[0]
 
 
-def _target(name: str, lengths: Sequence[int], shape: tuple[int, int] | None) -> tuple[int, int]:
+def target(name: str, lengths: Sequence[int], shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Return rows and columns of the scan that an array with these `lengths` is; errors as `read_npy`."""
     if len(lengths) < 2 or not math.prod(lengths):
         raise UserError(f"{name} holds an array of shape {tuple(lengths)}, which is no stack of patterns")
     return scan_shape(name, lengths[:-2], shape)
@@ -146,11 +147,11 @@ def _scan_of(
     shape: tuple[int, int] | None,
 ) -> Scan:
     """Return the scan whose array lies in the file from byte `offset` on."""
-    target = _target(name, lengths, shape)
+    laid = target(name, lengths, shape)
     height, width = lengths[-2:]
     if fortran:  # a pattern is scattered over the whole file, so it is mapped
         mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=lengths, order="F")
-        if target != lengths[:-2]:
+        if laid != lengths[:-2]:
             raise UserError(f"{name} is in Fortran's order, which cannot be laid out anew; save it in C's order")
         return _scan(path, lazily(mapped))
 
@@ -160,7 +161,7 @@ def _scan_of(
             -1, height, width
         )
 
-    return _scan(path, lazily(Frames((*target, height, width), dtype, read)))
+    return _scan(path, lazily(Frames((*laid, height, width), dtype, read)))
 
 
 def _scan(path: Path, data: Any) -> Scan:

@@ -50,14 +50,12 @@ def read_hdf5(
         file = h5py.File(path, "r")
     except OSError as problem:
         raise UserError(f"{path.name} cannot be read: {why(problem)}") from None
-    if not dataset and (reader := _other_reader(path, file)):
+    if not dataset and (reader := other_reader(path, file)):
         return _by_rosettasciio(path, file, shape, reader)
     try:
         if "schema" in file.attrs and "patterns" in file and dataset is None:
             raise UserError(f"'{path}' is a stemtune store already; it needs no ingesting")
-        found = dict(_candidates(file))
-        name = _chosen(path.name, found, dataset, file)
-        kind = found[name].kind
+        kind, name = array_in(path.name, file, dataset)
         if kind == "peaks":
             return read_peaks(path, file[name], calibration_of(file[name]), shape, size, scale)
         if kind == "frames":
@@ -73,7 +71,14 @@ def read_hdf5(
         raise
 
 
-def _other_reader(path: Path, file: h5py.File) -> str | None:
+def array_in(name: str, file: h5py.File, dataset: str | None) -> tuple[str, str]:
+    """Return kind and path of the scan in a file called `name`: the only one, or `dataset`; errors as `read_hdf5`."""
+    found = dict(_candidates(file))
+    place = _chosen(name, found, dataset, file)
+    return found[place].kind, place
+
+
+def other_reader(path: Path, file: h5py.File) -> str | None:
     """Return the reader of rosettasciio that a file is for whose layout says more than its arrays do."""
     if file.attrs.get("file_format") == "HyperSpy":
         return "hspy"
@@ -215,8 +220,13 @@ def _array(path: Path, data: h5py.Dataset, shape: tuple[int, int] | None) -> Sca
     else:
         lazy = lazily(data, pieces[:2]) if data.ndim == 4 else _flat(data)
         lazy = lazy.reshape((rows * columns, *data.shape[-2:])).reshape((rows, columns, *data.shape[-2:]))
+    return array_scan(path, data, lazy)
+
+
+def array_scan(path: Path, data: h5py.Dataset, lazy: Any) -> Scan:
+    """Return `lazy`, which is the array `data` or a part of it as a scan, with what the file says of it."""
     found = calibration_of(data.parent, data) if data.ndim == 4 else Calibration()
-    step = found.step_nm if data.shape[:-2] == (rows, columns) else None
+    step = found.step_nm if data.ndim == 4 and data.shape[1] == lazy.shape[1] else None
     kv = found.kv if found.kv is not None else _kv(data.file)
     return Scan(path, lazy, found.scale, found.units, kv, found.centre_px, step, found.rotation_deg, found.flip)
 
