@@ -24,6 +24,7 @@ COMMANDS = (
     learning.compare,
     maps.predict,
     maps.watch,
+    maps.serve,
     maps.grains,
     maps.clean,
     maps.evaluate,

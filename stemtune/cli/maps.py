@@ -1,4 +1,4 @@
-"""Commands that make, judge and hand on maps: predict, watch, evaluate, export."""
+"""Commands that make, judge and hand on maps: predict, watch, serve, evaluate, export."""
 
 from __future__ import annotations
 
@@ -158,6 +158,49 @@ def watch(commands: Commands) -> None:
     parser.add_argument("--port", type=port, default=0, metavar="N", help="of the page; default any free one")
     parser.add_argument("--no-page", action="store_true", help="serve no page")
     scan_options(parser)
+
+
+def serve(commands: Commands) -> None:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.tune.serving import Limits, Served, serve_until_stopped, token_from
+
+        token = token_from(options.token_file)
+        from stemtune.maps.service import answered, checked, prepare
+        from stemtune.tracking import resolve_model
+
+        folder = str(Path(resolve_model(options.model)).absolute())
+        serve_until_stopped(
+            Served(prepare, folder, checked, answered),
+            token,
+            options.host,
+            options.port,
+            Limits(batch=options.requests, queue=options.queue),
+            lambda address: print(f"serving {options.model} at {address}; Ctrl-C ends it", flush=True),
+        )
+
+    parser = command(
+        commands,
+        "serve",
+        "the model behind Ray Serve: POST frames (n, size, size) as a .npy with 'Authorization: Bearer TOKEN', and"
+        " ?scale=1/Å per pixel where they are calibrated otherwise than the model's; orientation, confidence, whether"
+        " a crystal is seen come back as JSON, or with 'Accept: application/x-npy' as a .npy. Too many requests get a"
+        " 503, bad ones a 400 with the reason",
+        "stemtune serve --model linio2 --token-file token.txt --port 8500\n"
+        '  curl -H "Authorization: Bearer $(cat token.txt)" --data-binary @frames.npy http://127.0.0.1:8500/',
+        call,
+    )
+    parser.add_argument("--model", required=True, help="as stemtune predict takes it")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds the token, readable by you alone; made if it does not exist. Left out: the variable STEMTUNE_TOKEN",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen; default 127.0.0.1, this machine alone")
+    parser.add_argument("--port", type=port, default=8500, metavar="N", help="default 8500")
+    parser.add_argument(
+        "--requests", type=positive, default=16, metavar="N", help="requests answered together at most; default 16"
+    )
+    parser.add_argument("--queue", type=positive, default=64, metavar="N", help="requests in line; default 64")
 
 
 def _clean_options(parser: Parser) -> None:
