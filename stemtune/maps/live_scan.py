@@ -305,7 +305,7 @@ class LiveScan:
         if not told.exists():
             with whole_file(told) as part:
                 part.write_text(json.dumps({"key": self._key, "rows": self._rows}) + "\n")
-        for entry in sorted(self.room.glob("*-*.npz")):
+        for entry in sorted(self.room.glob("[0-9]*-*.npz")):
             first, end = (int(number) for number in entry.stem.split("-"))
             if first != self.done or end > self.landed:
                 break

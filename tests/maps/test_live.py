@@ -250,7 +250,7 @@ def test_bad_options_are_said_in_one_line(model: Path, tmp_path: Path, capsys: p
 
 def runs_of(room: Path, times: dict[str, float]) -> None:
     """Note when each run of frames was written down."""
-    for path in list(room.glob("*-*.npz")):
+    for path in list(room.glob("[0-9]*-*.npz")):
         if path.name not in times:
             with contextlib.suppress(FileNotFoundError):
                 times[path.name] = path.stat().st_mtime
