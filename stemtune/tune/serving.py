@@ -216,7 +216,8 @@ def _application(served: Served, token: str, limits: Limits, cpus: int) -> Any:
             body, kind = written(await self.together(asked), request.headers.get("accept") or "")
             return Response(body, media_type=kind)
 
-    return Answering.bind()
+    deployment: Any = Answering
+    return deployment.bind()
 
 
 class Refused(Exception):

@@ -162,8 +162,9 @@ class GrowingNpy(Growing):
         if fortran:
             raise NotGrowing
         first = self.layout is None
-        self.layout = (rows, columns, *lengths[-2:])
-        there = (self._size - self._offset) // (math.prod(lengths[-2:]) * self.dtype.itemsize)
+        height, width = lengths[-2:]
+        self.layout = (rows, columns, height, width)
+        there = (self._size - self._offset) // (height * width * self.dtype.itemsize)
         if first:
             self._preallocated = there >= self.total
         self.frames = max(self.frames, self._begun(self.total) if self._preallocated else min(there, self.total))
@@ -269,7 +270,7 @@ class GrowingHdf5(Growing):
         """Return how many frames of an array that is resized are whole; the last part of it may not be written."""
         if not there or self.quiet_s() > QUIET_S or data[-1].reshape(-1, *data.shape[-2:])[-1].any():
             return there
-        return there - math.prod(data.shape[1:-2])
+        return there - int(math.prod(data.shape[1:-2]))
 
     def _place(self, file: h5py.File) -> str:
         """Return the path of the scan in the file."""
