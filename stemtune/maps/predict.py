@@ -142,10 +142,7 @@ def predict(
         predictors = [Predictor(model, store, batch, alternatives, device, refine) for model in models]
         notes = list(dict.fromkeys(note for predictor in predictors for note in predictor.notes))
         _tell(notes)
-        if known is None:
-            timed = [_run(*each, spread) for each in zip(predictors, folders, strict=True)]
-        else:
-            timed = [known.answers(predictor) for predictor in predictors]
+        timed = [_run(*each, spread, known) for each in zip(predictors, folders, strict=True)]
         chosen = choose([answered for answered, _ in timed])
         rate = store.n / sum(seconds for _, seconds in timed)
         fitted = found_calibration(chosen.answered, store.geometry)
@@ -179,7 +176,12 @@ def predict(
 _TOLD = ("model", "architecture", "phase", "source", "geometry", "device", "stemtune")
 
 
-def _run(predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None) -> tuple[Answered, float]:
+def _run(
+    predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None, known: Known | None
+) -> tuple[Answered, float]:
+    """Return the answers to all patterns, and the seconds that they took."""
+    if known is not None:
+        return known.answers(predictor)
     started = time.perf_counter()
     answered = predictor.run() if spread is None else predictor.over(spread, Path(folder).resolve())
     return answered, time.perf_counter() - started
