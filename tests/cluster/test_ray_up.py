@@ -140,7 +140,8 @@ def test_up_submit_exec_down(site: Site) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{site.shared}/mlflow.db")
         record = read_sweep("spread")
-    assert [trial.status for trial in record.trials] == ["finished"] * 4
+    statuses = [trial.status for trial in record.trials]
+    assert len(statuses) == 4 and set(statuses) <= {"finished", "stopped"} and "finished" in statuses  # stopped by ASHA
     where = {trial.name: trial.tags["stemtune.nodes"] for trial in record.trials}
     assert len(set(where.values())) >= 2, where  # three nodes of one CPU each
     assert set(where.values()) <= {"node1", "node2", "node3"}
