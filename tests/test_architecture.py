@@ -27,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     "maps": FLOOR | {"crystal", "diffraction", "data", "learning"},
     "sweep": FLOOR | {"crystal", "diffraction", "data", "learning", "tune"},
 }
-ANYTHING = {"cli", "demo", "bench", "__main__", "__init__"}
+ANYTHING = {"api", "cli", "demo", "bench", "__main__", "__init__"}
 
 OWNERS = {
     "ray": {"tune", "sweep"},
