@@ -141,16 +141,16 @@ def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Pat
 
 def as_json(found: Comparison) -> str:
     """Return every figure as JSON."""
-    return dumps(_without_nan(found.figures), indent=1) + "\n"
+    return dumps(without_nan(found.figures), indent=1) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Return `value` with null for every NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-__all__ = ["Comparison", "as_json", "compare", "compared", "in_words", "write_comparison"]
+__all__ = ["Comparison", "as_json", "compare", "compared", "in_words", "without_nan", "write_comparison"]
