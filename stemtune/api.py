@@ -90,7 +90,7 @@ def _as_text(value: Scalar | tuple[float, float]) -> Scalar:
     return ":".join(str(end) for end in value) if isinstance(value, tuple) else value
 
 
-def load(path: Place) -> Anything:
+def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     """Open what lies at `path`: a store, a measured scan, a map or a model.
 
     Parameters
@@ -98,6 +98,8 @@ def load(path: Place) -> Anything:
     path
         A file or folder; of a model also an address in MLflow (`models:/NAME@champion`, `runs:/ID/model`), the word
         "champion", or "linio2".
+    shape
+        Rows and columns of a scan whose file is only a stack of frames.
 
     Returns
     -------
@@ -135,7 +137,7 @@ def load(path: Place) -> Anything:
         raise UserError(f"'{path}' is a search space; stemtune.sweep(...) runs it")
     from stemtune.data.readers import read_scan
 
-    return read_scan(found)
+    return read_scan(found, shape)
 
 
 def ingest(scan: Place, out: Place, **calibration: Any) -> Store:
