@@ -115,7 +115,7 @@ class Outcome:
     reasons
         One line for each pair of groups.
     failed
-        Trials without a figure.
+        Trials that did not run to their last epoch.
     """
 
     finding: Finding
@@ -160,8 +160,8 @@ def outcome(finding: Finding) -> Outcome:
     failed = 0
     for trial in sorted(sweep.trials, key=lambda trial: int(trial.tags.get("stemtune.number", 0))):
         curve = trial.curves.get(metric, [])
-        if not curve or trial.status != "finished":
-            failed += 1
+        if not curve or curve[-1][0] < int(trial.params.get("train.epochs", 0)):
+            failed += 1  # or interrupted: its last figure is not that of the others
             continue
         label = label_of(finding, trial.params)
         group = groups.setdefault(label, Group(label))

@@ -123,7 +123,7 @@ def _budget(size: Size) -> str:
 
 def _table(each: Outcome) -> str:
     rows = "".join(_row(group) for group in each.groups)
-    failed = f"<p class=note>{each.failed} trials have no figure.</p>" if each.failed else ""
+    failed = f"<p class=note>{each.failed} trials did not run to their last epoch.</p>" if each.failed else ""
     return (
         f"<h2>{escape(each.finding.title)}</h2><table><thead><tr><th>{escape(', '.join(each.finding.by))}</th>"
         "<th class=n>median (seeds)</th><th class=n>within 5°</th><th class=n>epochs</th><th class=n>training</th></tr>"
