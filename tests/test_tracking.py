@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import feed
+
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
@@ -381,3 +384,37 @@ def test_a_password_file_that_others_can_read_is_refused(here: Path, monkeypatch
         address()
     secret.chmod(0o600)
     assert address().uri == "http://host:5000"
+
+
+def test_sixteen_trials_at_once_into_sqlite(prepared: Path) -> None:
+    """The embedded default: every epoch of every trial is there once, in order or not, and nothing runs any more."""
+    outcome = feed.run("many", epochs=3, pause_s=0.02)
+    assert outcome.unsent == 0
+    assert not (outcome.folder / "tracking.refused.jsonl").exists()
+    record = read_sweep("many", curves=("val/loss",))
+    assert record.status == "finished"
+    assert len(record.trials) == feed.TRIALS
+    api = client(address())
+    for trial in record.trials:
+        number = int(trial.tags["stemtune.number"])
+        history = api.get_metric_history(trial.run_id, "val/loss")
+        epochs = [1, 2] if number % 4 == 1 else [1, 2, 3]
+        assert sorted((point.step, point.value) for point in history) == [
+            (epoch, pytest.approx(feed.value(number, epoch))) for epoch in epochs
+        ]
+        assert api.get_run(trial.run_id).info.status in ("FINISHED", "KILLED")
+    best = f"many-{feed.TRIALS - 1:02d}"
+    assert (resolve_model("champion") / "model.safetensors").read_bytes() == f"weights of {best}".encode() * 1000
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_into_one_sqlite_file(prepared: Path) -> None:
+    """Not what SQLite is for, but nothing is lost: a writer that finds the file locked comes again."""
+    script = str(Path(__file__).parent / "feed.py")
+    feeds = [subprocess.Popen([sys.executable, script, name, "5", "0.1"]) for name in ("one", "two")]
+    assert [process.wait(timeout=300) for process in feeds] == [0, 0]
+    for name in ("one", "two"):
+        record = read_sweep(name, curves=("val/loss",))
+        assert record.status == "finished"
+        kept = [len(trial.curves["val/loss"]) for trial in record.trials]
+        assert sorted(kept) == [4] * 4 + [5] * 12

@@ -111,9 +111,9 @@ def run_sweep(
         sheet = new_sheet(space, name)
     store_hash = _store_hash(space)
     if tracked:
-        from stemtune.tracking import address
+        from stemtune.tracking import address, greet
 
-        address()  # a wrong MLFLOW_TRACKING_URI is told before anything starts
+        greet(address(), name)  # a wrong MLFLOW_TRACKING_URI or password is told before anything starts
     at_once = _nodes_ready(space, folder, local, nodes)
     if not resume:
         _write_sheet(folder, sheet)
