@@ -54,6 +54,7 @@ def made_tuner(space: SearchSpace, folder: Path, watch: Watch, at_once: int) -> 
             ),
             num_samples=space.budget.trials,
             max_concurrent_trials=at_once,
+            reuse_actors=True,  # the next trial's driver is a process that has imported everything
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
             time_budget_s=space.budget.hours * 3600 if space.budget.hours else None,

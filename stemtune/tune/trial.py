@@ -46,9 +46,8 @@ def run_trial(config: dict[str, Any]) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray import train, tune
-    from ray.tune.integration.ray_train import TuneReportCallback
 
-    from stemtune.tune.trainer import QuietTrainer
+    from stemtune.tune.trainer import QuietTrainer, ToTune
 
     sweep, knobs = config["sweep"], config["knobs"]
     trial_id = tune.get_context().get_trial_id()
@@ -67,7 +66,7 @@ def run_trial(config: dict[str, Any]) -> None:
         run_config=train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            callbacks=[TuneReportCallback()],
+            callbacks=[ToTune()],
             failure_config=train.FailureConfig(max_failures=1, controller_failure_limit=1),
             checkpoint_config=train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=sweep["metric"], checkpoint_score_order=sweep["mode"]
