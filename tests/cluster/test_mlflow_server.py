@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import feed
 from layout import TINY
-from records import ADMIN_PASSWORD, ROOT, Mlflow, Postgres, missing
+from records import ADMIN_PASSWORD, DATABASE_PASSWORD, ROOT, Mlflow, Postgres, missing
 
 from stemtune.tracking import Address, read_sweep, resolve_model
 from stemtune.tracking.address import client
@@ -186,6 +186,41 @@ def test_without_the_password_nobody_gets_in(
     assert "refuses us: name or password is missing or wrong" in message
     assert "s3cret" not in message
     assert not (here / "sweeps").exists()
+
+
+def test_two_drivers_share_a_study_in_postgresql(
+    here: Path, postgres: Postgres, server: Mlflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import optuna
+
+    from stemtune.tune.space import load_space
+    from stemtune.tune.study import SWEEP, find_study, open_storage
+
+    monkeypatch.setenv("PGPASSWORD", DATABASE_PASSWORD)
+    (here / "tiny.yaml").write_text(TINY.replace("TRIALS", "2"))
+    address = postgres.url("optuna")
+    words = [sys.executable, "-m", "stemtune.sweep", "tiny.yaml", "--local", "--study", address]
+    drivers = [subprocess.Popen([*words, "--name", name]) for name in ("one", "two")]
+    assert [driver.wait(timeout=600) for driver in drivers] == [0, 0]
+    place = find_study(address, here / "sweeps" / "one", load_space("tiny.yaml"))
+    trials = optuna.load_study(study_name=place.name, storage=open_storage(place)).get_trials()
+    assert sorted(trial.number for trial in trials) == [0, 1, 2, 3]
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    owners = [trial.user_attrs[SWEEP] for trial in trials]
+    assert sorted(owners.count(owner) for owner in set(owners)) == [2, 2]
+    assert len({trial.params["optim.lr"] for trial in trials}) == 4
+    for file in (here / "sweeps").rglob("*"):
+        if file.is_file():
+            assert DATABASE_PASSWORD.encode() not in file.read_bytes(), file
+
+    message = one_line(sweep("tiny.yaml", "--local", "--name", "three", "--study", postgres.url("mlflow")))
+    assert "holds other tables, MLflow's perhaps, and a study needs one of its own" in message
+    message = one_line(sweep("tiny.yaml", "--local", "--name", "three", "--study", address, "--set", "optim.lr=0.1"))
+    assert "searches another space or by another metric" in message
+    monkeypatch.setenv("PGPASSWORD", "wrong-s3cret")
+    message = one_line(sweep("tiny.yaml", "--local", "--name", "three", "--study", address))
+    assert "cannot open the study at " in message
+    assert "s3cret" not in message
 
 
 def test_no_secret_is_on_a_command_line_or_in_a_log(server: Mlflow) -> None:
