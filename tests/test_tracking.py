@@ -32,6 +32,7 @@ from stemtune.tracking import (
 )
 from stemtune.tracking.address import client
 from stemtune.tracking.writer import JOURNAL
+from stemtune.tune.rates import counted_calls
 
 
 @pytest.fixture
@@ -388,7 +389,8 @@ def test_a_password_file_that_others_can_read_is_refused(here: Path, monkeypatch
 
 def test_sixteen_trials_at_once_into_sqlite(prepared: Path) -> None:
     """The embedded default: every epoch of every trial is there once, in order or not, and nothing runs any more."""
-    outcome = feed.run("many", epochs=3, pause_s=0.02)
+    with counted_calls() as calls:
+        outcome = feed.run("many", epochs=3, pause_s=0.02)
     assert outcome.unsent == 0
     assert not (outcome.folder / "tracking.refused.jsonl").exists()
     record = read_sweep("many", curves=("val/loss",))
@@ -403,6 +405,10 @@ def test_sixteen_trials_at_once_into_sqlite(prepared: Path) -> None:
             (epoch, pytest.approx(feed.value(number, epoch))) for epoch in epochs
         ]
         assert api.get_run(trial.run_id).info.status in ("FINISHED", "KILLED")
+    for name in ("search_runs", "create_run", "set_terminated"):
+        assert calls[name] == feed.TRIALS + 1, name  # the sweep's own run as well
+    reports = feed.TRIALS * 3 - feed.TRIALS // 4
+    assert sum(calls.values()) <= feed.TRIALS * 6 + reports + 20  # a few per trial and one per epoch at most
     best = f"many-{feed.TRIALS - 1:02d}"
     assert (resolve_model("champion") / "model.safetensors").read_bytes() == f"weights of {best}".encode() * 1000
 

@@ -19,7 +19,7 @@ from stemtune.tune.records import TrialState, checkpoints
 from stemtune.tune.space import SearchSpace
 from stemtune.tune.trial import failure, train_folder
 
-_TIMES = ("time/start_s", "time/first_report_s", "time/device_s")
+_TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
 
 
 class Watch(Callback):  # type: ignore[misc]
