@@ -69,7 +69,7 @@ def _chosen(options: argparse.Namespace) -> tuple[str, Callable[[], Figures]]:
         return about, lambda: _rates().epochs_to_target(space, range(options.seeds), options.target)
     if options.scale:
         about = f"{options.scale} trials through Tune, Optuna, ASHA and MLflow (SQLite), training replaced"
-        return about, lambda: _rates().scale(options.scale)
+        return about, lambda: _rates().scale(options.scale, options.slots)
     about = f"{options.trials} trials of about {options.seconds} s on {options.slots} slots, Ray Train in each"
     return about, lambda: _rates().makespan(options.trials, options.seconds, options.slots)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from stemtune.config import METRICS
 from stemtune.tracking import Tracker, address
-from stemtune.tune.records import TrialState, better
+from stemtune.tune.records import TrialState, better, packed
 from stemtune.tune.runner import made_tuner
 from stemtune.tune.search import _finish, new_sheet, sweeps_folder
 from stemtune.tune.space import SearchSpace, space_from_text
@@ -100,7 +100,7 @@ def made_up(config: dict[str, Any]) -> None:
     for epoch in range(1, EPOCHS + 1):
         figures = {**dict.fromkeys(METRICS, 0.5), "val/disorientation_median_deg": goal + 10.0 / epoch}
         times = {"time/start_s": 0.0, "time/first_report_s": 0.0, "time/train_s": 0.0, "time/device_s": 0.0}
-        tune.report({**figures, **times, "epoch": epoch})
+        tune.report(packed({**figures, **times, "epoch": epoch}, "val/disorientation_median_deg"))
 
 
 def memory_mib() -> float:
@@ -158,7 +158,7 @@ def counted_calls() -> Iterator[Counter[str]]:
         events.client = make
 
 
-def scale(trials: int, at_once: int = 4) -> Figures:
+def scale(trials: int, at_once: int = 2) -> Figures:
     """Return what `trials` trials cost the driver when the training is nothing.
 
     Everything is what a sweep uses (Tune, Optuna's study on disk, ASHA, the records, the writer to MLflow and its
@@ -216,7 +216,7 @@ def _scale_figures(
         "trials": len(ends),
         "driver's memory at its peak, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "growth after the first tenth, KiB per trial": (late - early) * 1024 / max(1, len(ends) - tenth),
-        "seconds per trial": seconds / trials,
+        "seconds per trial": seconds / max(1, len(ends)),
         "  of the second tenth": (ends[2 * tenth - 1] - ends[tenth - 1]) / tenth,
         "  of the last tenth": (ends[-1] - ends[-1 - tenth]) / tenth,
     }

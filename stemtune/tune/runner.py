@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from stemtune.tune.cluster import HEAD
+from stemtune.tune.cluster import HEAD, QUIET
 from stemtune.tune.records import SHEET
 from stemtune.tune.schedule import LearnersASHA
 from stemtune.tune.searcher import StudySearch
@@ -19,6 +19,8 @@ from stemtune.tune.space import SearchSpace
 from stemtune.tune.study import STUDY
 from stemtune.tune.trial import FAILURE, PASSED_ON, run_trial
 from stemtune.tune.watch import Watch
+
+_LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
 
 
 def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
@@ -29,6 +31,15 @@ def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
 def trial_name(trial: Any) -> str:
     """Name a trial's own folder."""
     return f"trial-{trial.trial_id}"
+
+
+def _snapshots(trials: int) -> None:
+    """Have Tune write its snapshot every 5 s, of a large sweep no more often than costs a twentieth of the time.
+
+    A snapshot holds all trials; what happened since the last is in the study and in MLflow's journal.
+    """
+    if trials > _LARGE and os.environ.get("TUNE_GLOBAL_CHECKPOINT_S") == QUIET["TUNE_GLOBAL_CHECKPOINT_S"]:
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "auto"
 
 
 def made_tuner(
@@ -54,6 +65,7 @@ def made_tuner(
         Random search without stopping, to compare with.
     """
     _, _, epochs = space.extremes
+    _snapshots(space.budget.trials)
     settings = {
         "folder": str(folder),
         "metric": space.metric,
@@ -94,8 +106,9 @@ def made_tuner(
     )
 
 
-def restored_tuner(folder: Path) -> Any | None:
-    """Return Tune as the interrupted sweep in `folder` left it; None when it left nothing to go on from."""
+def restored_tuner(folder: Path, trials: int) -> Any | None:
+    """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing."""
+    _snapshots(trials)
     if not tune.Tuner.can_restore(str(folder)):
         discard(folder)
         return None

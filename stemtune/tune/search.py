@@ -271,7 +271,7 @@ def _run(
     from stemtune.tune.watch import Watch
 
     Watch.current = None
-    tuner = restored_tuner(folder) if resume else None
+    tuner = restored_tuner(folder, space.budget.trials) if resume else None
     if tuner is None:
         watch = Watch(space, folder, name, sheet["sweep_id"], tracked, store_hash)
         tuner = made_tuner(space, folder, watch, at_once, str(sheet.get("study", "")))

@@ -13,23 +13,27 @@ stops a trial, and frees the resources then (`stemtune.tune.watch`).
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 from ray import tune
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 
+from stemtune.tune.records import packed
+
 _UNUSED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 class ToTune(UserCallback):  # type: ignore[misc]
-    """Passes every report of a run to Tune, from the process in which both live."""
+    """Passes every report of a run to Tune, from the process in which both live; `metric` is what Tune goes by."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report what rank 0 reported; return when Tune has taken it, or end the thread if Tune stops the trial."""
         path = {} if checkpoint is None else {"checkpoint_path": checkpoint.path}
-        tune.report({**metrics[0], **path})
+        tune.report(packed({**metrics[0], **path}, self._metric))
 
 
 class QuietTrainer(TorchTrainer):  # type: ignore[misc]
@@ -39,11 +43,9 @@ class QuietTrainer(TorchTrainer):  # type: ignore[misc]
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in _UNUSED]
 
-    def _initialize_and_run_controller(self, train_fn_ref: Any, **settings: Any) -> Any:
-        if os.environ.get("STEMTUNE_CONTROLLER_ACTOR"):  # Ray's own way, to measure what the other saves
-            return super()._initialize_and_run_controller(train_fn_ref=train_fn_ref, **settings)
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
         from ray.train.v2._internal.execution.controller import TrainController
 
-        controller = TrainController(train_fn_ref=train_fn_ref, **settings)
+        controller = TrainController(**settings)
         asyncio.run(controller.run())
         return controller.get_result()

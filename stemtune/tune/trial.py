@@ -66,7 +66,7 @@ def run_trial(config: dict[str, Any]) -> None:
         run_config=train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            callbacks=[ToTune()],
+            callbacks=[ToTune(sweep["metric"])],
             failure_config=train.FailureConfig(max_failures=1, controller_failure_limit=1),
             checkpoint_config=train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=sweep["metric"], checkpoint_score_order=sweep["mode"]
