@@ -2,8 +2,9 @@
 
 Ray starts six for a trial of one worker: Tune's driver, a queue for the reports, the controller, a manager of datasets,
 a meeting point of the workers, and the worker, and each imports Ray for two to five seconds of a core. A sweep pays
-that for every trial. Here the controller runs in the driver's own process, hands its reports to Tune there, and there
-is no manager of datasets, for stemtune's are read by the workers themselves.
+that for every trial. Here the controller runs in the driver's own process and hands its reports to Tune there; a worker
+that is alone meets nobody, so its meeting point is kept for the next trial of the same driver; and there is no manager
+of datasets, for stemtune's are read by the workers themselves. What is left to start for a trial is its workers.
 
 Nor is there the detached actor that frees the resources of a run whose controller died. It asks the dashboard, which
 a plain installation does not have: then it frees nothing and says so every second. The sweep itself knows when it
@@ -13,8 +14,11 @@ stops a trial, and frees the resources then (`stemtune.tune.watch`).
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
+import ray
 from ray import tune
 from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
@@ -47,5 +51,42 @@ class QuietTrainer(TorchTrainer):  # type: ignore[misc]
         from ray.train.v2._internal.execution.controller import TrainController
 
         controller = TrainController(**settings)
-        asyncio.run(controller.run())
+        with _kept_meeting_point() if self.scaling_config.num_workers == 1 else contextlib.nullcontext():
+            asyncio.run(controller.run())
         return controller.get_result()
+
+
+class _MeetingPoint:
+    """Stands for Ray's `SynchronizationActor` and gives out the one that this process has, if it still answers."""
+
+    kept: ClassVar[Any] = None
+    make: ClassVar[Any] = None
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    @classmethod
+    def options(cls, **options: Any) -> _MeetingPoint:
+        return cls(options)
+
+    def remote(self, **settings: Any) -> Any:
+        try:
+            ray.get(_MeetingPoint.kept.get_counter.remote(), timeout=10)
+        except Exception:  # none yet, or it died
+            _MeetingPoint.kept = _MeetingPoint.make.options(**self._options).remote(**settings)
+        return _MeetingPoint.kept
+
+
+@contextlib.contextmanager
+def _kept_meeting_point() -> Iterator[None]:
+    """Have a run's worker group take this process's meeting point, and leave it alive."""
+    from ray.train.v2._internal.execution.worker_group import state, worker_group
+
+    made, ended = worker_group.SynchronizationActor, state._shutdown_sync_actor
+    _MeetingPoint.make = made
+    worker_group.SynchronizationActor = _MeetingPoint
+    state._shutdown_sync_actor = lambda actor: None
+    try:
+        yield
+    finally:
+        worker_group.SynchronizationActor, state._shutdown_sync_actor = made, ended
