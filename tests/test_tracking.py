@@ -413,6 +413,45 @@ def test_sixteen_trials_at_once_into_sqlite(prepared: Path) -> None:
     assert (resolve_model("champion") / "model.safetensors").read_bytes() == f"weights of {best}".encode() * 1000
 
 
+def test_reports_that_wait_go_together(prepared: Path) -> None:
+    """A server that was away gets a trial's waiting reports in one call, each with its own epoch and time."""
+    from stemtune.tracking import Address
+
+    away = Tracker(prepared / "sweep", "late", "id1", Address("http://127.0.0.1:9"))
+    away.sweep({"metric": "val/loss"}, {}, "")
+    for trial in ("t0", "t1"):
+        away.trial(trial, trial, {"optim.lr": 0.1}, {})
+    for epoch in range(1, 61):
+        for trial in ("t0", "t1"):
+            away.metrics(trial, epoch, {"val/loss": 1.0 / epoch})
+    away.end("t0", "finished", "", {}, {})
+    away.metrics("t1", 61, {"val/loss": 0.0})
+    assert away.close(0.0) == 125
+    with counted_calls() as calls:
+        assert Tracker(prepared / "sweep", "late", "id1", address()).close() == 0
+    assert calls["log_batch"] == 8  # the sweep, two trials, an end, and 121 reports in four
+    record = read_sweep("late", curves=("val/loss",))
+    curves = {trial.trial: [epoch for epoch, _ in trial.curves["val/loss"]] for trial in record.trials}
+    assert curves == {"t0": list(range(1, 61)), "t1": list(range(1, 62))}
+    assert {trial.trial: trial.status for trial in record.trials} == {"t0": "finished", "t1": "running"}
+
+
+def test_what_is_refused_together_is_sent_one_by_one(prepared: Path) -> None:
+    folder = prepared / "sweep"
+    folder.mkdir()
+    lines = [{"kind": "sweep", "time": 1, "params": {}, "tags": {}, "text": ""}]
+    lines += [{"kind": "trial", "time": 1, "trial": "t0", "name": "t0", "params": {}, "tags": {}}]
+    values = [{"val/loss": 3.0}, {"val/loss{}": 2.0}, {"val/loss": 1.0}]  # MLflow takes no such name
+    lines += [
+        {"kind": "metrics", "time": 1, "trial": "t0", "step": step, "values": one} for step, one in enumerate(values)
+    ]
+    (folder / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Tracker(folder, "alpha", "id1", address()).close() == 0
+    assert read_sweep("alpha", curves=("val/loss",)).trials[0].curves["val/loss"] == [(0, 3.0), (2, 1.0)]
+    refused = [json.loads(line) for line in (folder / "tracking.refused.jsonl").read_text().splitlines()]
+    assert [json.loads(one["line"])["step"] for one in refused] == [1]
+
+
 @pytest.mark.slow
 def test_two_sweeps_at_once_into_one_sqlite_file(prepared: Path) -> None:
     """Not what SQLite is for, but nothing is lost: a writer that finds the file locked comes again."""

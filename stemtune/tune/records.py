@@ -87,8 +87,9 @@ def packed(report: dict[str, Any], metric: str) -> dict[str, Any]:
     Of every number Tune keeps six statistics and two histories per trial, and writes all trials' down every few
     seconds: two thirds of what a trial costs the driver.
     """
-    kept = {key: value for key, value in report.items() if key in (metric, "epoch") or isinstance(value, str)}
-    return {**kept, FIGURES: json.dumps({key: value for key, value in report.items() if key not in kept})}
+    numbers = {key for key, value in report.items() if isinstance(value, int | float)} - {metric, "epoch"}
+    kept = {key: value for key, value in report.items() if key not in numbers}
+    return {**kept, FIGURES: json.dumps({key: report[key] for key in sorted(numbers)})}
 
 
 def unpacked(result: dict[str, Any]) -> dict[str, Any]:
