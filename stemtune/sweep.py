@@ -30,6 +30,7 @@ EPILOG = """\
 examples:
   stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
   stemtune sweep --resume first
+  stemtune sweep search_spaces/smoke.yaml --name second --study first
   ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big
 
 Without --local the Ray of RAY_ADDRESS, or the one that was started on this machine, is joined; where there is
@@ -72,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         const="",
         metavar="NAME",
         help="go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
+    )
+    parser.add_argument(
+        "--study",
+        default="",
+        metavar="NAME",
+        help="search together with the sweep NAME of the same space, or with all that name the same"
+        " postgresql://USER@HOST/DATABASE: each proposes from what all have learned",
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="wait until N nodes of the cluster are there")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix any setting of a trial")
@@ -143,13 +151,22 @@ def _sweep(options: argparse.Namespace) -> int:
         return 0
     from stemtune.tune.search import run_sweep
 
-    return _report(run_sweep(space, options.name, local=options.local, trials=options.trials, nodes=options.nodes))
+    return _report(
+        run_sweep(
+            space,
+            options.name,
+            local=options.local,
+            trials=options.trials,
+            nodes=options.nodes,
+            study=options.study,
+        )
+    )
 
 
 def _resume(options: argparse.Namespace) -> int:
     from stemtune.tune.search import read_sheet, run_sweep, space_from_sheet, sweeps_folder, unfinished
 
-    for option in ("trials", "set"):
+    for option in ("trials", "set", "study"):
         if getattr(options, option):
             raise UserError(f"--resume goes on with the sweep as it began, so --{option} cannot change it")
     name = options.resume or options.name

@@ -25,7 +25,7 @@ BELOW: dict[str, set[str]] = {
     "learning": FLOOR - {"tracking"} | {"crystal", "diffraction", "data"},
     "tune": FLOOR | {"crystal", "diffraction", "data", "learning"},
     "maps": FLOOR | {"crystal", "diffraction", "data", "learning"},
-    "sweep": FLOOR | {"crystal", "diffraction", "data", "learning", "tune"},
+    "sweep": {"api"} | FLOOR | {"crystal", "diffraction", "data", "learning", "tune"},
 }
 ANYTHING = {"api", "cli", "demo", "bench", "study", "__main__", "__init__"}
 

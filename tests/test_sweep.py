@@ -131,6 +131,8 @@ def test_as_a_script_its_own_folder_hides_nothing(tmp_path: Path, monkeypatch: p
         (["--resume", "nothing"], "there is no sweep called 'nothing'"),
         (["--resume"], "no interrupted sweep is in"),
         (["--resume", "x", "--trials", "3"], "--trials cannot change it"),
+        (["--resume", "x", "--study", "y"], "--study cannot change it"),
+        (["tiny.yaml", "--study", "a/b"], "the name 'a/b' of a sweep may hold"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["tiny.yaml", "--name", "taken"], "there is a sweep called 'taken' already; --resume taken"),
     ],

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+import feed
+
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
@@ -29,6 +32,7 @@ from stemtune.tracking import (
 )
 from stemtune.tracking.address import client
 from stemtune.tracking.writer import JOURNAL
+from stemtune.tune.rates import counted_calls
 
 
 @pytest.fixture
@@ -381,3 +385,81 @@ def test_a_password_file_that_others_can_read_is_refused(here: Path, monkeypatch
         address()
     secret.chmod(0o600)
     assert address().uri == "http://host:5000"
+
+
+def test_sixteen_trials_at_once_into_sqlite(prepared: Path) -> None:
+    """The embedded default: every epoch of every trial is there once, in order or not, and nothing runs any more."""
+    with counted_calls() as calls:
+        outcome = feed.run("many", epochs=3, pause_s=0.02)
+    assert outcome.unsent == 0
+    assert not (outcome.folder / "tracking.refused.jsonl").exists()
+    record = read_sweep("many", curves=("val/loss",))
+    assert record.status == "finished"
+    assert len(record.trials) == feed.TRIALS
+    api = client(address())
+    for trial in record.trials:
+        number = int(trial.tags["stemtune.number"])
+        history = api.get_metric_history(trial.run_id, "val/loss")
+        epochs = [1, 2] if number % 4 == 1 else [1, 2, 3]
+        assert sorted((point.step, point.value) for point in history) == [
+            (epoch, pytest.approx(feed.value(number, epoch))) for epoch in epochs
+        ]
+        assert api.get_run(trial.run_id).info.status in ("FINISHED", "KILLED")
+    for name in ("search_runs", "create_run", "set_terminated"):
+        assert calls[name] == feed.TRIALS + 1, name  # the sweep's own run as well
+    reports = feed.TRIALS * 3 - feed.TRIALS // 4
+    assert sum(calls.values()) <= feed.TRIALS * 6 + reports + 20  # a few per trial and one per epoch at most
+    best = f"many-{feed.TRIALS - 1:02d}"
+    assert (resolve_model("champion") / "model.safetensors").read_bytes() == f"weights of {best}".encode() * 1000
+
+
+def test_reports_that_wait_go_together(prepared: Path) -> None:
+    """A server that was away gets a trial's waiting reports in one call, each with its own epoch and time."""
+    from stemtune.tracking import Address
+
+    away = Tracker(prepared / "sweep", "late", "id1", Address("http://127.0.0.1:9"))
+    away.sweep({"metric": "val/loss"}, {}, "")
+    for trial in ("t0", "t1"):
+        away.trial(trial, trial, {"optim.lr": 0.1}, {})
+    for epoch in range(1, 61):
+        for trial in ("t0", "t1"):
+            away.metrics(trial, epoch, {"val/loss": 1.0 / epoch})
+    away.end("t0", "finished", "", {}, {})
+    away.metrics("t1", 61, {"val/loss": 0.0})
+    assert away.close(0.0) == 125
+    with counted_calls() as calls:
+        assert Tracker(prepared / "sweep", "late", "id1", address()).close() == 0
+    assert calls["log_batch"] == 8  # the sweep, two trials, an end, and 121 reports in four
+    record = read_sweep("late", curves=("val/loss",))
+    curves = {trial.trial: [epoch for epoch, _ in trial.curves["val/loss"]] for trial in record.trials}
+    assert curves == {"t0": list(range(1, 61)), "t1": list(range(1, 62))}
+    assert {trial.trial: trial.status for trial in record.trials} == {"t0": "finished", "t1": "running"}
+
+
+def test_what_is_refused_together_is_sent_one_by_one(prepared: Path) -> None:
+    folder = prepared / "sweep"
+    folder.mkdir()
+    lines = [{"kind": "sweep", "time": 1, "params": {}, "tags": {}, "text": ""}]
+    lines += [{"kind": "trial", "time": 1, "trial": "t0", "name": "t0", "params": {}, "tags": {}}]
+    values = [{"val/loss": 3.0}, {"val/loss{}": 2.0}, {"val/loss": 1.0}]  # MLflow takes no such name
+    lines += [
+        {"kind": "metrics", "time": 1, "trial": "t0", "step": step, "values": one} for step, one in enumerate(values)
+    ]
+    (folder / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Tracker(folder, "alpha", "id1", address()).close() == 0
+    assert read_sweep("alpha", curves=("val/loss",)).trials[0].curves["val/loss"] == [(0, 3.0), (2, 1.0)]
+    refused = [json.loads(line) for line in (folder / "tracking.refused.jsonl").read_text().splitlines()]
+    assert [json.loads(one["line"])["step"] for one in refused] == [1]
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_into_one_sqlite_file(prepared: Path) -> None:
+    """Not what SQLite is for, but nothing is lost: a writer that finds the file locked comes again."""
+    script = str(Path(__file__).parent / "feed.py")
+    feeds = [subprocess.Popen([sys.executable, script, name, "5", "0.1"]) for name in ("one", "two")]
+    assert [process.wait(timeout=300) for process in feeds] == [0, 0]
+    for name in ("one", "two"):
+        record = read_sweep(name, curves=("val/loss",))
+        assert record.status == "finished"
+        kept = [len(trial.curves["val/loss"]) for trial in record.trials]
+        assert sorted(kept) == [4] * 4 + [5] * 12

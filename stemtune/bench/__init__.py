@@ -35,7 +35,7 @@ def run(names: Sequence[str] = ()) -> None:
     UserError
         For a name that is not a measurement.
     """
-    known = (*_MEASUREMENTS, ACCURACY, LABEL)
+    known = (*_MEASUREMENTS, ACCURACY, LABEL, "sweep")
     for name in names:
         if name not in _MEASUREMENTS:
             raise UserError(

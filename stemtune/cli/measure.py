@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stemtune import bench as benchmark
+from stemtune.bench import sweeping
 from stemtune.cli.parsing import command, positive
 
 if TYPE_CHECKING:
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
 
 def bench(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        speeds = [name for name in options.name if name not in (benchmark.ACCURACY, benchmark.LABEL)]
+        alone = (benchmark.ACCURACY, benchmark.LABEL, sweeping.SWEEP)
+        speeds = [name for name in options.name if name not in alone]
         if speeds or not options.name:
             benchmark.run(speeds)
         if benchmark.ACCURACY in options.name:
             benchmark.run_accuracy(options)
         if benchmark.LABEL in options.name:
             benchmark.run_label(options)
+        if sweeping.SWEEP in options.name:
+            sweeping.run(options)
 
     parser = command(
         commands,
@@ -34,9 +38,10 @@ def bench(commands: Commands) -> None:
         "name",
         nargs="*",
         metavar="NAME",
-        help="simulate, bloch, loading, matched, train, predict, map, refine (default all), or accuracy, label",
+        help="simulate, bloch, loading, matched, train, predict, map, refine (default all), or accuracy, label, sweep",
     )
     benchmark.add_accuracy_options(parser, positive)
+    sweeping.add_options(parser, positive)
 
 
 def demo(commands: Commands) -> None:

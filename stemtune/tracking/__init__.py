@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from stemtune.tracking.address import Address, address
 from stemtune.tracking.artifacts import log_files
+from stemtune.tracking.greeting import greet
 from stemtune.tracking.origin import code_version
 from stemtune.tracking.reading import SweepRecord, TrialRecord, newest_sweep, read_sweep
 from stemtune.tracking.registry import resolve_model
@@ -23,6 +24,7 @@ __all__ = [
     "TrialRecord",
     "address",
     "code_version",
+    "greet",
     "log_files",
     "newest_sweep",
     "read_sweep",

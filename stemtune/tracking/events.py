@@ -111,6 +111,10 @@ class Sender:
         params = [Param(key, str(value)) for key, value in event.get("params", {}).items()]
         tags = [RunTag(key, str(value)[:_LONGEST]) for key, value in event.get("tags", {}).items()]
         values = [Metric(key, float(value), event["time"], step) for key, value in event.get("values", {}).items()]
+        for later in event.get("more", ()):  # reports that waited with this one
+            values += [
+                Metric(key, float(value), later["time"], later["step"]) for key, value in later["values"].items()
+            ]
         for start in range(0, max(len(params), len(tags), 1), _BATCH):
             part = slice(start, start + _BATCH)
             self._client.log_batch(

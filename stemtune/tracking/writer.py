@@ -8,6 +8,7 @@ crash the next run sends what was left. Events may be sent twice and mean the sa
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -23,7 +24,36 @@ Event = dict[str, Any]
 
 JOURNAL = "tracking.jsonl"
 _PATIENCE_S = 5.0  # longest pause between two attempts to reach the server
+_AHEAD = 2000  # lines of the journal that are looked at together
+_JOINED = 40  # reports of a trial in one call; MLflow takes 1,000 values
 _ATTEMPTS = 5  # on an error that is neither a refusal nor an absence
+
+
+def joined_metrics(lines: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
+    """Return every line with the lines that are to be sent with it: itself, or none where an earlier one took it along.
+
+    Reports of one trial that wait together become one call, so that a server that is slower than the trials falls
+    behind by a few epochs and no further. A trial's other events keep their place among its reports.
+    """
+    plan: list[tuple[bytes, list[bytes]]] = []
+    takers: dict[str, list[bytes]] = {}
+    for line in lines:
+        try:
+            event = json.loads(line)
+            kind, trial = event["kind"], event.get("trial", "")
+        except (ValueError, KeyError, TypeError):
+            kind, trial = "", ""
+        taker = takers.get(trial) if kind == "metrics" else None
+        if taker is not None and len(taker) < _JOINED:
+            taker.append(line)
+            plan.append((line, []))
+            continue
+        alone = [line]
+        takers.pop(trial, None)
+        if kind == "metrics":
+            takers[trial] = alone
+        plan.append((line, alone))
+    return plan
 
 
 class Records(Protocol):
@@ -167,23 +197,23 @@ class Tracker(NullTracker):
     def _work(self) -> None:
         position = self._sent()
         while not self._closing.is_set():
-            line = self._next(position)
-            if line is None:
+            lines = self._next(position)
+            if not lines:
                 self._news.wait(timeout=1.0)
                 self._news.clear()
                 continue
-            if line.strip() and not self._send(line):
-                return
-            position += len(line)
-            self._note(position)
+            for line, joined in joined_metrics(lines):
+                if joined and line.strip() and not self._send(joined):
+                    return
+                position += len(line)
+                self._note(position)
 
-    def _next(self, position: int) -> bytes | None:
-        """Return the next whole line of the journal, if there is one."""
+    def _next(self, position: int) -> list[bytes]:
+        """Return the next whole lines of the journal, if there are some."""
         with contextlib.suppress(OSError), self._lock, self._journal.open("rb") as file:
             file.seek(position)
-            line = file.readline()
-            return line if line.endswith(b"\n") else None
-        return None
+            return [line for line in itertools.islice(file, _AHEAD) if line.endswith(b"\n")]
+        return []
 
     def _note(self, position: int) -> None:
         part = self._mark.with_suffix(".part")
@@ -191,17 +221,17 @@ class Tracker(NullTracker):
             part.write_text(str(position))
             part.replace(self._mark)
 
-    def _send(self, line: bytes) -> bool:
-        """Send one event however long it takes; return False when the tracker closes before that."""
+    def _send(self, lines: list[bytes]) -> bool:
+        """Send an event, or reports joined to one, however long it takes; return False if the tracker closes first."""
         try:
-            event = json.loads(line)
+            first, *more = (json.loads(line) for line in lines)
         except ValueError:
-            self._put_aside(line, "a line that a crash cut short")
+            self._put_aside(lines[0], "a line that a crash cut short")
             return True
         attempt = 0
         while not self._closing.is_set():
             try:
-                self._sender.send(event)
+                self._sender.send({**first, "more": more} if more else first)
             except Exception as problem:
                 attempt += 1
                 self.problem = (
@@ -209,7 +239,9 @@ class Tracker(NullTracker):
                 )
                 verdict = is_refusal(problem)
                 if verdict == "refused" or (verdict == "unclear" and attempt >= _ATTEMPTS):
-                    self._put_aside(line, self.problem)
+                    if more:  # only one of them may be at fault
+                        return all(self._send([line]) for line in lines)
+                    self._put_aside(lines[0], self.problem)
                     return True
                 self._sender.forget()
                 self._closing.wait(min(_PATIENCE_S, 0.5 * 2 ** min(attempt, 5)))

@@ -14,7 +14,6 @@ from stemtune.tune.space import SearchSpace, load_space, samples
 _SHOWN = 3  # sampled trials that are printed
 
 
-_DESIGNS = {"sampler": "", "grid": " (every combination)"}
 _WORDS = {"min": "less", "max": "more"}
 
 
@@ -40,8 +39,12 @@ def described(space: SearchSpace, path: str | Path) -> str:
         "  optimises "
         + " and ".join(f"{metric} ({_WORDS[mode]} is better)" for metric, mode in space.objectives)
         + (f"; {space.metric} decides" if space.also else ""),
-        f"  {budget.trials} trials{_DESIGNS[space.design]} of up to {epochs} epochs{limit};"
-        f" ASHA may stop a trial after {budget.grace_epochs} and lets 1 in {budget.reduction:g} go on",
+        f"  {budget.trials} trials of up to {epochs} epochs{limit}; "
+        + (
+            "every combination, none stopped early"
+            if space.design == "grid"
+            else f"ASHA may stop a trial after {budget.grace_epochs} and lets 1 in {budget.reduction:g} go on"
+        ),
         f"  each trial: {workers} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU",
     ]
     if space.fixed:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 
-from stemtune.tune.cluster import HEAD
+from stemtune.tune.cluster import HEAD, QUIET
 from stemtune.tune.records import SHEET
 from stemtune.tune.schedule import LearnersASHA
 from stemtune.tune.searcher import StudySearch
 from stemtune.tune.space import SearchSpace
+from stemtune.tune.study import STUDY
 from stemtune.tune.trial import FAILURE, PASSED_ON, run_trial
 from stemtune.tune.watch import Watch
 
+_LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
 
-def driver() -> Any:
+
+def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
     """Return the function that Tune starts per trial; it takes no CPU, its workers do."""
-    return tune.with_resources(run_trial, tune.PlacementGroupFactory([{HEAD: 0.001}]))
+    return tune.with_resources(run, tune.PlacementGroupFactory([{HEAD: 0.001}]))
 
 
 def trial_name(trial: Any) -> str:
@@ -28,9 +33,39 @@ def trial_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
 
 
-def made_tuner(space: SearchSpace, folder: Path, watch: Watch, at_once: int) -> Any:
-    """Return Tune set up for a new sweep of at most `at_once` trials at a time."""
+def _snapshots(trials: int) -> None:
+    """Have Tune write its snapshot every 5 s, of a large sweep no more often than costs a twentieth of the time.
+
+    A snapshot holds all trials; what happened since the last is in the study and in MLflow's journal.
+    """
+    if trials > _LARGE and os.environ.get("TUNE_GLOBAL_CHECKPOINT_S") == QUIET["TUNE_GLOBAL_CHECKPOINT_S"]:
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "auto"
+
+
+def made_tuner(
+    space: SearchSpace,
+    folder: Path,
+    watch: Watch,
+    at_once: int,
+    study: str = "",
+    run: Callable[[dict[str, Any]], None] = run_trial,
+    plain: bool = False,
+) -> Any:
+    """Return Tune set up for a new sweep of at most `at_once` trials at a time.
+
+    Parameters
+    ----------
+    space, folder, watch, at_once
+        The sweep.
+    study
+        The study to share with other sweeps, if any.
+    run
+        What a trial does, for measurements of what a sweep costs without training.
+    plain
+        Random search without stopping, to compare with.
+    """
     _, _, epochs = space.extremes
+    _snapshots(space.budget.trials)
     settings = {
         "folder": str(folder),
         "metric": space.metric,
@@ -41,12 +76,14 @@ def made_tuner(space: SearchSpace, folder: Path, watch: Watch, at_once: int) -> 
     }
     seed = space.fixed.get("train.seed", 0)
     return tune.Tuner(
-        driver(),
+        driver(run),
         tune_config=tune.TuneConfig(
             metric=space.metric,
             mode=space.mode,
-            search_alg=StudySearch(space, folder, settings, seed=int(seed)),
-            scheduler=LearnersASHA(
+            search_alg=StudySearch(space, folder, settings, int(seed), watch.sweep_id, study, at_random=plain),
+            scheduler=FIFOScheduler()
+            if plain or space.design == "grid"
+            else LearnersASHA(
                 time_attr="epoch",
                 max_t=epochs + 1,  # one more, or the last epoch would count as a stop
                 grace_period=space.budget.grace_epochs,
@@ -54,6 +91,7 @@ def made_tuner(space: SearchSpace, folder: Path, watch: Watch, at_once: int) -> 
             ),
             num_samples=space.budget.trials,
             max_concurrent_trials=at_once,
+            reuse_actors=True,  # the next trial's driver is a process that has imported everything
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
             time_budget_s=space.budget.hours * 3600 if space.budget.hours else None,
@@ -68,8 +106,9 @@ def made_tuner(space: SearchSpace, folder: Path, watch: Watch, at_once: int) -> 
     )
 
 
-def restored_tuner(folder: Path) -> Any | None:
-    """Return Tune as the interrupted sweep in `folder` left it; None when it left nothing to go on from."""
+def restored_tuner(folder: Path, trials: int) -> Any | None:
+    """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing."""
+    _snapshots(trials)
     if not tune.Tuner.can_restore(str(folder)):
         discard(folder)
         return None
@@ -84,9 +123,12 @@ def remove_notes(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Empty the folder of a sweep that died before Tune wrote its first snapshot."""
+    """Empty the folder of a sweep that died before Tune wrote its first snapshot.
+
+    The study stays: another sweep may share it.
+    """
     for entry in folder.iterdir():
-        if entry.name == SHEET or entry.name.startswith("tracking."):
+        if entry.name == SHEET or entry.name.startswith(("tracking.", STUDY)):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)

@@ -73,6 +73,7 @@ def run_sweep(
     resume: bool = False,
     tracked: bool = True,
     nodes: int = 1,
+    study: str = "",
 ) -> SweepOutcome:
     """Run a search, or go on with an interrupted one.
 
@@ -92,6 +93,8 @@ def run_sweep(
         Whether MLflow keeps records.
     nodes
         Nodes of the cluster to wait for before trials begin.
+    study
+        A study to share with other sweeps: another sweep's name, or the address of a database.
 
     Raises
     ------
@@ -112,16 +115,29 @@ def run_sweep(
                 f"there is a sweep called '{name}' already; --resume {name} goes on with it, --name NAME starts another"
             )
         space = _absolute(space if trials is None else _with_trials(space, trials))
-        sheet = new_sheet(space, name)
+        sheet = new_sheet(space, name) | ({"study": study} if study else {})
+    _study_ready(str(sheet.get("study", "")), folder, space)
     store_hash = _store_hash(space)
     if tracked:
-        from stemtune.tracking import address
+        from stemtune.tracking import address, greet
 
-        address()  # a wrong MLFLOW_TRACKING_URI is told before anything starts
+        greet(address(), name)  # a wrong MLFLOW_TRACKING_URI or password is told before anything starts
     at_once = _nodes_ready(space, folder, local, nodes)
     if not resume:
         _write_sheet(folder, sheet)
     return _run(space, name, folder, sheet, at_once, tracked, store_hash, resume)
+
+
+def _study_ready(study: str, folder: Path, space: SearchSpace) -> None:
+    """See that a shared study can be opened and searches what this sweep does."""
+    if not study:
+        return
+    from stemtune.tune.study import find_study, join, open_storage
+
+    place = find_study(study, folder, space)
+    if place.file is not None:
+        checked_name(place.name)
+    join(place, open_storage(place), space)
 
 
 def _nodes_ready(space: SearchSpace, folder: Path, local: bool, count: int) -> int:
@@ -259,10 +275,10 @@ def _run(
     from stemtune.tune.watch import Watch
 
     Watch.current = None
-    tuner = restored_tuner(folder) if resume else None
+    tuner = restored_tuner(folder, space.budget.trials) if resume else None
     if tuner is None:
         watch = Watch(space, folder, name, sheet["sweep_id"], tracked, store_hash)
-        tuner = made_tuner(space, folder, watch, at_once)
+        tuner = made_tuner(space, folder, watch, at_once, str(sheet.get("study", "")))
     interrupted = False
     try:
         tuner.fit()

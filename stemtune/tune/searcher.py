@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import warnings
+import zlib
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from stemtune.config import Scalar
+from stemtune.tune.records import unpacked
 from stemtune.tune.schedule import UNTRAINED
 from stemtune.tune.space import SearchSpace
+from stemtune.tune.study import SETTINGS, SPACE, STUDY, SWEEP, asked, digest, find_study, join, open_storage
 
-STUDY = "study.journal"
+__all__ = ["STUDY", "StudySearch"]
+
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
+_YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
 
 
 class StudySearch(OptunaSearch):  # type: ignore[misc]
@@ -43,30 +46,59 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         What every trial is told besides its settings.
     seed
         Seed of the sampler.
+    sweep_id
+        The sweep's id, which marks its trials in a study.
+    study
+        The study to share with other sweeps (`stemtune.tune.study.find_study`); by default one of its own.
+    at_random
+        Draw at random instead of by TPE.
     """
 
-    def __init__(self, space: SearchSpace, folder: Path, settings: dict[str, Any], seed: int = 0) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        folder: Path,
+        settings: dict[str, Any],
+        seed: int = 0,
+        sweep_id: str = "",
+        study: str = "",
+        at_random: bool = False,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            if study:  # of two drivers with one seed both would draw the same
+                seed = (seed + zlib.crc32(folder.name.encode())) % 2**32
+            sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True
+            )
+            if at_random:
+                sampler = optuna.samplers.RandomSampler(seed=seed)
         self.space = space
         self.settings = settings
+        place = find_study(study, folder, space)
+        storage = open_storage(place)
+        joined = join(place, storage, space)
+        self._sweep = sweep_id
         self._best: dict[str, float] = {}
         self._others: dict[str, list[float]] = {}
-        self._baselines = space.baselines()
+        self._baselines = [] if joined and study else space.baselines()  # who began the study runs them
         self._numbers: dict[str, int] = {}
-        self._seen: list[str] = []
+        self._seen: set[str] = set()
         super().__init__(
             space=space.suggest,
             metric=[metric for metric, _ in space.objectives] if space.also else space.metric,
             mode=[mode for _, mode in space.objectives] if space.also else space.mode,
-            points_to_evaluate=space.enqueued(),
+            points_to_evaluate=[] if joined else space.enqueued(),
             sampler=sampler,
-            study_name=folder.name,
-            storage=JournalStorage(JournalFileBackend(os.fspath(folder / STUDY))),
+            study_name=place.name,
+            storage=storage,
         )
+        if joined:
+            self._give_up_lost()
+        else:
+            self._ot_study.set_user_attr(SPACE, asked(space))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Return the settings of the next trial."""
@@ -76,7 +108,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         else:
             flat, optuna_part = self._proposed(trial_id)
         knobs = self.space.settings(flat)
-        self._seen.append(_fingerprint(knobs))
+        self._seen.add(_fingerprint(knobs))
         return {
             "knobs": knobs,
             "number": self._numbers[trial_id],
@@ -87,15 +119,23 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
         for attempt in range(_REPEATS):
             trial = self._ot_study.ask()
+            trial.set_user_attr(SWEEP, self._sweep)
             flat = self.space.suggest(trial)
-            if attempt == _REPEATS - 1 or _fingerprint(self.space.settings(flat)) not in self._seen:
+            settings = _fingerprint(self.space.settings(flat))
+            if attempt == _REPEATS - 1 or not (settings in self._seen or self._elsewhere(settings)):
                 break
             self._ot_study.tell(
                 trial, state=TrialState.FAIL
             )  # it ran already; a failed one teaches the sampler nothing
         self._ot_trials[trial_id] = trial
+        trial.set_user_attr(SETTINGS, settings)
         distributions = {name: json.loads(distribution_to_json(kind)) for name, kind in trial.distributions.items()}
         return flat, {"params": dict(trial.params), "distributions": distributions}
+
+    def _elsewhere(self, settings: str) -> bool:
+        """Whether the study knows a trial of these settings, another sweep's perhaps."""
+        known = self._ot_study.get_trials(deepcopy=False)
+        return any(trial.user_attrs.get(SETTINGS) == settings for trial in known if trial.state != TrialState.FAIL)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell the study what a trial reported."""
@@ -103,7 +143,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         best = self._best.get(trial_id, value)
         self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
         if trial_id not in self._others or self._best[trial_id] != best:
-            self._others[trial_id] = [float(result[metric]) for metric, _ in self.space.also]
+            self._others[trial_id] = [float(unpacked(result)[metric]) for metric, _ in self.space.also]
         trial = self._ot_trials.get(trial_id)
         if trial is None or self.space.also or self._ended(trial):
             return  # with several objectives a study takes no reports, only the end
@@ -133,14 +173,23 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """Take up the searcher's state from before a crash, and end the study's trials that Tune never knew."""
         super().restore(checkpoint_path)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._give_up_lost()
+
+    def _give_up_lost(self) -> None:
+        """End the trials of this sweep that run in the study and not in Tune; plan those that were planned again."""
         known = {trial.number for trial in self._ot_trials.values()}
         for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number in known:
+            if trial.number in known or not self._ours(trial):
                 continue
             planned = trial.system_attrs.get("fixed_params")
             self._ot_study.tell(trial.number, state=TrialState.FAIL)
             if planned:
                 self._ot_study.enqueue_trial(planned)
+
+    def _ours(self, trial: FrozenTrial) -> bool:
+        if SWEEP in trial.user_attrs:
+            return bool(trial.user_attrs[SWEEP] == self._sweep)
+        return trial.datetime_start is None or datetime.now() - trial.datetime_start > _YOUNG
 
 
 def _fingerprint(knobs: dict[str, Scalar]) -> str:
@@ -148,4 +197,4 @@ def _fingerprint(knobs: dict[str, Scalar]) -> str:
     shown = knobs
     if knobs.get("model.name") in UNTRAINED:
         shown = {key: value for key, value in knobs.items() if key.split(".")[0] in ("model", "data", "simulate")}
-    return json.dumps(shown, sort_keys=True)
+    return digest(shown)

@@ -38,7 +38,8 @@ class SearchSpace:
         Further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
         ASHA and the champion go by `metric` alone.
     design
-        "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written.
+        "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order
+        written, and ASHA stops none.
     fixed
         Constants of every trial.
     search

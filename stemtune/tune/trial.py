@@ -46,9 +46,8 @@ def run_trial(config: dict[str, Any]) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray import train, tune
-    from ray.tune.integration.ray_train import TuneReportCallback
 
-    from stemtune.tune.trainer import QuietTrainer
+    from stemtune.tune.trainer import QuietTrainer, ToTune
 
     sweep, knobs = config["sweep"], config["knobs"]
     trial_id = tune.get_context().get_trial_id()
@@ -67,7 +66,7 @@ def run_trial(config: dict[str, Any]) -> None:
         run_config=train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            callbacks=[TuneReportCallback()],
+            callbacks=[ToTune(sweep["metric"])],
             failure_config=train.FailureConfig(max_failures=1, controller_failure_limit=1),
             checkpoint_config=train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=sweep["metric"], checkpoint_score_order=sweep["mode"]
@@ -97,6 +96,7 @@ def train_worker(config: dict[str, Any]) -> None:
     reporter = Reporter(config, context.get_world_size(), began)
     with tempfile.TemporaryDirectory(prefix="stemtune-") as scratch, _resumed(reporter) as resume:
         try:
+            reporter.trains()
             fit(
                 Config.from_flat(config["knobs"]),
                 reporter.report,
@@ -134,6 +134,7 @@ class Reporter:
         self._started, self._began, self._world = config["started"], began, world
         self._spent = 0.0  # device seconds of the time before a restart
         self._first_s = 0.0
+        self._train_began, self._reporting_s, self._trained_s = began, 0.0, 0.0
         self._devices = world * max(1.0, float(config["sweep"]["gpus_per_worker"]))
 
     def resume(self, metadata: dict[str, Any]) -> None:
@@ -141,6 +142,11 @@ class Reporter:
         self.epoch = int(metadata.get("epoch", 0))
         self.before = dict(metadata.get("metrics", {}))
         self._spent = float(self.before.get("time/device_s", 0.0))
+        self._trained_s = float(self.before.get("time/train_s", 0.0))
+
+    def trains(self) -> None:
+        """Note that everything is imported and training begins."""
+        self._train_began = time.time()
 
     def report(self, metrics: dict[str, float], folder: Path | None) -> None:
         """Report the metrics of one epoch and, on rank 0, the folder with its checkpoint."""
@@ -154,6 +160,7 @@ class Reporter:
         values["epoch"] = self.epoch
         values["time/start_s"] = self._began - self._started
         values["time/first_report_s"] = self._first_s
+        values["time/train_s"] = self._trained_s + now - self._train_began - self._reporting_s
         values["time/device_s"] = self._spent + (now - self._began) * self._devices
         values["placement_group"] = _placement_group()  # type: ignore[assignment]
         checkpoint = None
@@ -161,6 +168,7 @@ class Reporter:
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             checkpoint.set_metadata({"epoch": self.epoch, "metrics": values})
         ray.train.report(values, checkpoint=checkpoint)
+        self._reporting_s += time.time() - now
 
     def finish(self) -> None:
         """Tell Tune the last figures once more when there was nothing left to train after a restart."""

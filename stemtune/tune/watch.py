@@ -15,11 +15,11 @@ from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
 from stemtune.tune.nodes import where_it_runs
 from stemtune.tune.progress import Progress
-from stemtune.tune.records import TrialState, checkpoints
+from stemtune.tune.records import TrialState, checkpoints, unpacked
 from stemtune.tune.space import SearchSpace
 from stemtune.tune.trial import failure, train_folder
 
-_TIMES = ("time/start_s", "time/first_report_s", "time/device_s")
+_TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
 
 
 class Watch(Callback):  # type: ignore[misc]
@@ -109,6 +109,7 @@ class Watch(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Keep one epoch's figures."""
+        result = unpacked(result)
         state = self.trials[trial.trial_id]
         state.take(result, self.space.metric, self.space.mode)
         state.wall_s = self._wall(trial.trial_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from stemtune.errors import UserError
 from stemtune.tune.searcher import STUDY, StudySearch
 from stemtune.tune.space import SearchSpace, space_from_text
+from stemtune.tune.study import SETTINGS, SWEEP, find_study, open_storage
 
 TEXT = """\
 metric: val/loss
@@ -141,3 +144,118 @@ def test_two_objectives_meet_in_one_study(tmp_path: Path) -> None:
     study = optuna.load_study(study_name=tmp_path.name, storage=storage)
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]
     assert len(study.best_trials) == 8  # each is better than every other in one of the two
+
+
+FINITE = """\
+metric: val/loss
+search:
+  model.name: {one_of: {cnn: {model.width: [8, 16, 24, 32], train.batch_size: [16, 32, 64]}}}
+first:
+  - {model.name: cnn, model.width: 8, train.batch_size: 16}
+  - {model.name: matched}
+"""
+
+
+def sharing(folder: Path, sweep: str, text: str = TEXT) -> StudySearch:
+    """One driver's searcher; it shares the study of the sweep called alpha."""
+    place = folder / sweep
+    place.mkdir(exist_ok=True)
+    study = "" if sweep == "alpha" else "alpha"
+    return StudySearch(space_from_text(text, "test"), place, {}, 3, sweep_id=sweep, study=study)
+
+
+def drive(folder: Path, sweep: str, count: int, text: str) -> None:
+    search = sharing(folder, sweep, text)
+    for number in range(count):
+        search.suggest(f"{sweep}-{number}")
+        search.on_trial_result(f"{sweep}-{number}", result(2.0, 1))
+        search.on_trial_complete(f"{sweep}-{number}", result(1.0, 2))
+
+
+def test_two_drivers_share_a_study(tmp_path: Path) -> None:
+    """Both propose at once: every trial is somebody's, nothing runs twice, and the planned ones run once in all."""
+    drive(tmp_path, "alpha", 1, TEXT)
+    fork = multiprocessing.get_context("fork")
+    drivers = [fork.Process(target=drive, args=(tmp_path, sweep, 15, TEXT)) for sweep in ("beta", "gamma")]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(timeout=120)
+        assert driver.exitcode == 0
+    trials = trials_on_disk(tmp_path / "alpha")
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert [trial.user_attrs[SWEEP] for trial in done].count("beta") == 15
+    assert [trial.user_attrs[SWEEP] for trial in done].count("gamma") == 15
+    assert len(done) == 31
+    assert len({trial.user_attrs[SETTINGS] for trial in done}) == 31
+    planned = [trial for trial in trials if "fixed_params" in trial.system_attrs]
+    assert [trial.state for trial in planned] == [TrialState.COMPLETE] * 2
+    assert not (tmp_path / "beta" / STUDY).exists()
+
+
+def test_who_joins_runs_what_is_left(tmp_path: Path) -> None:
+    """Twelve settings and a baseline: the second driver runs neither the baseline nor what the first has run."""
+    one = sharing(tmp_path, "alpha", FINITE)
+    first = [one.suggest(f"a{number}")["knobs"] for number in range(6)]
+    for number in range(6):
+        one.on_trial_complete(f"a{number}", result(1.0, 1))
+    two = sharing(tmp_path, "beta", FINITE)
+    second = [two.suggest(f"b{number}")["knobs"] for number in range(4)]
+    assert [knobs.get("model.name") for knobs in first].count("matched") == 1
+    assert "matched" not in [knobs.get("model.name") for knobs in second]
+    pairs = [(knobs["model.width"], knobs["train.batch_size"]) for knobs in first + second if "model.width" in knobs]
+    assert len(set(pairs)) >= len(pairs) - 1  # the sampler may fail to find the last ones
+    assert pairs.count((8, 16)) == 1
+
+
+def test_who_comes_back_ends_only_its_own_lost_trials(tmp_path: Path) -> None:
+    one = sharing(tmp_path, "alpha")
+    at_the_start = pickle.dumps(one)
+    one.suggest("a")
+    snapshot = tmp_path / "snapshot.pkl"
+    one.save(str(snapshot))
+    one.suggest("lost")
+    two = sharing(tmp_path, "beta")
+    two.suggest("b")
+    two._ot_study.ask()  # what a third driver has just asked for, and not marked yet
+    again = pickle.loads(at_the_start)
+    again.restore(str(snapshot))
+    states = {number: trial.state for number, trial in enumerate(trials_on_disk(tmp_path / "alpha"))}
+    assert states[0] == states[2] == states[3] == TrialState.RUNNING
+    assert states[1] == TrialState.FAIL
+    two.on_trial_complete("b", result(3.0, 1))
+    assert trials_on_disk(tmp_path / "alpha")[2].value == 3.0
+
+
+def test_a_study_of_another_space_is_refused(tmp_path: Path) -> None:
+    sharing(tmp_path, "alpha")
+    with pytest.raises(UserError, match=r"the study 'alpha' at .*study\.journal searches another space"):
+        sharing(tmp_path, "beta", TEXT.replace("1.0e-5", "1.0e-6"))
+    with pytest.raises(UserError, match="or by another metric"):
+        sharing(tmp_path, "beta", TEXT.replace("val/loss", "val/ece"))
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("postgresql://me:s3cret@host/optuna", "must hold no password; put it into ~/.pgpass"),
+        ("postgresql://me@host/optuna?password=s3cret", "must hold no password"),
+        ("redis://me:x@host", "must hold no password"),
+        ("redis://host", "--study is 'redis://host', but must be a sweep's name or postgresql://USER@HOST/DATABASE"),
+    ],
+)
+def test_addresses_of_studies(given: str, wanted: str, space: SearchSpace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=wanted) as mistake:
+        find_study(given, tmp_path, space)
+    assert "s3cret" not in str(mistake.value)
+
+
+def test_where_a_study_lies(space: SearchSpace, tmp_path: Path) -> None:
+    folder = tmp_path / "beta"
+    assert find_study("", folder, space).file == folder / STUDY
+    assert find_study("alpha", folder, space).file == tmp_path / "alpha" / STUDY
+    assert find_study("postgresql://me@host/db", folder, space).name == "test"
+    named = find_study("postgresql://me@host/db#lr", folder, space)
+    assert (named.name, named.url) == ("lr", "postgresql+psycopg://me@host/db")
+    with pytest.raises(UserError, match=r"cannot open the study at postgresql\+psycopg://\.\.\.@127.0.0.1:9/db: "):
+        open_storage(find_study("postgresql://me@127.0.0.1:9/db", folder, space))
