@@ -48,21 +48,21 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import train, tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from stemtune.tune.trainer import QuietTrainer
+    from stemtune.tune.trainer import MeetingConfig, QuietTrainer
 
     sweep, knobs = config["sweep"], config["knobs"]
     trial_id = tune.get_context().get_trial_id()
     folder = train_folder(sweep["folder"], trial_id)
     _raise_noted(folder)
-    workers = int(knobs["train.workers"])
     resources = {"CPU": float(sweep["cpus_per_worker"])}
     if sweep["gpus_per_worker"]:
         resources["GPU"] = float(sweep["gpus_per_worker"])
     trainer = QuietTrainer(
         train_worker,
         train_loop_config={"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started},
+        torch_config=MeetingConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(sweep["gpus_per_worker"]), resources_per_worker=resources
+            num_workers=_how_many(knobs, sweep), use_gpu=bool(sweep["gpus_per_worker"]), resources_per_worker=resources
         ),
         run_config=train.RunConfig(
             name=folder.name,
@@ -77,6 +77,12 @@ def run_trial(config: dict[str, Any]) -> None:
         ),
     )
     trainer.fit()
+
+
+def _how_many(knobs: dict[str, Any], sweep: dict[str, Any]) -> int | tuple[int, int]:
+    """Return the number of workers, or the fewest and the most where a trial may go on with fewer."""
+    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
+    return most if least is None or least >= most else (int(least), most)
 
 
 def train_worker(config: dict[str, Any]) -> None:
