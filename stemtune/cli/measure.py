@@ -34,7 +34,7 @@ def bench(commands: Commands) -> None:
         "name",
         nargs="*",
         metavar="NAME",
-        help="simulate, bloch, loading, matched, train, predict, map, refine (default all), or accuracy, label",
+        help="simulate, bloch, loading, matched, train, predict, spread, map, refine (default all), or accuracy, label",
     )
     benchmark.add_accuracy_options(parser, positive)
 
