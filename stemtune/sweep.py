@@ -17,7 +17,9 @@ if __name__ == "__main__" and (_HERE / "py.typed").exists():
     sys.path.insert(0, str(_HERE.parent))
 
 import argparse  # noqa: E402
+import types  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from typing import Any  # noqa: E402
 
 from stemtune.config import parse_assignments  # noqa: E402
 from stemtune.errors import UserError, fault_line  # noqa: E402
@@ -33,6 +35,18 @@ examples:
 Without --local the Ray of RAY_ADDRESS, or the one that was started on this machine, is joined; where there is
 none, one is started. A space is looked up in the working folder and then in the checkout.
 """
+
+
+class _Callable(types.ModuleType):
+    """Python binds this module to the name `stemtune.sweep`, where `import stemtune` promises a function."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        from stemtune.api import sweep
+
+        return sweep(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 
 class _Parser(argparse.ArgumentParser):

@@ -27,7 +27,7 @@ BELOW: dict[str, set[str]] = {
     "maps": FLOOR | {"crystal", "diffraction", "data", "learning"},
     "sweep": FLOOR | {"crystal", "diffraction", "data", "learning", "tune"},
 }
-ANYTHING = {"cli", "demo", "bench", "__main__", "__init__"}
+ANYTHING = {"api", "cli", "demo", "bench", "study", "__main__", "__init__"}
 
 OWNERS = {
     "ray": {"tune", "sweep"},
@@ -37,7 +37,7 @@ OWNERS = {
     "safetensors": {"learning"},
     "h5py": {"data", "maps"},
     "rsciio": {"data/readers/rosetta"},
-    "matplotlib": {"maps", "tune/report"},
+    "matplotlib": {"maps", "tune/report", "study/report"},
     "orix": {"crystal", "data/labels", "maps", "bench"},
     "diffsims": {"crystal", "bench"},
 }

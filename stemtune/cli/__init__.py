@@ -31,6 +31,7 @@ COMMANDS = (
     maps.export,
     measure.bench,
     measure.demo,
+    measure.study,
 )
 """What adds each command to the parser, in the order of the help."""
 

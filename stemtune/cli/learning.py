@@ -75,15 +75,19 @@ def compare(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
         from stemtune.tune.report import compare
 
-        print(compare(options.name, png=options.png, json=options.json))
+        print(compare(options.name, png=options.png, json=options.json, out=options.out))
+        if options.out:
+            print(f"page: {Path(options.out) / 'compare.html'}")
 
     parser = command(
         commands,
         "compare",
-        "leaderboard, architectures side by side, importances, cost",
-        "stemtune compare first --png first.png --json first.json",
+        "leaderboard, architectures side by side, importances, what accuracy costs, spread over seeds",
+        "stemtune compare first --out first          # pictures, compare.json and the page compare.html\n"
+        "  stemtune compare first --png first.png --json first.json",
         call,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; default the newest")
-    parser.add_argument("--png", metavar="FILE")
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--out", metavar="DIR", help="a folder for all pictures, the figures and the page compare.html")
+    parser.add_argument("--png", metavar="FILE", help="draw learning curves and architectures into this file")
+    parser.add_argument("--json", metavar="FILE", help="write every figure into this file")

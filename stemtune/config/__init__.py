@@ -40,6 +40,8 @@ METRICS = (
     "val/loss",
     "train/loss",
     "train/samples_per_s",
+    "model/ms_per_pattern",
+    "model/parameters",
 )
 """What a trial reports after every epoch; a search space may optimise any of them."""
 

@@ -28,7 +28,7 @@ from stemtune.errors import UserError
 from stemtune.files import shipped_or
 from stemtune.learning.answering import autocast
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
-from stemtune.learning.metrics import WORST, calibrated, judge, summarise
+from stemtune.learning.metrics import WORST, calibrated, judge, model_figures, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 
@@ -317,10 +317,10 @@ def fit(
 def validated(
     model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None
 ) -> dict[str, float]:
-    """Return the `val/` figures of the model, and leave it with a confidence that the validation patterns bear out."""
+    """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out."""
     answered = judge(model, validation, device, precision)
     model.calibration = calibrated(answered)
-    return summarise(answered)
+    return summarise(answered) | model_figures(model, answered)
 
 
 def from_first(metrics: dict[str, float], world: int) -> dict[str, float]:
@@ -341,7 +341,7 @@ def _evaluate_once(
     answered = judge(model, validation, device)
     rate = answered.shape[1] / (time.perf_counter() - began)
     metrics, model.calibration = summarise(answered), calibrated(answered)
-    metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate}
+    metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate, **model_figures(model, answered)}
     metrics = from_first(metrics, world)
     if rank == 0:
         save_checkpoint(model, {"step": 0, "epoch": 1, "metrics": metrics}, checkpoint, metrics, source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from torch import Tensor, distributed
@@ -26,6 +28,8 @@ WORST = {
     "val/loss": 1e6,
     "train/loss": 1e6,
     "train/samples_per_s": 0.0,
+    "model/ms_per_pattern": 1e6,
+    "model/parameters": 1e12,
 }
 """What a diverged run reports: finite, and worse than anything a sane run can show."""
 
@@ -70,6 +74,14 @@ def summarise(answered: Tensor) -> dict[str, float]:
     }
 
 
+def model_figures(model: OrientationModel, answered: Tensor) -> dict[str, float]:
+    """Return the `model/` figures: how large the model is, and how long it takes for a pattern of a batch (median)."""
+    return {
+        "model/ms_per_pattern": float(np.median(answered[5].numpy())),
+        "model/parameters": float(sum(weight.numel() for weight in model.parameters())),
+    }
+
+
 def calibrated(answered: Tensor) -> Calibration:
     """Return the map to the probability of being within 5 degrees, fitted to the columns that `judge` returns."""
     return Calibration.fitted(answered[4].numpy(), (answered[0] <= DIFFERENT_DEG).numpy())
@@ -83,9 +95,10 @@ def judge(
     Returns
     -------
     Tensor
-        (5, N) over the patterns of all data-parallel workers: disorientation from the truth in degrees, the same
+        (6, N) over the patterns of all data-parallel workers: disorientation from the truth in degrees, the same
         modulo the beam-180 ambiguity, whether the answer is near a pseudo-symmetric variant of the truth (0 or 1),
-        the mean loss of its batch, and the model's own confidence.
+        the mean loss of its batch, the model's own confidence, and the milliseconds that the model took for it, its
+        share of its batch.
     """
     training = model.training
     model.eval()
@@ -94,7 +107,12 @@ def judge(
     with torch.inference_mode():
         for batch in loader.epoch(0):
             truth = batch.orientation.to(device)
-            output, found = raw_answer(model, batch.patterns.to(device, non_blocking=True), 1, precision)
+            patterns = batch.patterns.to(device, non_blocking=True)
+            began = time.perf_counter()
+            output, found = raw_answer(model, patterns, 1, precision)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent = truth.new_tensor(1e3 * (time.perf_counter() - began) / len(truth))
             loss = model.loss(output, truth)
             answer = found.orientation[:, 0].to(truth)
             figures = [
@@ -103,10 +121,11 @@ def judge(
                 pseudo_symmetric(answer, truth, model.phase).to(truth),
                 loss.expand(len(truth)).to(truth),
                 found.confidence[:, 0].to(truth),
+                spent.expand(len(truth)),
             ]
             columns.append(torch.stack(figures).cpu())
     model.train(training)
-    return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(5, 0))
+    return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(6, 0))
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""A map's report and pictures, kept with the run of the model that made the map."""
+"""Files that are kept with a run: a map's report with the model that made it, a comparison with its sweep."""
 
 from __future__ import annotations
 
@@ -36,8 +36,20 @@ def log_files(spec: str, folder: Path, names: Sequence[str]) -> str | None:
     run = run_of(spec)
     if run is None:
         return None
-    api, where = _connect()
     place = f"maps/{folder.resolve().name}"
+    put_files(run, folder, names, place)
+    return f"runs:/{run}/{place}"
+
+
+def put_files(run: str, folder: Path, names: Sequence[str], place: str) -> None:
+    """Log files of `folder` as artifacts `place/` of the run with the id `run`.
+
+    Raises
+    ------
+    UserError
+        When MLflow does not take them.
+    """
+    api, where = _connect()
     chosen = [path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, name) for name in names)]
     try:
         for path in chosen:
@@ -45,4 +57,3 @@ def log_files(spec: str, folder: Path, names: Sequence[str]) -> str | None:
     except Exception as problem:
         reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:200]
         raise UserError(f"{where.shown} did not take the files for the run {run}: {reason}") from None
-    return f"runs:/{run}/{place}"

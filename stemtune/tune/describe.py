@@ -14,6 +14,10 @@ from stemtune.tune.space import SearchSpace, load_space, samples
 _SHOWN = 3  # sampled trials that are printed
 
 
+_DESIGNS = {"sampler": "", "grid": " (every combination)"}
+_WORDS = {"min": "less", "max": "more"}
+
+
 def check(paths: Sequence[str | Path]) -> str:
     """Validate search spaces and cluster files, and say in words what each would run, or what its hosts have."""
     return "\n\n".join(_checked(path) for path in paths)
@@ -34,8 +38,10 @@ def described(space: SearchSpace, path: str | Path) -> str:
     lines = [
         f"{path}: fine",
         *([f"  {space.about}"] if space.about else []),
-        f"  optimises {space.metric} ({'less' if space.mode == 'min' else 'more'} is better)",
-        f"  {budget.trials} trials of up to {epochs} epochs{limit};"
+        "  optimises "
+        + " and ".join(f"{metric} ({_WORDS[mode]} is better)" for metric, mode in space.objectives)
+        + (f"; {space.metric} decides" if space.also else ""),
+        f"  {budget.trials} trials{_DESIGNS[space.design]} of up to {epochs} epochs{limit};"
         f" ASHA may stop a trial after {budget.grace_epochs} and lets 1 in {budget.reduction:g} go on",
         f"  each trial: {workers} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU"
         f"{least}",

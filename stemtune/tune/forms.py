@@ -203,3 +203,25 @@ def _branch(key: str, written: Mapping[Any, Any]) -> Branch:
         values[label] = value
         branches[label] = {inner: read_form(inner, form) for inner, form in (inside or {}).items()}
     return Branch(branches, values)
+
+
+def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
+    """Return every combination of the values of a space, the last setting changing fastest.
+
+    Raises
+    ------
+    UserError
+        When a setting has a range, which has no end of values.
+    """
+    points: list[dict[str, Scalar]] = [{}]
+    for key, form in forms.items():
+        if isinstance(form, Range):
+            raise UserError(f"`{key}` has a range, but a grid needs lists; write the values, or leave `design` out")
+        if isinstance(form, Branch):
+            inner = {label: combinations(inside) for label, inside in form.branches.items()}
+            choices = [{key: form.values[label], **point} for label, points_in in inner.items() for point in points_in]
+        else:
+            values = form.values if isinstance(form, Choice) else (form.value,)
+            choices = [{key: value} for value in values]
+        points = [{**point, **choice} for point in points for choice in choices]
+    return points

@@ -42,6 +42,19 @@ def importances(points: Sequence[Point], mode: str) -> tuple[dict[str, float], s
     """
     if len(points) < FEWEST:
         return {}, f"too few trials: {len(points)} of the sampler's, {FEWEST} are needed"
+    found = by_method(points, mode)
+    for method, shares in found.items():
+        return shares, method
+    return {}, "the trials are too much alike to tell"
+
+
+def by_method(points: Sequence[Point], mode: str) -> dict[str, dict[str, float]]:
+    """Return the shares of `importances` by every method that can say something, the better one first.
+
+    fANOVA tells what matters over the whole range, PED-ANOVA what matters for being among the good trials.
+    """
+    if len(points) < FEWEST:
+        return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     kinds = _widest([kept["distributions"] for kept, _ in points])
@@ -54,10 +67,10 @@ def importances(points: Sequence[Point], mode: str) -> tuple[dict[str, float], s
                 value=value,
             )
         )
-    enough = len(points) >= FEWEST_FANOVA
     evaluators: list[tuple[str, Any]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(target_quantile=_GOOD))]
-    if enough:
+    if len(points) >= FEWEST_FANOVA:
         evaluators.insert(0, ("fANOVA", FanovaImportanceEvaluator(seed=0)))
+    shares: dict[str, dict[str, float]] = {}
     for method, evaluator in evaluators:
         try:
             with warnings.catch_warnings():
@@ -65,8 +78,9 @@ def importances(points: Sequence[Point], mode: str) -> tuple[dict[str, float], s
                 found = get_param_importances(study, evaluator=evaluator)
         except (RuntimeError, ValueError, ImportError):
             continue
-        return {name: float(found[name]) for name in sorted(found, key=lambda name: -found[name])}, method
-    return {}, "the trials are too much alike to tell"
+        if found:
+            shares[method] = {name: float(found[name]) for name in sorted(found, key=lambda name: -found[name])}
+    return shares
 
 
 def _widest(distributions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
 
 from stemtune.tracking.reading import SweepRecord, TrialRecord, tagged_json
-from stemtune.tune.importance import importances
+from stemtune.tune.importance import by_method, importances
 from stemtune.tune.records import architecture, better
 
 BASELINE = "matched"
@@ -27,6 +28,12 @@ class Row:
         Epochs that were run.
     wall_s, device_s, first_report_s
         Wall time, wall time of the training times its devices, and time to the first report.
+    parameters, ms_per_pattern
+        Size of the model, and milliseconds per pattern in batches, on the machine that the trial ran on.
+    seed
+        Seed of its training.
+    alike
+        What it has in common with the trials that differ from it in the seed only.
     curve
         (epoch, value) of the metric.
     """
@@ -44,6 +51,10 @@ class Row:
     device_s: float
     first_report_s: float
     samples_per_s: float
+    parameters: float
+    ms_per_pattern: float
+    seed: str
+    alike: str
     searched: dict[str, Any]
     curve: list[tuple[int, float]]
 
@@ -74,6 +85,10 @@ def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
         device_s=trial.last.get("time/device_s", 0.0),
         first_report_s=trial.last.get("time/first_report_s", 0.0),
         samples_per_s=trial.last.get("train/samples_per_s", math.nan),
+        parameters=trial.last.get("model/parameters", math.nan),
+        ms_per_pattern=trial.last.get("model/ms_per_pattern", math.nan),
+        seed=trial.params.get("train.seed", "0"),
+        alike=json.dumps({key: value for key, value in sorted(trial.params.items()) if key != "train.seed"}),
         searched=kept.get("params", {}),
         curve=trial.curves.get(metric, []),
     )
@@ -116,7 +131,77 @@ def what_mattered(sweep: SweepRecord, ranked: list[Row], mode: str) -> list[dict
             continue
         points = [(kept[row.trial], row.best) for row in group if kept.get(row.trial) and not math.isnan(row.best)]
         shares, method = importances(points, mode)
-        found.append({"among": name, "method": method, "trials": len(points), "importances": shares})
+        found.append(
+            {
+                "among": name,
+                "method": method,
+                "trials": len(points),
+                "importances": shares,
+                "by_method": by_method(points, mode),
+            }
+        )
+    return found
+
+
+def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
+    """Return the numbers of the trials that no other beats in both the metric and `price`, cheapest first.
+
+    Parameters
+    ----------
+    ranked
+        The trials.
+    mode
+        "min" or "max", of the metric; of `price` less is better.
+    price
+        Name of a figure of `Row`: `parameters`, `ms_per_pattern` or `device_s`.
+    """
+    known = [row for row in ranked if not math.isnan(row.best) and getattr(row, price) > 0]
+    front: list[Row] = []
+    sign = 1 if mode == "min" else -1
+    for row in sorted(known, key=lambda row: (getattr(row, price), sign * row.best)):
+        if not front or better(row.best, front[-1].best, mode):
+            front.append(row)
+    return [row.number for row in front]
+
+
+def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
+    """Return, for settings that were run with several seeds, the spread of the metric over the seeds, best first."""
+    groups: dict[str, list[Row]] = {}
+    for row in ranked:
+        if not math.isnan(row.best) and row.status == "finished":
+            groups.setdefault(row.alike, []).append(row)
+    told = _that_vary([row for group in groups.values() for row in group])
+    return [
+        {
+            "architecture": group[0].architecture,
+            "settings": {key: group[0].searched[key] for key in told if key in group[0].searched},
+            "trials": [row.number for row in group],
+            "values": [row.best for row in group],
+            "mean": statistics.fmean(row.best for row in group),
+            "spread": statistics.stdev(row.best for row in group),
+        }
+        for group in groups.values()
+        if len({row.seed for row in group}) > 1
+    ]
+
+
+def _that_vary(ranked: list[Row]) -> list[str]:
+    """Return the searched settings, but for the seed, that tell the trials apart."""
+    names = dict.fromkeys(name for row in ranked for name in row.searched if name != "train.seed")
+    return [name for name in names if len({str(row.searched.get(name)) for row in ranked}) > 1]
+
+
+def rungs(params: dict[str, Any]) -> list[int]:
+    """Return the epochs after which ASHA decided, from the parameters of the sweep's run."""
+    try:
+        grace, reduction = float(params["budget.grace_epochs"]), float(params["budget.reduction"])
+        epochs = float(params.get("budget.epochs") or params.get("train.epochs") or 0)
+    except (KeyError, ValueError):
+        return []
+    found, at = [], grace
+    while at < epochs:
+        found.append(int(at))
+        at *= reduction
     return found
 
 

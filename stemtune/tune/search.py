@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from stemtune.tune.space import SearchSpace, space_from_text
 
 PATHS = ("data.store", "data.mix_store", "data.validation_store", "data.cif", "model.pretrained")
 """Settings that name a file: made absolute, because trials run elsewhere."""
+
+COMPARISON = "comparison"
+"""Folder of the sweep, and of the artifacts of its run in MLflow, for what `stemtune compare` writes."""
 
 
 @dataclass(frozen=True)
@@ -294,8 +298,23 @@ def _finish(watch: Any, folder: Path, sheet: dict[str, Any], interrupted: bool) 
     watch.tracker.done(status, {} if told else totals | ({} if champion is None else {"best": value}), {})
     watch.progress.close()
     unsent = watch.tracker.close(10.0 if interrupted else 60.0)
+    if watch.tracked and champion and not unsent and not interrupted and not told:
+        _keep_comparison(watch.name, folder)
     _write_sheet(folder, {**sheet, "status": status})
     return SweepOutcome(watch.name, folder, status, states, champion, value, model, unsent)
+
+
+def _keep_comparison(name: str, folder: Path) -> None:
+    """Write the comparison into the sweep's folder and keep it with the sweep's run; a sweep does not fail by it."""
+    from stemtune.tracking.artifacts import put_files
+    from stemtune.tune.report import compared, write_comparison
+
+    try:
+        found = compared(name)
+        write_comparison(found, folder / COMPARISON)
+        put_files(found.sweep.run_id, folder / COMPARISON, ["*"], COMPARISON)
+    except (UserError, OSError) as problem:
+        print(f"note: the comparison is not kept in MLflow: {problem}", file=sys.stderr)
 
 
 def crowned(

@@ -54,13 +54,14 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self.space = space
         self.settings = settings
         self._best: dict[str, float] = {}
+        self._others: dict[str, list[float]] = {}
         self._baselines = space.baselines()
         self._numbers: dict[str, int] = {}
         self._seen: list[str] = []
         super().__init__(
             space=space.suggest,
-            metric=space.metric,
-            mode=space.mode,
+            metric=[metric for metric, _ in space.objectives] if space.also else space.metric,
+            mode=[mode for _, mode in space.objectives] if space.also else space.mode,
             points_to_evaluate=space.enqueued(),
             sampler=sampler,
             study_name=folder.name,
@@ -101,9 +102,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         value = float(result[self.space.metric])
         best = self._best.get(trial_id, value)
         self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
+        if trial_id not in self._others or self._best[trial_id] != best:
+            self._others[trial_id] = [float(result[metric]) for metric, _ in self.space.also]
         trial = self._ot_trials.get(trial_id)
-        if trial is None or self._ended(trial):
-            return
+        if trial is None or self.space.also or self._ended(trial):
+            return  # with several objectives a study takes no reports, only the end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an epoch that is told again after a restart
             trial.report(value, int(result.get("epoch", result["training_iteration"])))
@@ -120,7 +123,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         if error or value is None or not math.isfinite(value):
             self._ot_study.tell(trial, state=TrialState.FAIL)
         else:
-            self._ot_study.tell(trial, value, state=TrialState.COMPLETE)
+            self._ot_study.tell(trial, [value, *self._others.get(trial_id, [])], state=TrialState.COMPLETE)
 
     def _ended(self, trial: Any) -> bool:
         frozen = self._ot_study._storage.get_trial(trial._trial_id)

@@ -1,7 +1,7 @@
 """A search space: one YAML file that asks one question.
 
-The blocks are `about`, `metric`, `mode`, `budget`, `resources`, `fixed`, `search` and `first`; every mistake that
-can be seen without training is caught when the file is loaded, as one line that names the place and the remedy.
+The blocks are `about`, `metric`, `mode`, `design`, `budget`, `resources`, `fixed`, `search` and `first`; every mistake
+that can be seen without training is caught when the file is loaded, as one line that names the place and the remedy.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 from stemtune.config import METRICS, Config, Scalar, knob
 from stemtune.errors import UserError, did_you_mean
 from stemtune.tune.budget import Budget, Resources, read_budget, read_resources
-from stemtune.tune.forms import Branch, Choice, Constant, Draw, Form, Range, checked, read_form
+from stemtune.tune.forms import Branch, Choice, Constant, Draw, Form, Range, checked, combinations, read_form
 from stemtune.tune.reading import read_yaml, read_yaml_text
 
-BLOCKS = ("about", "metric", "mode", "budget", "resources", "fixed", "search", "first")
+BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first")
+DESIGNS = ("sampler", "grid")
 _SAMPLES = 200  # configurations that are drawn at load to find mistakes that need several knobs at once
 
 
@@ -33,6 +34,11 @@ class SearchSpace:
         Name of the sweep unless another is given: the file's name without its suffix.
     metric, mode
         One of `stemtune.config.METRICS`, and whether less ("min") or more ("max") of it is better.
+    also
+        Further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
+        ASHA and the champion go by `metric` alone.
+    design
+        "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written.
     fixed
         Constants of every trial.
     search
@@ -52,7 +58,14 @@ class SearchSpace:
     fixed: Mapping[str, Scalar]
     search: Mapping[str, Form]
     first: tuple[Mapping[str, Scalar], ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
+    design: str = "sampler"
     text: str = field(default="", repr=False, compare=False)
+
+    @property
+    def objectives(self) -> tuple[tuple[str, str], ...]:
+        """Every metric that counts, with its mode; the first decides."""
+        return ((self.metric, self.mode), *self.also)
 
     def suggest(self, draw: Draw) -> dict[str, Scalar]:
         """Draw one trial's settings under their dotted names, constants included."""
@@ -130,6 +143,8 @@ class SearchSpace:
             budget = replace(budget, epochs=None, grace_epochs=min(budget.grace_epochs, epochs))
         if "train.workers" in values:
             resources = replace(resources, workers_given=False)
+        if self.design == "grid":
+            budget = replace(budget, trials=max(1, len(first)))
         changed = replace(
             self, fixed={**self.fixed, **values}, search=search, first=first, budget=budget, resources=resources
         )
@@ -212,12 +227,10 @@ def _built(name: str, content: Mapping[Any, Any], text: str) -> SearchSpace:
         if block not in BLOCKS:
             hint = did_you_mean(str(block), BLOCKS) or f"; the blocks are {', '.join(BLOCKS)}"
             raise UserError(f"there is no block called '{block}'{hint}")
-    metric = content.get("metric", METRICS[0])
-    if metric not in METRICS:
-        raise UserError(f"no trial reports the metric '{metric}'{did_you_mean(str(metric), METRICS) or _known()}")
-    mode = content.get("mode", "max" if "within" in metric or "samples" in metric else "min")
-    if mode not in ("min", "max"):
-        raise UserError(f"`mode` is {mode!r}, but must be min or max")
+    (metric, mode), *also = _objectives(content)
+    design = content.get("design", DESIGNS[0])
+    if design not in DESIGNS:
+        raise UserError(f"`design` is {design!r}, but must be {' or '.join(DESIGNS)}")
     search = {str(key): read_form(str(key), form) for key, form in _block(content, "search").items()}
     space = SearchSpace(
         name=name,
@@ -229,10 +242,36 @@ def _built(name: str, content: Mapping[Any, Any], text: str) -> SearchSpace:
         fixed={str(key): checked(str(key), value) for key, value in _block(content, "fixed").items()},
         search=search,
         first=tuple(_points(content.get("first") or [])),
+        also=tuple(also),
+        design=design,
         text=text,
     )
+    if design == "grid":
+        points = (*space.first, *combinations(search))
+        space = replace(space, first=points, budget=replace(space.budget, trials=len(points)))
     _check_whole(space)
     return space
+
+
+def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
+    """Return the metrics with their modes; the blocks `metric` and `mode` may be lists."""
+    written = content.get("metric", METRICS[0])
+    metrics = written if isinstance(written, list) else [written]
+    modes = content.get("mode")
+    if modes is None:
+        modes = ["max" if "within" in str(metric) or "samples" in str(metric) else "min" for metric in metrics]
+    modes = modes if isinstance(modes, list) else [modes]
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(f"no trial reports the metric '{metric}'{did_you_mean(str(metric), METRICS) or _known()}")
+    for mode in modes:
+        if mode not in ("min", "max"):
+            raise UserError(f"`mode` is {mode!r}, but must be min or max")
+    if len(modes) != len(metrics) or len(set(metrics)) != len(metrics) or not metrics:
+        raise UserError(
+            f"{len(metrics)} metrics are given with {len(modes)} modes; give one mode for each metric, once"
+        )
+    return list(zip(metrics, modes, strict=True))
 
 
 def _known() -> str:

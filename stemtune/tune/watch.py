@@ -77,7 +77,14 @@ class Watch(Callback):  # type: ignore[misc]
         params = {f"budget.{key}": value for key, value in vars(budget).items() if value is not None}
         given = {key: value for key, value in vars(resources).items() if key != "workers_given" and value is not None}
         params |= {f"resources.{key}": value for key, value in given.items()}
-        params |= {"metric": self.space.metric, "mode": self.space.mode, **self.space.fixed}
+        params |= {
+            "metric": self.space.metric,
+            "mode": self.space.mode,
+            "design": self.space.design,
+            **self.space.fixed,
+        }
+        if self.space.also:
+            params["metric.also"] = ", ".join(metric for metric, _ in self.space.also)
         tags = {**code_version(), "mlflow.note.content": self.space.about, "stemtune.folder": str(self.folder)}
         self.tracker.sweep(params, {**tags, **self._store_tag()}, self.space.text)
 

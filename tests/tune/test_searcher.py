@@ -125,3 +125,19 @@ def test_the_same_trial_is_not_run_twice(tmp_path: Path) -> None:
         seen.add((knobs["model.width"], knobs["head.residual"]))
         search.on_trial_complete(f"t{number}", result(1.0, 1))
     assert len(seen) >= 5
+
+
+def test_two_objectives_meet_in_one_study(tmp_path: Path) -> None:
+    text = "metric: [val/loss, model/ms_per_pattern]\nsearch:\n  optim.lr: {log: [1.0e-5, 1.0e-1]}"
+    search = made(space_from_text(text, "test"), tmp_path)
+    for number in range(8):
+        search.suggest(f"t{number}")
+        for epoch, (loss, wait) in enumerate([(9.0, 1.0), (float(number), 20.0 - number), (10.0, 3.0)], 1):
+            search.on_trial_result(f"t{number}", {**result(loss, epoch), "model/ms_per_pattern": wait})
+        search.on_trial_complete(f"t{number}", None)
+    told = trials_on_disk(tmp_path)
+    assert told[4].values == [4.0, 16.0]  # both figures of the best epoch
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / STUDY)))
+    study = optuna.load_study(study_name=tmp_path.name, storage=storage)
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]
+    assert len(study.best_trials) == 8  # each is better than every other in one of the two

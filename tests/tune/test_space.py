@@ -249,3 +249,40 @@ def test_check_says_what_would_run(tmp_path: Path) -> None:
         assert part in text
     assert "matched" in text
     assert "linio2.h5 is not here yet" in text
+
+
+GRID = """\
+design: grid
+search:
+  train.seed: [0, 1]
+  head.name:
+    one_of:
+      grid: {}
+      euler: {head.clamp: [false, true]}
+  model.name: cnn
+"""
+
+
+def test_a_grid_runs_every_combination_once() -> None:
+    made = space(GRID)
+    assert made.budget.trials == 6
+    points = [(point["train.seed"], point["head.name"], point.get("head.clamp")) for point in made.enqueued()]
+    assert points == [
+        *((0, "grid", None), (0, "euler", False), (0, "euler", True)),
+        *((1, "grid", None), (1, "euler", False), (1, "euler", True)),
+    ]
+    assert made.with_settings({"train.seed": 1}).budget.trials == 3
+    with pytest.raises(UserError, match="`optim.lr` has a range, but a grid needs lists"):
+        space(GRID + "  optim.lr: {log: [1e-4, 1e-2]}\n")
+    with pytest.raises(UserError, match="`design` is 'random', but must be sampler or grid"):
+        space("design: random")
+
+
+def test_several_metrics_are_weighed_against_each_other() -> None:
+    made = space("metric: [val/within_5deg, model/ms_per_pattern]\nsearch:\n  optim.lr: {log: [1e-4, 1e-2]}")
+    assert made.objectives == (("val/within_5deg", "max"), ("model/ms_per_pattern", "min"))
+    for wrong in ("metric: [val/loss, val/loss]", "metric: [val/loss, val/ece]\nmode: min", "metric: []"):
+        with pytest.raises(UserError, match="metrics have .* modes"):
+            space(wrong)
+    with pytest.raises(UserError, match="no trial reports the metric 'val/los'; did you mean 'val/loss'"):
+        space("metric: [val/ece, val/los]")

@@ -4,7 +4,7 @@ labels are kept in it."""
 from stemtune.data.labels.foreign import ForeignMap, ForeignPhase
 from stemtune.data.labels.label_map import LabelMap, laid_on
 from stemtune.data.labels.reading import read_map
-from stemtune.data.labels.writing import LABELLED, Labels, label_target, write_labels
+from stemtune.data.labels.writing import LABELLED, Labels, label_target, with_truth, write_labels
 
 __all__ = [
     "LABELLED",
@@ -15,5 +15,6 @@ __all__ = [
     "label_target",
     "laid_on",
     "read_map",
+    "with_truth",
     "write_labels",
 ]

@@ -135,6 +135,53 @@ def write_labels(store: str | os.PathLike[str], labels: Labels, out: str | os.Pa
     return target
 
 
+def with_truth(
+    labelled: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    split: npt.NDArray[np.int8] | None = None,
+) -> Path:
+    """Write a copy of a labelled store whose validation and test patterns carry their true orientations.
+
+    So that what is learned from labels is judged by what is known: labels train, the truth validates.
+
+    Parameters
+    ----------
+    labelled
+        The store with the labels.
+    truth
+        The store with the same patterns and their exact orientations.
+    out
+        The store to write.
+    split
+        New splits (n,): train (0), validation (1), test (2); left out, those of `labelled`.
+
+    Raises
+    ------
+    UserError
+        When the two do not hold the same number of patterns, or `out` cannot be written.
+    """
+    target = label_target(labelled, out)
+    with Store.open(labelled) as ours, Store.open(truth) as exact:
+        if ours.n != exact.n:
+            raise UserError(
+                f"'{labelled}' holds {ours.n} patterns, but '{truth}' {exact.n}; give the scan it came from"
+            )
+        dealt = ours.split if split is None else np.asarray(split, dtype=COLUMNS["split"][1])
+        held = (dealt > 0) & (exact.phase >= 0)
+        columns = {"split": np.where((dealt > 0) & (exact.phase < 0), 0, dealt).astype(dealt.dtype)}
+        for name, values in (("orientation", exact.orientation), ("confidence", 1.0), ("phase", exact.phase)):
+            mine = np.array(getattr(ours, name))
+            mine[held] = values[held] if isinstance(values, np.ndarray) else values
+            columns[name] = mine
+    with whole_file(target) as part:
+        shutil.copyfile(labelled, part)
+        with h5py.File(part, "r+") as file:
+            for name, values in columns.items():
+                _put(file, name, np.asarray(values, dtype=COLUMNS[name][1]))
+    return target
+
+
 def _replace(file: h5py.File, labels: Labels) -> None:
     """Put the labels into an open store, in the place of those it has."""
     for name in ("orientation", "confidence", "phase"):

@@ -1,0 +1,203 @@
+"""The reference study (Wissel et al., arXiv:2507.01889) measured again where the truth is known: `stemtune study`.
+
+Each step is a `stemtune` command, printed before it runs; what an earlier run has finished is not done again. The
+spaces in `search_spaces/reference/` ask one question each, on one data set: a simulated scan of LiNiO2 (Bloch waves,
+precession, noise and detector of a real one), labelled by template matching. Labels train, the truth judges.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stemtune.errors import UserError
+from stemtune.files import whole_file, writable_folder
+from stemtune.study.findings import FINDINGS, Finding, Outcome, outcome
+
+Command = Callable[[Sequence[str]], int]
+
+STUDIES = ("reference",)
+SHEET = "study.json"
+SPACES = "search_spaces/reference"
+
+MICROSCOPE = (
+    "--kv 200 --thickness 20:80 --precession 0.5 --dose 3000 --centre-error 0.5 --background 0.1 --convergence 0.5:2"
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a study is.
+
+    Attributes
+    ----------
+    scan, grains, pixels, scale
+        Rows and columns of the scan, its grains, size of a pattern and 1/Å per pixel.
+    pretraining, passes
+        Simulated patterns that are pretrained on, and how often each.
+    share
+        Of the epochs that the spaces name.
+    seeds
+        How many seeds of each setting.
+    gpu
+        Whether trials get GPUs and the models that start from weights of the hub take part.
+    """
+
+    scan: int
+    grains: int
+    pixels: int
+    scale: float
+    pretraining: int
+    passes: int
+    share: float
+    seeds: int
+    gpu: bool
+
+
+SIZES = {
+    "full": Size(200, 400, 128, 0.025, 200_000, 10, 1.0, 3, True),
+    "small": Size(56, 100, 64, 0.05, 6_000, 4, 0.15, 2, False),
+}
+"""The study's 40,000 patterns on GPUs; and what two cores can do in about an hour."""
+
+
+def run(name: str, out: Path, command: Command, small: bool = False, only: Sequence[str] = ()) -> Path:
+    """Run the study `name` in the folder `out`, or go on with it, and return its report.
+
+    Parameters
+    ----------
+    name
+        "reference".
+    out
+        Folder for everything it makes: data, sweeps, MLflow file, report.
+    command
+        What runs a `stemtune` command line, given as words, and returns its exit code.
+    small
+        Two cores instead of GPUs; see `SIZES`.
+    only
+        Findings to measure, by the names of their spaces; all by default.
+
+    Raises
+    ------
+    UserError
+        For an unknown study or finding, a folder of another size, or a step that fails.
+    """
+    if name not in STUDIES:
+        raise UserError(f"there is no study '{name}'; there is {', '.join(STUDIES)}")
+    chosen = [finding for finding in FINDINGS if not only or finding.name in only]
+    if strange := [word for word in only if word not in [finding.name for finding in FINDINGS]]:
+        raise UserError(f"the study has no finding '{strange[0]}'; it has {', '.join(f.name for f in FINDINGS)}")
+    from stemtune.study.report import write_report
+    from stemtune.sweep import find_space
+
+    texts = {finding.name: find_space(f"{SPACES}/{finding.name}.yaml").read_text() for finding in chosen}
+    kind = "small" if small else "full"
+    out = out.expanduser().absolute()
+    writable_folder(out)
+    _claim(out, kind)
+    here, began = Path.cwd(), time.monotonic()
+    os.chdir(out)  # sweeps and the MLflow file belong beside the data
+    try:
+        _data(SIZES[kind], command)
+        for finding in chosen:
+            _sweep(finding, sized(texts[finding.name], SIZES[kind], out), command)
+        found = [outcome(finding) for finding in FINDINGS if (out / "sweeps" / sweep_name(finding)).is_dir()]
+        return write_report(found, out, kind, SIZES[kind], time.monotonic() - began)
+    finally:
+        os.chdir(here)
+
+
+def _claim(out: Path, kind: str) -> None:
+    """Note the size in the folder; a folder of another size is refused."""
+    sheet = out / SHEET
+    if sheet.exists():
+        before = json.loads(sheet.read_text())["size"]
+        if before != kind:
+            raise UserError(f"'{out}' holds the {before} study; give the {kind} one a folder of its own with --out")
+        return
+    if any(out.iterdir()):
+        raise UserError(f"the folder '{out}' holds other files; give the study a folder of its own with --out")
+    with whole_file(sheet) as part:
+        part.write_text(json.dumps({"study": "reference", "size": kind}) + "\n")
+
+
+def sized(text: str, size: Size, folder: Path) -> str:
+    """Return the text of a space for this size of the study, with STUDY replaced by its folder."""
+    text = text.replace("STUDY/", f"{folder}/")
+    seeds = ", ".join(str(seed) for seed in range(size.seeds))
+    text = re.sub(r"train\.seed: \[[^]]*\]", f"train.seed: [{seeds}]", text)
+    text = re.sub(r"epochs: (\d+)", lambda found: f"epochs: {max(1, round(int(found[1]) * size.share))}", text)
+    if not size.gpu:
+        text = re.sub(r"resources: \{[^}]*\}", "resources: {workers: 1, cpus_per_worker: 1}", text)
+        text = text.replace("model.pretrained: [false, true]", "model.pretrained: [false]")
+    return text
+
+
+def sweep_name(finding: Finding) -> str:
+    """Return the name of a finding's sweep and MLflow experiment."""
+    return f"reference-{finding.name}"
+
+
+def _data(size: Size, command: Command) -> None:
+    """Simulate, label, and write the two stores that differ in their splits; pretrain."""
+    microscope = f"{MICROSCOPE} --size {size.pixels} --scale {size.scale}"
+    scan = f"--scan {size.scan},{size.scan} --grains {size.grains}"
+    _step(command, f"simulate linio2 --out truth.h5 {scan} --seed 71 --dynamical {microscope}", "truth.h5")
+    _step(command, "label truth.h5 --cif linio2 --out labels.h5", "labels.h5")
+    _stores()
+    simulated = f"simulate linio2 --patterns {size.pretraining} --seed 72 {microscope}"
+    for name, share in (("pretrained-less", 4), ("pretrained", 1)):
+        part = simulated.replace(f"--patterns {size.pretraining}", f"--patterns {size.pretraining // share}")
+        _step(command, f"{part} --out {name}.h5", f"{name}.h5")
+        settings = f"--set model.name=cnn --set train.epochs={size.passes} --set optim.lr=0.002"
+        _step(command, f"train --store {name}.h5 {settings} --set train.batch_size=32 --out {name}", name)
+
+
+def _stores() -> None:
+    import numpy as np
+
+    from stemtune.data.labels import with_truth
+    from stemtune.data.store import Store
+
+    with Store.open("labels.h5") as store:
+        dealt = np.random.default_rng(73).choice(3, store.n, p=(0.8, 0.1, 0.1)).astype(np.int8)
+    for name, split in (("random.h5", dealt), ("grains.h5", None)):
+        if not Path(name).exists():
+            print(f"\n{name}: labels train, the truth validates; {'pixels' if name == 'random.h5' else 'grains'} dealt")
+            with_truth("labels.h5", "truth.h5", name, split)
+
+
+def _sweep(finding: Finding, text: str, command: Command) -> None:
+    name = sweep_name(finding)
+    sheet = Path("sweeps") / name / "sweep.json"
+    status = json.loads(sheet.read_text())["status"] if sheet.exists() else ""
+    if status == "finished":
+        return
+    space = Path("spaces") / f"{finding.name}.yaml"
+    writable_folder(space.parent)
+    with whole_file(space) as part:
+        part.write_text(text)
+    _step(command, f"sweep --resume {name} --local" if status else f"sweep {space} --local --name {name}")
+
+
+def _step(command: Command, line: str, made: str = "") -> None:
+    if made and Path(made).exists():
+        return
+    print(f"\n$ stemtune {line}", flush=True)
+    try:
+        code = command(shlex.split(line))
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    if code == 130:
+        raise KeyboardInterrupt("interrupted; the same command goes on from there")
+    if code:
+        raise UserError(f"the study stopped: `stemtune {line}` ended with exit code {code}; its message is above")
+
+
+__all__ = ["FINDINGS", "SIZES", "Finding", "Outcome", "outcome", "run", "sized"]

@@ -1,0 +1,204 @@
+"""What the reference study found, each as a question that a sweep answers: which group of trials beats which."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, and how to judge it.
+
+    Attributes
+    ----------
+    name
+        Of its space in `search_spaces/reference/`, and of its sweep there.
+    title, claim
+        What is asked, and what the study says.
+    by
+        Settings that tell the groups of trials apart.
+    better
+        Pairs of groups: the first should have the smaller error.
+    no_better
+        Pairs of groups: the first should not have the smaller error.
+    """
+
+    name: str
+    title: str
+    claim: str
+    by: tuple[str, ...]
+    better: tuple[tuple[str, str], ...] = ()
+    no_better: tuple[tuple[str, str], ...] = ()
+
+
+FINDINGS = (
+    Finding(
+        "architectures",
+        "Which architecture?",
+        "the adjusted Swin is better than DenseNet, and DenseNet better than the CNN",
+        ("model.name", "model.adjusted", "model.pretrained"),
+        better=(("swin adjusted", "densenet"), ("densenet", "cnn"), ("swin adjusted", "swin")),
+    ),
+    Finding(
+        "labels",
+        "How sure must labels be?",
+        "sorting the labels by confidence helps most",
+        ("data.keep_fraction",),
+        better=(("0.75", "1.0"), ("0.5", "1.0")),
+    ),
+    Finding(
+        "schedule",
+        "Batch size and decay",
+        "an intermediate batch size with an exponentially decaying learning rate is best",
+        ("train.batch_size", "optim.lr_decay"),
+        better=(("64 0.9", "64 1.0"), ("64 0.9", "16 0.9"), ("64 0.9", "256 0.9")),
+    ),
+    Finding(
+        "clamping",
+        "Clamped angles?",
+        "clamping the output does not help",
+        ("head.name", "head.clamp"),
+        no_better=(("euler clamp", "euler"),),
+    ),
+    Finding(
+        "kernel",
+        "Larger kernels?",
+        "larger convolution kernels do not help",
+        ("model.kernel_size",),
+        no_better=(("5", "3"), ("7", "3"), ("9", "3")),
+    ),
+    Finding(
+        "pretraining",
+        "Pretraining?",
+        "pretraining helps when there is enough of it",
+        ("model.pretrained",),
+        better=(("pretrained", "none"), ("pretrained", "pretrained-less")),
+    ),
+    Finding(
+        "split",
+        "What a random split hides",
+        "(not in the study, which split pixels at random) validation on grains already seen flatters",
+        ("data.store",),
+        better=(("random", "grains"),),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that differ in the seed only: their last median disorientation, share within 5°, and learning curves."""
+
+    label: str
+    median_deg: list[float] = field(default_factory=list)
+    within_5deg: list[float] = field(default_factory=list)
+    curves: list[list[tuple[int, float]]] = field(default_factory=list)
+    device_s: list[float] = field(default_factory=list)
+
+    @property
+    def mean_deg(self) -> float:
+        """Mean of the medians over the seeds."""
+        return statistics.fmean(self.median_deg)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finding, measured.
+
+    Attributes
+    ----------
+    verdict
+        agrees, disagrees, partly, or cannot tell.
+    reasons
+        One line for each pair of groups.
+    failed
+        Trials that did not run to their last epoch.
+    """
+
+    finding: Finding
+    groups: list[Group]
+    verdict: str
+    reasons: list[str]
+    failed: int = 0
+
+
+def label_of(finding: Finding, params: dict[str, str]) -> str:
+    """Return the group of a trial from its settings, in few words."""
+    words = []
+    for key in finding.by:
+        value = params.get(key, "")
+        if key in ("model.adjusted", "head.clamp"):
+            words += [key.split(".")[1]] if value == "True" else []
+        elif key == "model.pretrained" and len(finding.by) > 1:
+            words += ["pretrained"] if value != "False" else []
+        elif key == "model.pretrained":
+            words.append("none" if value == "False" else Path(value).name)
+        elif key == "data.store":
+            words.append(Path(value).stem)
+        else:
+            words.append(value)
+    return " ".join(words)
+
+
+def outcome(finding: Finding) -> Outcome:
+    """Read a finding's sweep and judge the claim.
+
+    Raises
+    ------
+    UserError
+        When the sweep is not recorded, or the tracking server does not answer.
+    """
+    from stemtune.study import sweep_name
+    from stemtune.tracking import read_sweep
+
+    metric, share = "val/disorientation_median_deg", "val/within_5deg"
+    sweep = read_sweep(sweep_name(finding), curves=(metric,))
+    groups: dict[str, Group] = {}
+    failed = 0
+    for trial in sorted(sweep.trials, key=lambda trial: int(trial.tags.get("stemtune.number", 0))):
+        curve = trial.curves.get(metric, [])
+        if not curve or curve[-1][0] < int(trial.params.get("train.epochs", 0)):
+            failed += 1  # or interrupted: its last figure is not that of the others
+            continue
+        label = label_of(finding, trial.params)
+        group = groups.setdefault(label, Group(label))
+        group.median_deg.append(curve[-1][1])
+        group.within_5deg.append(trial.last.get(share, math.nan))
+        group.curves.append(curve)
+        group.device_s.append(trial.last.get("time/device_s", math.nan))
+    verdict, reasons = judged(finding, groups)
+    return Outcome(finding, list(groups.values()), verdict, reasons, failed)
+
+
+def judged(finding: Finding, groups: dict[str, Group]) -> tuple[str, list[str]]:
+    """Return the verdict and a reason for each pair.
+
+    One group beats another when every seed of it does: with the few seeds of a study no finer statement holds. The
+    last epoch counts, which nobody picked.
+    """
+    votes, reasons = [], []
+    for pairs, wanted in ((finding.better, True), (finding.no_better, False)):
+        for one, two in pairs:
+            if one not in groups or two not in groups:
+                reasons.append(f"{one} and {two}: not both were run")
+                continue
+            side = _side(groups[one].median_deg, groups[two].median_deg)
+            word = {1: "better than", -1: "worse than", 0: "not told from"}[side]
+            means = f"{groups[one].mean_deg:.2f}° and {groups[two].mean_deg:.2f}°"
+            reasons.append(f"{one} is {word} {two} ({means})")
+            votes.append(side if wanted else (-1 if side == 1 else 1))
+    if not votes or not any(votes):
+        return "cannot tell", reasons
+    if all(vote == 1 for vote in votes):
+        return "agrees", reasons
+    return ("disagrees" if not any(vote == 1 for vote in votes) else "partly"), reasons
+
+
+def _side(one: Sequence[float], two: Sequence[float]) -> int:
+    """Return 1 where all of `one` are smaller than all of `two`, -1 where all are larger, else 0."""
+    if max(one) < min(two):
+        return 1
+    return -1 if min(one) > max(two) else 0

@@ -1,0 +1,156 @@
+"""What a sweep found: `stemtune compare` in words, as pictures, as JSON and as a page."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from stemtune.files import whole_file, writable_folder
+from stemtune.tracking.reading import SweepRecord, read_sweep
+from stemtune.tune.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, what_mattered
+from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
+from stemtune.tune.report.page import page
+from stemtune.tune.report.words import in_words
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A sweep's trials beside each other.
+
+    Attributes
+    ----------
+    sweep
+        The sweep as MLflow keeps it.
+    metric, mode
+        What decides, and whether less ("min") or more ("max") of it is better.
+    ranked
+        The trials, best first.
+    figures
+        Everything that the JSON holds.
+    colours
+        A colour for each architecture.
+    """
+
+    sweep: SweepRecord
+    metric: str
+    mode: str
+    ranked: list[Row]
+    figures: dict[str, Any]
+    colours: Mapping[str, str]
+
+    @property
+    def about(self) -> str:
+        """The question that the search space asks."""
+        return self.sweep.tags.get("mlflow.note.content", "")
+
+
+def compared(name: str | None = None) -> Comparison:
+    """Return what the sweep `name`, or the one that started last, found.
+
+    Raises
+    ------
+    UserError
+        When there is no such sweep, or the tracking server does not answer.
+    """
+    sweep = read_sweep(name)
+    metric, mode = sweep.params["metric"], sweep.params["mode"]
+    sweep = read_sweep(sweep.name, curves=(metric,))
+    ranked = rows(sweep, metric, mode)
+    sides = architectures(ranked, mode)
+    figures = {
+        "sweep": sweep.name,
+        "status": sweep.status,
+        "metric": metric,
+        "mode": mode,
+        "commit": sweep.tags.get("stemtune.commit", ""),
+        "store_sha256": sweep.tags.get("stemtune.store_sha256", ""),
+        "champion": sweep.tags.get("stemtune.champion", ""),
+        "trials": [asdict(row) for row in ranked],
+        "architectures": sides,
+        "importances": what_mattered(sweep, ranked, mode),
+        "pareto": {price: pareto(ranked, mode, price) for price in PRICES},
+        "seeds": seeds(ranked),
+        "rungs": rungs(sweep.params),
+        "cost": cost(sweep, ranked),
+    }
+    return Comparison(sweep, metric, mode, ranked, figures, colours([entry["architecture"] for entry in sides]))
+
+
+def compare(
+    name: str | None = None,
+    png: str | Path | None = None,
+    json: str | Path | None = None,
+    out: str | Path | None = None,
+) -> str:
+    """Return a sweep's comparison in words.
+
+    Parameters
+    ----------
+    name
+        The sweep; by default the one that started last.
+    png
+        Draw the learning curves and the architectures into this file.
+    json
+        Write every figure into this file.
+    out
+        A folder for all pictures, the figures and the page `compare.html`.
+
+    Raises
+    ------
+    UserError
+        As `compared`.
+    """
+    found = compared(name)
+    if json is not None:
+        with whole_file(json) as part:
+            part.write_text(as_json(found))
+    if png is not None:
+        save(overview(found), Path(png))
+    if out is not None:
+        write_comparison(found, out)
+    return in_words(found)
+
+
+def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Path]:
+    """Write pictures, `compare.json` and `compare.html` into the folder `out`; return the files."""
+    folder = Path(out)
+    writable_folder(folder)
+    written, pictures = [], dict[str, bytes]()
+    for name, draw in CHARTS.items():
+        chart = draw(found)
+        if chart is None:
+            continue
+        held = io.BytesIO()
+        chart.savefig(held, dpi=130, format="png")
+        pictures[name] = held.getvalue()
+        with whole_file(folder / f"{name}.png") as part:
+            part.write_bytes(pictures[name])
+        written.append(folder / f"{name}.png")
+    for file, text in (("compare.json", as_json(found)), ("compare.html", page(found, pictures))):
+        with whole_file(folder / file) as part:
+            part.write_text(text)
+        written.append(folder / file)
+    return written
+
+
+def as_json(found: Comparison) -> str:
+    """Return every figure as JSON."""
+    return dumps(without_nan(found.figures), indent=1) + "\n"
+
+
+def without_nan(value: Any) -> Any:
+    """Return `value` with null for every NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+__all__ = ["Comparison", "as_json", "compare", "compared", "in_words", "without_nan", "write_comparison"]
