@@ -74,15 +74,18 @@ sweep() {
     return "$code"
 }
 # symmetric-run starts Ray on every node, the sweep on the head node when all have come, and stops Ray. Ray gives up where
-# a busy node takes more than seconds to start its helpers, or a node is ahead of the head; such nodes try again.
+# a busy node takes more than seconds to start its helpers, or a node is ahead of the head; such nodes try again for as
+# long as the head waits for them. One that gives up ends the job.
 node() {
     [ "$SLURM_NODEID" -ne 0 ] || options="$options --include-dashboard=false --no-monitor"
-    for try in 1 2 3 4 5; do
+    local end=$((SECONDS + RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT))
+    while [ "$SECONDS" -lt "$end" ]; do
         [ ! -e "$job/code" ] || return 0
         ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_NNODES" $options $STEMTUNE_RAY_OPTIONS -- \
             bash -c 'sweep "$@"' sweep "$@" || [ ! -e "$job/code" ] || return
         sleep 3
     done
+    return 1
 }
 export -f sweep node
 export job address port options

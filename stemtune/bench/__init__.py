@@ -193,6 +193,12 @@ def _refine(folder: Path) -> Figures:
         return refine_rate(store, model)
 
 
+def _spread(folder: Path) -> Figures:
+    from stemtune.bench.spreading import spread_rate
+
+    return spread_rate(_store(folder), folder)
+
+
 def _map(_: Path) -> Figures:
     from stemtune.maps.rates import grains_rate
 
@@ -207,6 +213,7 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
     "train": ("the training loop beside the bare forward, backward and step", _train),
     "predict": ("prediction from file to map beside the bare forward pass", _predict),
+    "spread": ("prediction over a Ray of this machine, beside as many processes and beside one", _spread),
     "map": ("grains, KAM, GROD and boundaries of a map of 1,000 x 1,000 pixels", _map),
     "refine": ("the physical fit of matched's answers, alone and from file to refined answers", _refine),
 }

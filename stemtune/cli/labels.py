@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stemtune.cli.parsing import Parser, command, positive
+from stemtune.cli.parsing import Parser, command, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
 from stemtune.config.frames import AUTO, frames_in_words
 from stemtune.errors import UserError
@@ -67,6 +67,7 @@ def label(commands: Commands) -> None:
         help="model: less confident answers are no labels; default 0.9",
     )
     _map_options(parser)
+    ray_option(parser)
     parser.add_argument("--refine", action="store_true", help="fit the best answers to the patterns")
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
@@ -100,6 +101,7 @@ def _label_from(options: argparse.Namespace) -> None:
         "--min-confidence": options.min_confidence is not None,
         "--refine": options.refine,
         "--set": options.set,
+        "--ray": options.ray is not None,
     }
     given = [name for name, value in matching.items() if value]
     if given:
@@ -153,4 +155,5 @@ def _by_model(options: argparse.Namespace) -> dict[str, Any]:
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
     device = None if options.device == "auto" else options.device
-    return {"refine": options.refine, "batch": options.batch, "device": device}
+    spread = None if options.ray is None else over_ray(options, options.device)
+    return {"refine": options.refine, "batch": options.batch, "device": device, "spread": spread}

@@ -33,11 +33,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -56,6 +58,7 @@ from stemtune.learning.models.matched import Matched, confidence_of
 from stemtune.maps.indexing import SpotCheck, is_crystal
 from stemtune.maps.inference import read_ahead
 from stemtune.maps.refine import Refiner
+from stemtune.processes import Spread
 
 SETTINGS = (
     "data.gamma",
@@ -173,26 +176,67 @@ class TemplateLabeller:
             found["signal"][mine], found["fit"][mine] = scores.signal, scores.fit
         return orientation_B4, found
 
-    def run(self, store: Store, batch: int = 256, facts: Mapping[str, Any] | None = None) -> Labels:
-        """Return the labels of all patterns of a store; `facts` go with them."""
-        parts: list[Matches] = []
-        with tqdm(total=store.n, unit="pattern", desc="label", disable=None) as bar:
-            for patterns in read_ahead(store, np.arange(store.n), batch, self.device):
-                parts.append(self(patterns))
-                bar.update(len(patterns))
-        indexed = torch.cat([part.indexed for part in parts])
-        orientation = torch.cat([part.orientation for part in parts]).double()
-        orientation = orientation / orientation.norm(dim=1, keepdim=True)
-        confidence = torch.cat([part.confidence for part in parts]).float()
-        scores = {name: torch.cat([part.scores[name] for part in parts]).float() for name in parts[0].scores}
-        return Labels(
-            orientation=orientation.where(indexed[:, None], torch.nan).cpu().numpy(),
-            confidence=confidence.where(indexed, torch.nan).cpu().numpy(),
-            phase=torch.cat([part.phase for part in parts]).where(indexed, -1).short().cpu().numpy(),
-            phases=self.phases,
-            scores={name: values.cpu().numpy() for name, values in scores.items()},
-            facts=facts or {},
-        )
+    def on_cpu(self, patterns: Tensor) -> Matches:
+        """Return the labels of patterns (B, H, W) of counts, moved to the CPU."""
+        found = self(patterns)
+        scores = {name: values.cpu() for name, values in found.scores.items()}
+        return Matches(found.orientation.cpu(), found.phase.cpu(), found.confidence.cpu(), found.indexed.cpu(), scores)
+
+    def run(self, store: Store, batch: int = 256) -> Generator[Matches]:
+        """Yield the labels of all patterns of a store, `batch` at a time."""
+        for patterns in read_ahead(store, np.arange(store.n), batch, self.device):
+            yield self.on_cpu(patterns)
+
+
+class _Given(NamedTuple):
+    """What a worker makes its labeller from; it opens the store itself."""
+
+    phases: list[Phase]
+    store: str
+    settings: Mapping[str, object]
+    refine: bool
+    calibration: Calibration
+    device: torch.device | str | None
+
+
+def _prepare(given: _Given) -> tuple[TemplateLabeller, Store]:
+    store = Store.open(given.store)
+    config = Config.from_flat(given.settings)
+    return TemplateLabeller(given.phases, store, config, given.refine, given.calibration, given.device), store
+
+
+def _work(state: tuple[TemplateLabeller, Store], rows: npt.NDArray[np.intp]) -> Matches:
+    labeller, store = state
+    return labeller.on_cpu(torch.from_numpy(store.take(rows)))
+
+
+def _over(spread: Spread, given: _Given, count: int, batch: int) -> Generator[Matches]:
+    """Yield the labels of all `count` patterns from the workers of `spread`: batches are those of `run`."""
+    plan = [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
+    with closing(spread(_prepare, given, _work, plan)) as found:
+        yield from found
+
+
+def _joined(parts: Iterable[Matches], phases: list[Phase], count: int, facts: Mapping[str, Any]) -> Labels:
+    """Return the labels of `count` patterns from what batch after batch gave."""
+    kept: list[Matches] = []
+    with tqdm(total=count, unit="pattern", desc="label", disable=None) as bar:
+        for part in parts:
+            kept.append(part)
+            bar.update(len(part.phase))
+    indexed = torch.cat([part.indexed for part in kept])
+    orientation = torch.cat([part.orientation for part in kept]).double()
+    orientation = orientation / orientation.norm(dim=1, keepdim=True)
+    confidence = torch.cat([part.confidence for part in kept]).float()
+    scores = {name: torch.cat([part.scores[name] for part in kept]).float() for name in kept[0].scores}
+    return Labels(
+        orientation=orientation.where(indexed[:, None], torch.nan).numpy(),
+        confidence=confidence.where(indexed, torch.nan).numpy(),
+        phase=torch.cat([part.phase for part in kept]).where(indexed, -1).short().numpy(),
+        phases=phases,
+        scores={name: values.numpy() for name, values in scores.items()},
+        facts=facts,
+    )
 
 
 def ahead(first: Tensor, second: Tensor) -> Tensor:
@@ -211,6 +255,7 @@ def label_by_templates(
     refine: bool = False,
     batch: int = 256,
     device: torch.device | str | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Label the patterns of a store by template matching.
 
@@ -227,8 +272,8 @@ def label_by_templates(
     model_folder
         A model of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of
         its confidence count.
-    refine, batch, device
-        As in `maps.predict.predict`.
+    refine, batch, device, spread
+        As in `maps.predict.predict`; the workers of `spread` have to see the store.
 
     Returns
     -------
@@ -252,9 +297,10 @@ def label_by_templates(
             "refine": refine,
             "settings": {name: value for name, value in Config.from_flat(flat).to_flat().items() if name in SETTINGS},
         }
-        labeller = TemplateLabeller(phases, opened, Config.from_flat(flat), refine, calibration, device)
+        given = _Given(phases, str(Path(store).resolve()), flat, refine, calibration, device)
+        parts = _prepare(given)[0].run(opened, batch) if spread is None else _over(spread, given, opened.n, batch)
         began = time.perf_counter()
-        labels = labeller.run(opened, batch, facts)
+        labels = _joined(parts, phases, opened.n, facts)
         rate = opened.n / (time.perf_counter() - began)
     write_labels(store, labels, target)
     indexed = labels.phase >= 0

@@ -20,6 +20,7 @@ from stemtune.data.store import Store
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.maps.inference import Predictor
+from stemtune.processes import Spread
 
 LEAST_CONFIDENCE = 0.9
 """Smallest confidence, the probability of being within 5 degrees, of an answer that becomes a label."""
@@ -34,6 +35,7 @@ def label_by_model(
     refine: bool = False,
     batch: int = 256,
     device: torch.device | str | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Label the patterns of a store by what a model answers with confidence.
 
@@ -47,7 +49,7 @@ def label_by_model(
         The labelled store; left out, it takes the place of `store`.
     min_confidence
         Answers with a lower confidence are no labels.
-    refine, batch, device
+    refine, batch, device, spread
         As in `maps.predict.predict`.
 
     Returns
@@ -69,7 +71,7 @@ def label_by_model(
     with Store.open(store) as opened:
         predictor = Predictor(model, opened, batch, 1, device, refine)
         began = time.perf_counter()
-        answered = predictor.run()
+        answered = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
         rate = opened.n / (time.perf_counter() - began)
     confidence = answered.confidence[:, 0]
     kept = answered.indexed & (confidence >= min_confidence)

@@ -43,9 +43,15 @@ class Resources:
     """What one trial gets: `workers` data-parallel processes of `cpus_per_worker` cores and `gpus_per_worker` GPUs.
 
     Fractions share: four trials with `gpus_per_worker: 0.25` run on one GPU.
+
+    With `workers_least` a trial goes on from its last checkpoint with fewer workers, but as many at least, when a node
+    is lost, and takes more again when there are more; without it a trial waits until it gets all of its workers back.
+    The batch of a step stays `train.batch_size` whatever the number of workers: each takes a larger share of it, so
+    neither the learning rate nor the number of steps changes, but the memory that a worker needs does.
     """
 
     workers: int = 1
+    workers_least: int | None = None
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
     workers_given: bool = False
@@ -67,10 +73,11 @@ def read_budget(written: Mapping[Any, Any]) -> Budget:
 
 def read_resources(written: Mapping[Any, Any]) -> Resources:
     """Check the block `resources`."""
-    names = ["workers", "cpus_per_worker", "gpus_per_worker"]
+    names = ["workers", "workers_least", "cpus_per_worker", "gpus_per_worker"]
     _known(written, "resources", names)
     limits = {
         "workers": _number(written, "resources.workers", 1, whole=True),
+        "workers_least": _number(written, "resources.workers_least", 1, whole=True),
         "cpus_per_worker": _number(written, "resources.cpus_per_worker", 0, open_low=True),
         "gpus_per_worker": _number(written, "resources.gpus_per_worker", 0),
     }
@@ -80,6 +87,11 @@ def read_resources(written: Mapping[Any, Any]) -> Resources:
         value = getattr(resources, name)
         if value > 1 and value != int(value):
             raise UserError(f"`resources.{name}` is {value:g}, but above 1 it must be whole")
+        if resources.workers_least and value and value != int(value):
+            raise UserError(
+                f"`resources.{name}` is {value:g}, but must be whole with resources.workers_least: Ray cannot count how"
+                " many workers that share are left"
+            )
     return resources
 
 

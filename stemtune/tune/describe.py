@@ -32,6 +32,7 @@ def described(space: SearchSpace, path: str | Path) -> str:
     budget, resources = space.budget, space.resources
     fewest, most, epochs = space.extremes
     workers = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    least = f", {resources.workers_least} at least when a node is lost" if resources.workers_least else ""
     limit = f", at most {budget.hours:g} h" if budget.hours else ""
     lines = [
         f"{path}: fine",
@@ -45,7 +46,8 @@ def described(space: SearchSpace, path: str | Path) -> str:
             if space.design == "grid"
             else f"ASHA may stop a trial after {budget.grace_epochs} and lets 1 in {budget.reduction:g} go on"
         ),
-        f"  each trial: {workers} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU",
+        f"  each trial: {workers} worker(s) of {resources.cpus_per_worker:g} CPU and {resources.gpus_per_worker:g} GPU"
+        f"{least}",
     ]
     if space.fixed:
         lines.append("  fixed: " + ", ".join(f"{key} = {value}" for key, value in space.fixed.items()))

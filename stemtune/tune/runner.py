@@ -70,6 +70,7 @@ def made_tuner(
         "folder": str(folder),
         "metric": space.metric,
         "mode": space.mode,
+        "workers_least": space.resources.workers_least,
         "cpus_per_worker": space.resources.cpus_per_worker,
         "gpus_per_worker": space.resources.gpus_per_worker,
         "environment": {name: os.environ[name] for name in PASSED_ON if name in os.environ},

@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import socket
-import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.errors import UserError
+from stemtune.files import refuse_readable
 
 TOKEN = "STEMTUNE_TOKEN"
 """The environment's variable that holds the token."""
@@ -94,11 +94,10 @@ def token_from(file: str | os.PathLike[str] | None) -> str:
         with os.fdopen(made, "w") as new:
             new.write(secrets.token_urlsafe(32) + "\n")
     try:
-        mode, token = path.stat().st_mode, path.read_text().strip()
+        refuse_readable(path, "the token of the service")
+        token = path.read_text().strip()
     except (OSError, UnicodeDecodeError):
         raise UserError(f"the token file '{file}' cannot be read; give another") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UserError(f"others may read the token file '{file}'; chmod 600 it, or give a new one")
     return _long_enough(token, f"the file '{file}'")
 
 

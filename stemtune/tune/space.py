@@ -304,7 +304,10 @@ def _check_whole(space: SearchSpace) -> None:
     _check_keys(space)
     for number, point in enumerate(space.first, 1):
         _check_point(space, point, f"first, trial {number}")
-    _, _, longest = space.extremes
+    _, most, longest = space.extremes
+    least = space.resources.workers_least
+    if least is not None and least > most:
+        raise UserError(f"`resources.workers_least` is {least}, but a trial has {most} worker(s) at most; lower it")
     if space.budget.grace_epochs > longest:
         raise UserError(
             f"`budget.grace_epochs` is {space.budget.grace_epochs}, but must be at most the {longest} epochs of a trial"

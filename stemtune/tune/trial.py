@@ -26,6 +26,18 @@ ENVIRONMENT = {
 }
 """Set in every process of a sweep; one environment for all lets Ray reuse the processes it started ahead."""
 
+START_WAIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+ELASTIC_START_S = "20"
+"""How long an elastic trial waits for its workers' places before it asks anew how many there are: right after a node is
+lost Ray still counts it, and would wait for it for ever."""
+
+ELASTIC_STARTS = 200
+"""How often it asks."""
+
+ELASTIC_LOSSES = 3
+"""How many nodes it may lose before it is left to Tune, which starts it once more from its checkpoint."""
+
 PASSED_ON = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME")
 """Settings of the submitting process's environment that the workers get as well."""
 
@@ -47,19 +59,23 @@ def run_trial(config: dict[str, Any]) -> None:
         os.environ.setdefault(name, value)
     from ray import train, tune
 
+    from stemtune.tune.meeting import MeetingConfig
     from stemtune.tune.trainer import QuietTrainer, ToTune
 
     sweep, knobs = config["sweep"], config["knobs"]
     trial_id = tune.get_context().get_trial_id()
     folder = train_folder(sweep["folder"], trial_id)
     _raise_noted(folder)
-    workers = int(knobs["train.workers"])
+    workers = _how_many(knobs, sweep)
+    elastic = isinstance(workers, tuple)
+    os.environ[START_WAIT] = ELASTIC_START_S if elastic else ENVIRONMENT[START_WAIT]
     resources = {"CPU": float(sweep["cpus_per_worker"])}
     if sweep["gpus_per_worker"]:
         resources["GPU"] = float(sweep["gpus_per_worker"])
     trainer = QuietTrainer(
         train_worker,
         train_loop_config={"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started},
+        torch_config=MeetingConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=bool(sweep["gpus_per_worker"]), resources_per_worker=resources
         ),
@@ -67,7 +83,10 @@ def run_trial(config: dict[str, Any]) -> None:
             name=folder.name,
             storage_path=str(folder.parent),
             callbacks=[ToTune(sweep["metric"])],
-            failure_config=train.FailureConfig(max_failures=1, controller_failure_limit=1),
+            failure_config=train.FailureConfig(
+                max_failures=ELASTIC_LOSSES if elastic else 1,
+                controller_failure_limit=ELASTIC_STARTS if elastic else 1,
+            ),
             checkpoint_config=train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=sweep["metric"], checkpoint_score_order=sweep["mode"]
             ),
@@ -76,6 +95,12 @@ def run_trial(config: dict[str, Any]) -> None:
         ),
     )
     trainer.fit()
+
+
+def _how_many(knobs: dict[str, Any], sweep: dict[str, Any]) -> int | tuple[int, int]:
+    """Return the number of workers, or the fewest and the most where a trial may go on with fewer."""
+    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
+    return most if least is None or least >= most else (int(least), most)
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -75,7 +75,8 @@ class Watch(Callback):  # type: ignore[misc]
         Watch.current = self
         budget, resources = self.space.budget, self.space.resources
         params = {f"budget.{key}": value for key, value in vars(budget).items() if value is not None}
-        params |= {f"resources.{key}": value for key, value in vars(resources).items() if key != "workers_given"}
+        given = {key: value for key, value in vars(resources).items() if key != "workers_given" and value is not None}
+        params |= {f"resources.{key}": value for key, value in given.items()}
         params |= {
             "metric": self.space.metric,
             "mode": self.space.mode,

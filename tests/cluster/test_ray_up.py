@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hosts import Hosts, missing
+from hosts import Host, Hosts, missing
 from layout import checkout, edit
 
 pytestmark = [
@@ -154,6 +155,26 @@ def test_up_submit_exec_down(site: Site) -> None:
             assert token.encode() not in path.read_bytes(), f"{path} holds the token"
 
 
+def test_attach_is_a_shell_on_the_head_node(site: Site) -> None:
+    """It has stemtune's environment: Ray's token, the code that was sent, the shared folder."""
+    typed = "hostname; stemtune sweep --resume nothing; echo $RAY_AUTH_MODE; ray status | grep -c node_; exit\n"
+    done = subprocess.run(
+        ["ray", "attach", "cluster/hpc.yaml"],
+        cwd=site.checkout,
+        env={**site.environment, "TERM": "dumb"},
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line.strip() for line in done.stdout.splitlines()]
+    assert "node1" in said and "token" in said, done.stdout
+    assert f"there is no sweep called 'nothing' in {site.shared}/sweeps; there are spread" in done.stdout
+    assert "3" in said, done.stdout  # the token is taken, three nodes answer
+
+
 def test_who_has_no_token_is_refused(site: Site) -> None:
     head = f"{site.hosts.hosts[0].address}:6379"
     sweep = (sys.executable, str(site.checkout / "stemtune" / "sweep.py"), "search_spaces/tiny.yaml")
@@ -202,6 +223,17 @@ def test_a_node_that_differs_is_named(site: Site) -> None:
 
 
 def test_down_leaves_no_ray(site: Site) -> None:
+    """`ray down` stops Ray on the head node; the other nodes notice and end theirs, the trials' processes first."""
     assert site.run("ray", "down", "-y", "cluster/hpc.yaml").returncode == 0
-    for host in site.hosts.hosts:
-        assert "raylet" not in host.enter("ps ax").stdout
+    assert rays(site.hosts.hosts[0]) == []
+    deadline = time.monotonic() + 300  # a minute until a raylet gives the head up, another for its agents
+    while left := {host.name: rays(host) for host in site.hosts.hosts if rays(host)}:
+        assert time.monotonic() < deadline, left
+        time.sleep(5)
+    assert site.run("ray", "down", "-y", "cluster/hpc.yaml").returncode == 0  # once more does no harm
+
+
+def rays(host: Host) -> list[str]:
+    """Return Ray's processes on a host."""
+    listed = host.enter("ps axww -o args").stdout.splitlines()
+    return [line for line in listed if "ray::" in line or "site-packages/ray/" in line]

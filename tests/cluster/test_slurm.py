@@ -8,6 +8,7 @@ Needs Linux, root, slurm-wlm and munge besides what `hosts.py` needs, and says s
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import slurm
 from hosts import Host, Hosts
 from layout import checkout
+
+from stemtune.tracking import SweepRecord, read_sweep
 
 pytestmark = [
     pytest.mark.slow,
@@ -50,6 +53,17 @@ class Site:
         """Return the state of a job, empty when Slurm has forgotten it."""
         shown = self.head.enter(f"scontrol show job -o {job}", check=False).stdout
         return shown.split("JobState=")[1].split()[0] if "JobState=" in shown else ""
+
+    def states(self, job: int) -> list[str]:
+        """Return the states of the tasks of an array."""
+        shown = self.head.enter(f"scontrol show job -o {job}", check=False).stdout
+        return re.findall(r"JobState=(\w+)", shown)
+
+    def record(self, name: str) -> SweepRecord:
+        """Return what MLflow knows of a sweep."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{self.shared}/mlflow.db")
+            return read_sweep(name, ("train/loss",))
 
     def sheet(self, name: str) -> str:
         """Return a sweep's own word on how it stands."""
@@ -83,17 +97,30 @@ def test_a_preempted_sweep_goes_on_when_the_nodes_come_back(site: Site) -> None:
     site.wait("the job's end", lambda: site.state(job) == "COMPLETED")
     assert "Restarts=1" in site.head.enter(f"scontrol show job -o {job}").stdout
 
-    from stemtune.tracking import read_sweep
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{site.shared}/mlflow.db")
-        record = read_sweep("tiny-7")
-    assert [trial.status for trial in record.trials] == ["finished"] * 4
+    record = site.record("tiny-7")
+    assert len(record.trials) == 4
+    assert {trial.status for trial in record.trials} <= {"finished", "stopped"}  # by ASHA, after its last epoch
     assert record.params["train.seed"] == "7"
     assert {trial.tags["stemtune.nodes"] for trial in record.trials} == {"node1", "node2"}
-    ended = [line for line in site.log().splitlines() if line.startswith("trial") and "finished after epoch" in line]
-    assert len(ended) == 4, ended  # each of the four once: what was finished did not run again
+    for trial in record.trials:  # every epoch once: what had been done before counts
+        assert [step for step, _ in trial.curves["train/loss"]] == [1, 2], trial
+    before, after = site.log().split("the nodes are wanted back")
+    ended = re.findall(r"^trial (\d) cnn .* after epoch", before, re.MULTILINE)
+    begun = re.findall(r"^trial (\d) starts", after, re.MULTILINE)
+    assert ended and not set(ended) & set(begun), (ended, begun)  # what had ended did not run again
     assert not any((site.shared / "jobs").iterdir())  # the job's token is gone
+
+
+def test_an_array_is_a_sweep_per_seed(site: Site) -> None:
+    """Two tasks of one node each, side by side, and each a sweep of its own."""
+    job = site.submit("--array=1-2", "--nodes=1", "cluster/slurm.sh", "search_spaces/tiny.yaml", "--trials", "1")
+    for seed in (1, 2):
+        site.wait(f"the end of sweep {seed}", lambda seed=seed: site.sheet(f"tiny-{seed}") == "finished")  # type: ignore[misc]
+    site.wait("the job's end", lambda: set(site.states(job)) == {"COMPLETED"})
+    for seed in (1, 2):
+        record = site.record(f"tiny-{seed}")
+        assert record.params["train.seed"] == str(seed)
+        assert [trial.status for trial in record.trials] == ["finished"]
 
 
 def test_a_job_that_fails_says_so(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import listening
 
 from stemtune import cli
 from stemtune.config import Config, SimulateConfig, Span
@@ -223,6 +225,8 @@ def test_page_shows_the_scans_to_this_machine_only(tmp_path: Path) -> None:
         assert "3 of 10 frames (30%)" in text
         assert "waits &lt;" in text
         assert re.match(r"http://127\.0\.0\.1:\d+/$", page)
+        open_here = [place for _, place, port in listening(os.getpid()) if port == int(page.split(":")[2][:-1])]
+        assert open_here == ["127.0.0.1"]
         assert urllib.request.urlopen(page + "picture/a%20%26%20b.npy?3").read() == b"picture"
         assert json.load(urllib.request.urlopen(page + "status.json"))[0]["landed"] == 4
         for path, host, code in (("picture/..%2Fmap.png", "", 404), ("", "elsewhere.example", 403)):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
+from listening import LOOPBACK, listening
 
 from stemtune import cli
 from stemtune.errors import UserError
@@ -58,15 +61,9 @@ def test_a_ray_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
         assert owner.stdout is not None
         address = owner.stdout.readline().strip()
         assert address.startswith("127.0.0.1:")
-        family = [psutil.Process(owner.pid), *psutil.Process(owner.pid).children(recursive=True)]
-        listening = [
-            (process.name(), link.laddr.ip.removeprefix("::ffff:"))  # IPv4 as IPv6 writes it
-            for process in family
-            for link in process.net_connections("tcp")
-            if link.status == psutil.CONN_LISTEN
-        ]
-        assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
-        assert {ip for _, ip in listening} <= {"127.0.0.1", "::1"}, listening
+        found = listening(owner.pid)
+        assert {name for name, _, _ in found} >= {"gcs_server", "raylet"}
+        assert {place for _, place, _ in found} <= LOOPBACK, found
         for environment in ((), ("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN={'0' * 64}")):
             began = time.monotonic()
             refused = stranger(tmp_path, address, *environment)
@@ -78,6 +75,51 @@ def test_a_ray_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
         assert owner.stdin is not None
         owner.stdin.close()
         owner.wait(timeout=120)
+
+
+SWEEP = """\
+budget: {trials: 1, epochs: 500, grace_epochs: 500}
+resources: {workers: 2, cpus_per_worker: 1}
+fixed:
+  data.source: simulate
+  data.patterns_per_epoch: 256
+  data.validation_patterns: 64
+  simulate.size: 32
+  simulate.scale: 0.1
+  model.name: cnn
+  model.width: 4
+  head.step: 20
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_at_home_listens_to_nobody_else(tmp_path: Path) -> None:
+    """Ray, its drivers and workers, and where data-parallel workers meet: all on the loopback address."""
+    (tmp_path / "two.yaml").write_text(SWEEP)
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "stemtune.cli", "sweep", "two.yaml", "--local"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 600
+        while not list(tmp_path.glob("sweeps/two/train/*/checkpoint*")):
+            assert sweep.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        found = listening(sweep.pid)
+        workers = [place for name, place, _ in found if name.startswith("ray::RayTrain")]
+        assert len(workers) >= 5, found  # two of Ray's, two of gloo's, and one where the two workers meet
+        assert {place for _, place, _ in found} <= LOOPBACK, found
+        (agent,) = (port for name, _, port in found if name.startswith("ray::RuntimeEnv"))
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{agent}/get_runtime_envs_info", data=b"", timeout=30)
+        assert refused.value.code in (401, 403)
+    finally:
+        sweep.send_signal(signal.SIGINT)
+        assert sweep.wait(120) == 130
 
 
 def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listening import LOOPBACK, listening
 
 from stemtune import cli
 from stemtune.config import Config
@@ -63,7 +64,7 @@ def test_token_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert len(made) > 40
     assert token_from(file) == made
     file.chmod(0o640)
-    with pytest.raises(UserError, match="others may read the token file .*chmod 600"):
+    with pytest.raises(UserError, match="the token of the service lies in .*others can read; chmod 600"):
         token_from(file)
     monkeypatch.setenv("STEMTUNE_TOKEN", "short")
     with pytest.raises(UserError, match="16 ASCII characters or more"):
@@ -161,6 +162,7 @@ def test_server_answers_refuses_and_recovers(model: Path, frames: np.ndarray, tm
         while b"serving" not in (tmp_path / "said").read_bytes():
             assert server.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
             time.sleep(0.5)
+        assert {address for _, address, _ in listening(server.pid)} <= LOOPBACK
         client, body = Client(port), npy(frames)
         alone = Answerer(load_model(model), Geometry(64, 0.05, 200.0), 1).read(frames)
         status, text = client.post(body)
