@@ -150,7 +150,7 @@ def predict(
         facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
         orientation_map = as_map(store, chosen, models, facts)
         if overlap:
-            orientation_map = with_overlaps(orientation_map, predictors, chosen.model, grid_pixel(store))
+            orientation_map = with_overlaps(orientation_map, predictors, chosen, grid_pixel(store))
         if clean is not None:
             orientation_map = cleaned(orientation_map, clean)
         analysis = analyse(orientation_map, grains or GrainsConfig(), twins)
