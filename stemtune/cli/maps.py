@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stemtune.cli.keeping import keep, keep_again
 from stemtune.cli.parsing import (
     command,
     over_ray,
@@ -63,7 +63,7 @@ def predict(commands: Commands) -> None:
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")
         if not options.no_log:
-            _log(options.model, folder)
+            keep(options.model, folder)
 
     parser = command(
         commands,
@@ -94,27 +94,13 @@ def _work_options(parser: Parser) -> None:
     parser.add_argument("--overlap", action="store_true", help="look for two crystals in each pattern")
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
     ray_option(parser)
+    _log_option(parser)
+
+
+def _log_option(parser: Parser) -> None:
     parser.add_argument(
         "--no-log", action="store_true", help="do not log report and pictures to the MLflow run of the model"
     )
-
-
-LOGGED = ("report.html", "*.png", "summary.json")
-"""What of a map folder is logged to the MLflow run of the model."""
-
-
-def _log(models: list[str], folder: Path) -> None:
-    """Log a map's report and pictures to the runs of its models; that MLflow does not take them is worth a note."""
-    from stemtune.tracking import log_files
-
-    for model in models:
-        try:
-            address = log_files(model, folder, LOGGED)
-        except UserError as problem:
-            print(f"note: report and pictures are not logged to MLflow: {problem}", file=sys.stderr)
-        else:
-            if address is not None:
-                print(f"logged report and pictures to {address}")
 
 
 def watch(commands: Commands) -> None:
@@ -225,6 +211,8 @@ def grains(commands: Commands) -> None:
 
         settings = settings_given(options, "grains", GrainsConfig)
         print(in_words(regrain(options.map, settings, options.twin)))
+        if not options.no_log:
+            keep_again(options.map)
 
     parser = command(
         commands,
@@ -234,6 +222,7 @@ def grains(commands: Commands) -> None:
         call,
     )
     parser.add_argument("map", metavar="MAP", help="a map folder; its grains are replaced")
+    _log_option(parser)
     _grain_options(parser)
 
 
@@ -249,6 +238,8 @@ def clean(commands: Commands) -> None:
         for meaning, pixels in (figures["cleaned"] or {}).items():
             print(f"{pixels:8,} pixels: {meaning}")
         print(in_words(figures["grains"]))
+        if not options.no_log:
+            keep_again(options.out or options.map)
 
     parser = command(
         commands,
@@ -261,6 +252,7 @@ def clean(commands: Commands) -> None:
     parser.add_argument("map", metavar="MAP", help="a map folder")
     parser.add_argument("--out", metavar="DIR", help="the map folder to write; left out, MAP is replaced")
     parser.add_argument("--undo", action="store_true", help="bring back what was there before")
+    _log_option(parser)
     _clean_options(parser)
     _grain_options(parser)
 
