@@ -91,7 +91,11 @@ def predict(commands: Commands) -> None:
 
 def _work_options(parser: Parser) -> None:
     parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
-    parser.add_argument("--overlap", action="store_true", help="look for two crystals in each pattern")
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="look for two crystals in each pattern; takes two to three times as long",
+    )
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
     ray_option(parser)
     _log_option(parser)
@@ -139,9 +143,13 @@ def watch(commands: Commands) -> None:
         "--once", action="store_true", help="end when every scan is done; of those that have stalled, map what is there"
     )
     parser.add_argument(
-        "--stall", type=seconds, default=10.0, metavar="S", help="no growth for so long is reported; default 10"
+        "--stall",
+        type=seconds,
+        default=10.0,
+        metavar="S",
+        help="a file that has not grown for so many seconds is reported; default 10",
     )
-    parser.add_argument("--port", type=port, default=0, metavar="N", help="of the page; default any free one")
+    parser.add_argument("--port", type=port, default=0, metavar="N", help="where the page is; default any free port")
     parser.add_argument("--no-page", action="store_true", help="serve no page")
     scan_options(parser)
 
@@ -186,7 +194,9 @@ def serve(commands: Commands) -> None:
     parser.add_argument(
         "--requests", type=positive, default=16, metavar="N", help="requests answered together at most; default 16"
     )
-    parser.add_argument("--queue", type=positive, default=64, metavar="N", help="requests in line; default 64")
+    parser.add_argument(
+        "--queue", type=positive, default=64, metavar="N", help="requests that may wait; more get a 503; default 64"
+    )
 
 
 def _clean_options(parser: Parser) -> None:
@@ -221,7 +231,9 @@ def grains(commands: Commands) -> None:
         "stemtune grains map --grains-threshold 2 --twin '60,[0 0 1]'",
         call,
     )
-    parser.add_argument("map", metavar="MAP", help="a map folder; its grains are replaced")
+    parser.add_argument(
+        "map", metavar="MAP", help="a map folder, or the map.h5 in it; its grains and what shows them are replaced"
+    )
     _log_option(parser)
     _grain_options(parser)
 
@@ -249,7 +261,7 @@ def clean(commands: Commands) -> None:
         "stemtune clean map --out cleaned",
         call,
     )
-    parser.add_argument("map", metavar="MAP", help="a map folder")
+    parser.add_argument("map", metavar="MAP", help="a map folder, or the map.h5 in it")
     parser.add_argument("--out", metavar="DIR", help="the map folder to write; left out, MAP is replaced")
     parser.add_argument("--undo", action="store_true", help="bring back what was there before")
     _log_option(parser)
