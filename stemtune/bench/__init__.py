@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from stemtune.config import Config, SimulateConfig
@@ -23,12 +24,19 @@ MODELS: dict[str, dict[str, object]] = {
 """The settings whose training loop is measured: models of the size that two cores can train."""
 
 
-ACCURACY, LABEL = "accuracy", "label"
+ACCURACY, LABEL, PREDICT = "accuracy", "label", "predict"
 """The names of the measurements that have options of their own."""
 
 
-def run(names: Sequence[str] = ()) -> None:
+def run(names: Sequence[str] = (), peer_pythons: Sequence[str] | None = ()) -> None:
     """Measure the speeds that `names` says (all without names) and print each figure.
+
+    Parameters
+    ----------
+    names
+        Names of measurements.
+    peer_pythons
+        Where pyxem may be, besides this Python, for the measurement `predict`; None leaves it out.
 
     Raises
     ------
@@ -44,6 +52,8 @@ def run(names: Sequence[str] = ()) -> None:
     with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
         for name in names or _MEASUREMENTS:
             about, measure = _MEASUREMENTS[name]
+            if name == PREDICT:
+                measure = partial(_predict, pythons=peer_pythons)
             print(f"{name}: {about}", flush=True)
             for key, value in measure(Path(folder)).items():
                 shown = f"{value:,.4g}" if isinstance(value, float) else value
@@ -67,7 +77,7 @@ def add_accuracy_options(parser: argparse.ArgumentParser, positive: Callable[[st
         action="append",
         default=[],
         metavar="PATH",
-        help="a Python that has pyxem or py4DSTEM, repeatable; default this one",
+        help="a Python that has pyxem or py4DSTEM, repeatable; default this one; predict asks pyxem as well",
     )
     group.add_argument("--no-peers", action="store_true", help="leave pyxem and py4DSTEM out")
     group.add_argument(
@@ -169,18 +179,10 @@ def _train(folder: Path) -> Figures:
     return figures
 
 
-def _predict(folder: Path) -> Figures:
-    from stemtune.data.store import Store
-    from stemtune.learning.models import build
-    from stemtune.maps.rates import predict_rate
+def _predict(folder: Path, pythons: Sequence[str] | None = None) -> Figures:
+    from stemtune.bench import predicting
 
-    figures: dict[str, object] = {}
-    with Store.open(_store(folder)) as store:
-        for name in ("matched", *MODELS):
-            config = Config.from_flat({"model.name": name, **MODELS.get(name, {})})
-            model = build(config, store.phases[0], store.geometry).eval()
-            figures |= {f"{name} {key}": value for key, value in predict_rate(store, model).items()}
-    return figures
+    return predicting.run(_store(folder), MODELS, pythons)
 
 
 def _refine(folder: Path) -> Figures:
@@ -212,8 +214,8 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[Path], Figures]]] = {
     "ingest": ("a scan into a store, beside copying or unpacking the same bytes (MiB of patterns per second)", _ingest),
     "matched": ("patterns per second of the matched filter at 2 degrees", _matched),
     "train": ("the training loop beside the bare forward, backward and step", _train),
-    "predict": ("prediction from file to map beside the bare forward pass", _predict),
     "spread": ("prediction over a Ray of this machine, beside as many processes and beside one", _spread),
+    PREDICT: ("prediction from file to answers, beside the bare model and beside pyxem", _predict),
     "map": ("grains, KAM, GROD and boundaries of a map of 1,000 x 1,000 pixels", _map),
     "refine": ("the physical fit of matched's answers, alone and from file to refined answers", _refine),
 }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stemtune.cli.keeping import keep, keep_again
 from stemtune.cli.parsing import (
     command,
     over_ray,
@@ -63,7 +63,7 @@ def predict(commands: Commands) -> None:
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")
         if not options.no_log:
-            _log(options.model, folder)
+            keep(options.model, folder)
 
     parser = command(
         commands,
@@ -91,30 +91,20 @@ def predict(commands: Commands) -> None:
 
 def _work_options(parser: Parser) -> None:
     parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
-    parser.add_argument("--overlap", action="store_true", help="look for two crystals in each pattern")
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="look for two crystals in each pattern; takes two to three times as long",
+    )
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
     ray_option(parser)
+    _log_option(parser)
+
+
+def _log_option(parser: Parser) -> None:
     parser.add_argument(
         "--no-log", action="store_true", help="do not log report and pictures to the MLflow run of the model"
     )
-
-
-LOGGED = ("report.html", "*.png", "summary.json")
-"""What of a map folder is logged to the MLflow run of the model."""
-
-
-def _log(models: list[str], folder: Path) -> None:
-    """Log a map's report and pictures to the runs of its models; that MLflow does not take them is worth a note."""
-    from stemtune.tracking import log_files
-
-    for model in models:
-        try:
-            address = log_files(model, folder, LOGGED)
-        except UserError as problem:
-            print(f"note: report and pictures are not logged to MLflow: {problem}", file=sys.stderr)
-        else:
-            if address is not None:
-                print(f"logged report and pictures to {address}")
 
 
 def watch(commands: Commands) -> None:
@@ -153,9 +143,13 @@ def watch(commands: Commands) -> None:
         "--once", action="store_true", help="end when every scan is done; of those that have stalled, map what is there"
     )
     parser.add_argument(
-        "--stall", type=seconds, default=10.0, metavar="S", help="no growth for so long is reported; default 10"
+        "--stall",
+        type=seconds,
+        default=10.0,
+        metavar="S",
+        help="a file that has not grown for so many seconds is reported; default 10",
     )
-    parser.add_argument("--port", type=port, default=0, metavar="N", help="of the page; default any free one")
+    parser.add_argument("--port", type=port, default=0, metavar="N", help="where the page is; default any free port")
     parser.add_argument("--no-page", action="store_true", help="serve no page")
     scan_options(parser)
 
@@ -200,7 +194,9 @@ def serve(commands: Commands) -> None:
     parser.add_argument(
         "--requests", type=positive, default=16, metavar="N", help="requests answered together at most; default 16"
     )
-    parser.add_argument("--queue", type=positive, default=64, metavar="N", help="requests in line; default 64")
+    parser.add_argument(
+        "--queue", type=positive, default=64, metavar="N", help="requests that may wait; more get a 503; default 64"
+    )
 
 
 def _clean_options(parser: Parser) -> None:
@@ -225,6 +221,8 @@ def grains(commands: Commands) -> None:
 
         settings = settings_given(options, "grains", GrainsConfig)
         print(in_words(regrain(options.map, settings, options.twin)))
+        if not options.no_log:
+            keep_again(options.map)
 
     parser = command(
         commands,
@@ -233,7 +231,10 @@ def grains(commands: Commands) -> None:
         "stemtune grains map --grains-threshold 2 --twin '60,[0 0 1]'",
         call,
     )
-    parser.add_argument("map", metavar="MAP", help="a map folder; its grains are replaced")
+    parser.add_argument(
+        "map", metavar="MAP", help="a map folder, or the map.h5 in it; its grains and what shows them are replaced"
+    )
+    _log_option(parser)
     _grain_options(parser)
 
 
@@ -249,6 +250,8 @@ def clean(commands: Commands) -> None:
         for meaning, pixels in (figures["cleaned"] or {}).items():
             print(f"{pixels:8,} pixels: {meaning}")
         print(in_words(figures["grains"]))
+        if not options.no_log:
+            keep_again(options.out or options.map)
 
     parser = command(
         commands,
@@ -258,9 +261,10 @@ def clean(commands: Commands) -> None:
         "stemtune clean map --out cleaned",
         call,
     )
-    parser.add_argument("map", metavar="MAP", help="a map folder")
+    parser.add_argument("map", metavar="MAP", help="a map folder, or the map.h5 in it")
     parser.add_argument("--out", metavar="DIR", help="the map folder to write; left out, MAP is replaced")
     parser.add_argument("--undo", action="store_true", help="bring back what was there before")
+    _log_option(parser)
     _clean_options(parser)
     _grain_options(parser)
 

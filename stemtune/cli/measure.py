@@ -19,7 +19,7 @@ def bench(commands: Commands) -> None:
         alone = (benchmark.ACCURACY, benchmark.LABEL, sweeping.SWEEP)
         speeds = [name for name in options.name if name not in alone]
         if speeds or not options.name:
-            benchmark.run(speeds)
+            benchmark.run(speeds, None if options.no_peers else options.peer_python)
         if benchmark.ACCURACY in options.name:
             benchmark.run_accuracy(options)
         if benchmark.LABEL in options.name:

@@ -8,6 +8,7 @@ counts, no background model and no threshold per detector.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,11 @@ class SpotCheck:
         spread = torch.linspace(_NEAREST_TURN_DEG, 360 - _NEAREST_TURN_DEG, _TURNS, dtype=torch.float64)
         uneven = 3 * torch.sin(7.0 * torch.arange(_TURNS, dtype=torch.float64))
         turns = torch.cat((torch.zeros(1, dtype=torch.float64), torch.deg2rad(spread + uneven)))
-        self._cos, self._sin = (part.to(self.device, torch.float32) for part in (turns.cos(), turns.sin()))
+        # Products with (x, y, 1) are the places of turned spots in windows: their rows, and then their columns.
+        step, shift = geometry.scale_inv_angstrom * self._factor, 0.5 / self._factor - 1
+        rows = torch.stack((-turns.sin() / step, -turns.cos() / step, 0 * turns + row / self._factor + shift), dim=1)
+        columns = torch.stack((turns.cos() / step, -turns.sin() / step, 0 * turns + column / self._factor + shift), 1)
+        self._turned = torch.cat((rows, columns)).to(self.device, torch.float32)
 
     def _mask(self, low: float, high: float) -> Tensor:
         """Return (P * P,) 1 where a pooled pixel lies between the two distances (1/Å) from the beam, else 0."""
@@ -117,14 +122,9 @@ class SpotCheck:
         pooled = self._pooled(patterns)
         window = self._windows(pooled)  # (B, P - 1, P - 1) sums over two by two pooled pixels
         across = window.shape[-1]
-        turned_x = x[:, None] * self._cos[:, None] - y[:, None] * self._sin[:, None]
-        turned_y = x[:, None] * self._sin[:, None] + y[:, None] * self._cos[:, None]
-        row, column = self.geometry.centre_px
-        step = self.geometry.scale_inv_angstrom * self._factor
-        shift = 0.5 / self._factor - 1
-        rows = (turned_y / -step + (row / self._factor + shift)).round_().long().clamp_(0, across - 1)
-        columns = (turned_x / step + (column / self._factor + shift)).round_().long().clamp_(0, across - 1)
-        place = rows.mul_(across).add_(columns)
+        spot_B3K = torch.stack((x, y, torch.ones_like(x)), dim=1)
+        rows, columns = (self._turned @ spot_B3K).round_().clamp_(0, across - 1).chunk(2, dim=1)
+        place = rows.mul_(across).add_(columns).long()  # whole numbers, exact in single precision
         found = window.flatten(1).gather(1, place.flatten(1)).view(place.shape)  # (B, 1 + turns, spots)
         signal = self._evidence(found, weight)
         total = pooled.flatten(1) @ self._ring
@@ -138,8 +138,7 @@ class SpotCheck:
     def _expected(self, orientation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x, y (1/Å) and weight (B, K) of the strongest spots; weight 0 for those that do not count."""
         matrix = to_matrix(orientation.nan_to_num(0.5))  # lab to crystal; its transpose takes g to the lab
-        lab = self._g @ matrix  # (B, N, 3)
-        x, y, z = lab.unbind(-1)
+        x, y, z = (matrix.permute(2, 0, 1).flatten(0, 1) @ self._g.T).view(3, len(matrix), -1).unbind()  # (B, N)
         radius = 1 / self.geometry.wavelength_angstrom
         across = x.square() + y.square()
         error = across / (2 * radius) - z
@@ -158,10 +157,9 @@ class SpotCheck:
         factor, count = self._factor, self.geometry.size // self._factor
         if factor == 1:
             return counts
-        rows = counts[:, : count * factor].reshape(len(counts), count, factor, -1).sum(2)
-        pooled: Tensor = rows[..., 0 : count * factor : factor] + rows[..., 1 : count * factor : factor]
-        for place in range(2, factor):
-            pooled += rows[..., place : count * factor : factor]
+        end = count * factor
+        rows = reduce(torch.add, [counts[:, place:end:factor] for place in range(factor)])
+        pooled = reduce(torch.add, [rows[..., place:end:factor] for place in range(factor)])
         return pooled
 
     @staticmethod

@@ -17,14 +17,16 @@ from tqdm import tqdm
 from stemtune.data.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
+from stemtune.diffraction.threads import map_chunks
 from stemtune.learning.answering import answer
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import chosen_precision, default_device
 from stemtune.learning.model import Answers, OrientationModel
-from stemtune.maps.indexing import SpotCheck, is_crystal
+from stemtune.maps.indexing import SpotCheck, SpotScores, is_crystal
 from stemtune.maps.refine import Refiner
 from stemtune.processes import Spread
 
+_CHUNK = 64  # patterns that are checked at once on a CPU
 _AHEAD = 2  # batches that wait, read, while the model works
 
 
@@ -99,8 +101,18 @@ class Answerer:
         if self._refiner is not None:
             orientation, *found = self._refiner.refine(counts, Answers(orientation, confidence))
             further = tuple(found)
-        scores = self._check(counts, orientation[:, 0])
+        scores = self._checked(counts, orientation[:, 0])
         return orientation, confidence, is_crystal(scores), scores.signal, scores.fit, *further
+
+    def _checked(self, counts: Tensor, orientation: Tensor) -> SpotScores:
+        """Return the scores of answers (B, 4), on a CPU with a thread to each chunk of patterns."""
+        if counts.device.type != "cpu":
+            return self._check(counts, orientation)
+        parts = map_chunks(
+            lambda rows: self._check(*rows),
+            list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True)),  # type: ignore[no-untyped-call]
+        )
+        return SpotScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:

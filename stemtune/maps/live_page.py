@@ -72,6 +72,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; background: #14161
 h1 { font-size: 1.15rem; font-weight: 600 } h2 { font-size: 1rem; margin: 0 0 .3rem }
 main { display: flex; gap: 1.2rem; margin: 0 0 1.5rem; align-items: flex-start; flex-wrap: wrap }
 img { image-rendering: pixelated; width: 320px; background: #1e2128 }
+img.whole { image-rendering: auto; width: 560px }
 td { padding: .1rem 1rem .1rem 0 } td + td { font-variant-numeric: tabular-nums }
 .note { color: #f0b860; max-width: 40rem }
 """
@@ -89,7 +90,9 @@ def _section(scan: Shown) -> str:
     table = "".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in facts)
     picture = ""
     if scan.picture is not None:
-        picture = f'<img src="/picture/{quote(scan.name, safe="")}?{scan.done}" alt="IPF-z so far">'
+        # Of a whole scan the map's own picture, with key, scale bar and words, which pixels of 320 would not show.
+        kind = ' class="whole"' if scan.state == "done" else ""
+        picture = f'<img{kind} src="/picture/{quote(scan.name, safe="")}?{scan.done}" alt="IPF-z so far">'
     note = f'<p class="note">{html.escape(scan.note)}</p>' if scan.note else ""
     return f"<main>{picture}<div><h2>{html.escape(scan.name)}</h2><table>{table}</table>{note}</div></main>"
 

@@ -18,22 +18,28 @@ from stemtune.maps.frames import scan_rotation_deg, to_scan_frame
 from stemtune.maps.inference import Predictor
 from stemtune.maps.orientation_map import OrientationMap
 from stemtune.maps.overlaps import OverlapFinder, Overlapped
+from stemtune.maps.phases import Chosen
 
 SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
 """Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
 
 
-def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp]) -> Overlapped:
-    """Return what the patterns `rows` of the predictor's store hold; at least one row."""
+def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> Overlapped:
+    """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
+    row."""
     finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
-    parts = [finder.find(patterns) for patterns in predictor.resampled(rows, "overlaps")]
+    parts: list[Overlapped] = []
+    done = 0
+    for patterns in predictor.resampled(rows, "overlaps"):
+        parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
+        done += len(patterns)
     return Overlapped(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
 
 
 def with_overlaps(
     orientation_map: OrientationMap,
     predictors: Sequence[Predictor],
-    model: npt.NDArray[np.int16],
+    chosen: Chosen,
     pixel: npt.NDArray[np.intp],
 ) -> OrientationMap:
     """Return a copy of the map that tells where patterns hold two crystals of one phase.
@@ -46,8 +52,8 @@ def with_overlaps(
         The map.
     predictors
         One for each phase.
-    model
-        Which of them has answered each pattern (m,); -1 where none has.
+    chosen
+        The answers to the patterns (m), and which predictor gave them.
     pixel
         Where each pattern stands (m,).
     """
@@ -56,10 +62,10 @@ def with_overlaps(
     answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
     goodness = None if orientation_map.goodness is None else orientation_map.goodness.copy()
     for index, predictor in enumerate(predictors):
-        rows = np.flatnonzero(model == index)
+        rows = np.flatnonzero(chosen.model == index)
         if not len(rows):
             continue
-        found = find_overlaps(predictor, rows)
+        found = find_overlaps(predictor, rows, chosen.answered.answers[rows, 0])
         two = found.two.numpy()
         place = pixel[rows[two]]
         pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)

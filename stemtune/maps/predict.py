@@ -43,6 +43,7 @@ from stemtune.maps.report import write_report
 from stemtune.maps.source import name_of, opened
 from stemtune.maps.truth import grid_pixel, grid_shape, truth_of_store
 from stemtune.processes import Spread
+from stemtune.tracking.registry import run_of
 
 FILES = (
     *("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlap.png", "overlay.png", "summary.json"),
@@ -150,7 +151,7 @@ def predict(
         facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
         orientation_map = as_map(store, chosen, models, facts)
         if overlap:
-            orientation_map = with_overlaps(orientation_map, predictors, chosen.model, grid_pixel(store))
+            orientation_map = with_overlaps(orientation_map, predictors, chosen, grid_pixel(store))
         if clean is not None:
             orientation_map = cleaned(orientation_map, clean)
         analysis = analyse(orientation_map, grains or GrainsConfig(), twins)
@@ -298,6 +299,7 @@ def _facts(
         "calibration": {name: value for name, value in calibration.items() if value is not None},
         **(each[0] if len(each) == 1 else {name: [one[name] for one in each] for name in each[0]}),
         "model_address": list(addresses) or None,
+        "model_runs": [run for run in map(run_of, addresses) if run],  # an alias may name another run tomorrow
         "geometry": store.geometry.to_dict(),
         "device": str(predictor.device),
         "not_indexed_below": {

@@ -90,4 +90,9 @@ def regrain(path: str | os.PathLike[str], settings: GrainsConfig, twins: Sequenc
     return figures["grains"]
 
 
-__all__ = ["clean_map", "regrain"]
+def made_by(path: str | os.PathLike[str]) -> list[str]:
+    """Return the ids of the MLflow runs whose models made the map at `path`; none where they came from no run."""
+    return list(OrientationMap.read(map_file(path)).attrs.get("model_runs") or [])
+
+
+__all__ = ["clean_map", "made_by", "regrain"]

@@ -11,17 +11,21 @@ import torch
 from matplotlib.image import imread
 from test_predict import MICROSCOPE
 
-from stemtune.config import Config, Span
+from stemtune.config import Config, SimulateConfig, Span
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import disorientation_beam180_deg
+from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
 from stemtune.data.store import StoreWriter
 from stemtune.diffraction import overlap
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.learning.checkpoint import save_model
+from stemtune.diffraction.simulator import simulator_for
+from stemtune.files import shipped_or
+from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
+from stemtune.maps.inference import Answerer
 from stemtune.maps.orientation_map import OrientationMap
+from stemtune.maps.overlaps import OverlapFinder
 from stemtune.maps.predict import predict
 
 SHAPE, SINGLE = (8, 12), 48
@@ -72,6 +76,39 @@ def test_both_crystals_and_their_shares(scan: tuple[Path, np.ndarray, overlap.Ov
     share = np.where(near(first, one), weight[rows], 1 - weight[rows])[both]
     assert np.abs(share - further.weight[torch.from_numpy(rows), 1].numpy()[both]).mean() < 0.2
     assert imread(place / "map" / "overlap.png").shape[0] > 300
+
+
+def test_dynamical_mixtures_are_read_and_single_crystals_left_single() -> None:
+    several, single = 150, 100
+    settings = dataclasses.replace(
+        SimulateConfig(),
+        physics="bloch",
+        thickness=Span(20, 80),
+        precession=Span(0, 0.5),
+        convergence=Span(0.3, 1),
+        dose=Span(3000, 30_000),
+        background=Span(0, 0.2),
+        overlap=1.0,
+        overlap_weight=Span(0.43, 1.0),
+    )
+    geometry, n, generator = Geometry(128, 0.025, 200), several + single, torch.Generator().manual_seed(11)
+    truth, further = random_orientations(n, generator), overlap.draw_overlap(settings, n, generator)
+    further.orientation[several:] = torch.nan
+    further.weight[several:] = torch.tensor([1.0, 0.0, 0.0])
+    patterns = overlap.patterns(simulator_for(linio2(), geometry, settings), truth, further, generator)
+    model = load_model(shipped_or("linio2"))
+    found = OverlapFinder(model, Answerer(model, geometry).proposals).find(patterns)
+
+    def near(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return disorientation_deg(a.double(), b, linio2().symmetry) < 5
+
+    first, second = found.orientation.unbind(1)
+    other = further.orientation[:, 0]
+    both = (near(first, truth) & near(second, other)) | (near(first, other) & near(second, truth))
+    assert both[:several].double().mean() > 0.74  # 0.82 in the mean of 600; a second crystal by the first's spots: 0.65
+    assert found.two[:several].double().mean() > 0.7
+    assert found.two[several:].double().mean() <= 0.05
+    assert (found.weight[:, 0] >= found.weight[:, 1]).all()
 
 
 def test_without_being_asked_nothing_is_looked_for(scan: tuple[Path, np.ndarray, overlap.Overlap]) -> None:

@@ -152,9 +152,11 @@ def centring(patterns: Tensor, geometry: Geometry, radius_px: float) -> tuple[Te
     inside_B = (window_Bij * beam_Bij).sum((1, 2)) / beam_Bij.sum((1, 2))
     outside_B = (window_Bij * (1 - beam_Bij)).sum((1, 2)) / (1 - beam_Bij).sum((1, 2))
     moved_B2 = moved_B2 * (inside_B > 3 * outside_B)[:, None]
-    place_B23 = torch.eye(2, 3, device=x_BHW.device).repeat(len(x_BHW), 1, 1)
-    place_B23[:, :, 2] = moved_B2.flip(1) * (2.0 / moved_B2.new_tensor([width, height]))
-    grid_BHW2 = functional.affine_grid(place_B23, [len(x_BHW), 1, height, width], align_corners=False)
+    # As `affine_grid` would have it, at a tenth of its time; complex numbers add up pairs in one go.
+    across_W, along_H = ((2 * torch.arange(edge, device=x_BHW.device) + 1) / edge - 1 for edge in (width, height))
+    shift_B2 = moved_B2.flip(1) * (2.0 / moved_B2.new_tensor([width, height]))
+    places_HW = torch.complex(across_W.expand(height, -1), along_H[:, None].expand(-1, width))
+    grid_BHW2 = torch.view_as_real(places_HW + torch.view_as_complex(shift_B2)[:, None, None])
     return functional.grid_sample(x_BHW[:, None], grid_BHW2, align_corners=False)[:, 0], moved_B2
 
 
