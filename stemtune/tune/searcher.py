@@ -13,13 +13,15 @@ from typing import Any
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from stemtune.config import Scalar
+from stemtune.files import whole_file
 from stemtune.tune.schedule import UNTRAINED
 from stemtune.tune.space import SearchSpace
+from stemtune.tune.trial import EARLIER
 
 STUDY = "study.journal"
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
@@ -98,15 +100,16 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell the study what a trial reported."""
-        value = float(result[self.space.metric])
-        best = self._best.get(trial_id, value)
-        self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
-        trial = self._ot_trials.get(trial_id)
-        if trial is None or self._ended(trial):
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an epoch that is told again after a restart
-            trial.report(value, int(result.get("epoch", result["training_iteration"])))
+        for report in (*result.get(EARLIER, ()), result):
+            value = float(report[self.space.metric])
+            best = self._best.get(trial_id, value)
+            self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
+            trial = self._ot_trials.get(trial_id)
+            if trial is None or self._ended(trial):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an epoch that is told again after a restart
+                trial.report(value, int(report.get("epoch", result["training_iteration"])))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study that a trial ended, and with which figure."""
@@ -134,10 +137,35 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number in known:
                 continue
-            planned = trial.system_attrs.get("fixed_params")
+            planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             self._ot_study.tell(trial.number, state=TrialState.FAIL)
             if planned:
-                self._ot_study.enqueue_trial(planned)
+                self._ot_study.enqueue_trial(planned)  # what was lost is run again, whoever proposed it
+
+
+def mend_study(folder: Path) -> None:
+    """Take lines out of the study's journal that a crash or a full disk cut short: Optuna would read no further."""
+    file = folder / STUDY
+    if not file.exists():
+        return
+    lock = JournalFileSymlinkLock(os.fspath(file))
+    lock.acquire()  # who writes holds it, so that no line is under way
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+        sound = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
+        if len(sound) < len(lines):
+            with whole_file(file) as part:
+                part.write_bytes(b"".join(sound))
+    finally:
+        lock.release()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _fingerprint(knobs: dict[str, Scalar]) -> str:
