@@ -168,9 +168,10 @@ def seal(folder: Path) -> None:
 
 
 def seal_also(folder: Path, name: str) -> None:
-    """Add one file that was written after `seal`."""
-    with (folder / SUMS).open("a") as sums:
-        sums.write(f"{_sha256(folder / name)}  {name}\n")
+    """Write down the hash of one file that was written after `seal`."""
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    others = [line for line in lines if line.rstrip("\n").partition("  ")[2] != name]
+    (folder / SUMS).write_text("".join([*others, f"{_sha256(folder / name)}  {name}\n"]))
 
 
 def damage(folder: Path) -> str:

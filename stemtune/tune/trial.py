@@ -207,14 +207,13 @@ class Reporter:
             self._send(self.history[-1], None)
 
     def _send(self, values: dict[str, Any], folder: Path | None) -> None:
+        told, self._extra = {**values, **{key: one for key, one in self._extra.items() if one}}, {}
+        self._send_to_ray(told, folder)
+
+    def _send_to_ray(self, told: dict[str, Any], folder: Path | None) -> None:
         import ray.train
 
-        told = {
-            **values,
-            "placement_group": _placement_group(),
-            **{key: one for key, one in self._extra.items() if one},
-        }
-        self._extra = {}
+        told = {**told, "placement_group": _placement_group()}
         if folder is None:
             ray.train.report(told)
         else:
