@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemtune.files import damage, seal_also, whole_folder
+from stemtune.files import damage, seal_also, whole_file, whole_folder
 
 NOTE = ".metadata.json"
 """The note in a checkpoint: its epoch, and what was reported after each epoch up to it."""
 
+ENDED = "ended"
 RAYS_OWN = "checkpoint_manager_snapshot.json"
 
 
@@ -78,11 +79,16 @@ def kept(run: Path) -> list[Kept]:
     return sorted(found, key=lambda entry: (entry.epoch, entry.folder.name))
 
 
+def _folders(run: Path) -> list[Path]:
+    """Return the folders of a trial's checkpoints; a file of Ray's has such a name too."""
+    return [entry for entry in run.glob("checkpoint_*") if entry.is_dir()]
+
+
 def newest_sound(run: Path) -> tuple[Kept | None, list[str]]:
     """Return the newest checkpoint that is as it was written, and what is wrong with others."""
     entries = kept(run)
     readable = {entry.folder for entry in entries}
-    faults = [f"'{folder / NOTE}' cannot be read" for folder in run.glob("checkpoint_*") if folder not in readable]
+    faults = [f"'{folder / NOTE}' cannot be read" for folder in _folders(run) if folder not in readable]
     for entry in reversed(entries):
         fault = damage(entry.folder)
         if not fault:
@@ -110,7 +116,7 @@ def _prune(run: Path, newest: str, metric: str, mode: str) -> None:
     earlier = [entry for entry in entries if entry.epoch < last.epoch]
     stay = {last.folder, *(entry.folder for entry in earlier[-1:])}
     stay |= {entry.folder for entry in ranked([*earlier, last], metric, mode)[:1]}
-    for folder in run.glob("checkpoint_*"):
+    for folder in _folders(run):
         if folder not in stay:
             _remove(folder)
 
@@ -121,6 +127,21 @@ def _remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def mark_ended(run: Path, status: str) -> None:
+    """Note in a trial's folder that it ended: a crash may come before Tune has written that down."""
+    if run.exists():
+        with whole_file(run / ENDED) as part:
+            part.write_text(status)
+
+
+def how_ended(run: Path) -> str:
+    """Return the status with which the trial ended; an empty string when it has not."""
+    try:
+        return (run / ENDED).read_text()
+    except OSError:
+        return ""
 
 
 def tidy(run: Path) -> None:

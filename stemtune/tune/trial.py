@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemtune.tune.keeping import Kept, annotate, newest_sound, store, tidy, train_folder
+from stemtune.tune.keeping import Kept, annotate, how_ended, kept, newest_sound, store, tidy, train_folder
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report takes 0.2 s instead of 2 s
@@ -86,6 +86,10 @@ def run_trial(config: dict[str, Any]) -> None:
     trial_id = tune.get_context().get_trial_id()
     folder = train_folder(sweep["folder"], trial_id)
     _raise_noted(folder)
+    through = kept(folder)[-1:] if how_ended(folder) else []
+    if through:  # a crash came between its end and Tune's next snapshot
+        tune.report({**through[0].metrics, EARLIER: through[0].history})
+        return
     tidy(folder)
     workers = int(knobs["train.workers"])
     resources = {"CPU": float(sweep["cpus_per_worker"])}

@@ -15,7 +15,7 @@ from ray.tune import Callback
 
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
-from stemtune.tune.keeping import train_folder
+from stemtune.tune.keeping import how_ended, mark_ended, train_folder
 from stemtune.tune.nodes import where_it_runs
 from stemtune.tune.progress import Progress
 from stemtune.tune.records import TrialState, history
@@ -173,13 +173,13 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, was stopped by ASHA, or ran out of the sweep's time."""
-        hours = self.space.budget.hours
-        stopped = trial.trial_id in self._stopped
+        before = how_ended(train_folder(self.folder, trial.trial_id))
+        stopped = trial.trial_id in self._stopped or before == "stopped"
         if stopped:
             self._end(trial.trial_id, "stopped", "stopped by ASHA")
         elif TimeBudget.over and not self._through(trial.trial_id):
             self.over_time = True
-            self._end(trial.trial_id, "stopped", f"out of time: the sweep's {hours:g} h are over")
+            self._end(trial.trial_id, "stopped", f"out of time: the sweep's {self.space.budget.hours:g} h are over")
         else:
             self._end(trial.trial_id, "finished", "")
 
@@ -200,6 +200,8 @@ class Watch(Callback):  # type: ignore[misc]
     def _end(self, trial_id: str, status: str, reason: str) -> None:
         state = self.trials[trial_id]
         state.status, state.reason, state.wall_s = status, reason, self._wall(trial_id)
+        if status != "failed":  # that is tried again
+            mark_ended(train_folder(self.folder, trial_id), status)
         self._free(trial_id)
         self._told_end(state)
         self.progress.ended(state)

@@ -197,7 +197,7 @@ def unfinished_checkpoints(sweep: Sweep) -> list[Path]:
     """Return the newest checkpoint of each trial that has one but is not through."""
     newest = []
     for run in (sweep.folder / "train").glob("train-*"):
-        entries = sorted(run.glob("checkpoint_*"), key=lambda entry: entry.name)
+        entries = sorted(run.glob("checkpoint_*/"), key=lambda entry: entry.name)
         if entries and len(entries) < EPOCHS and f"{run.name}" not in sweep.said():
             newest.append(entries[-1])
     return newest
@@ -251,7 +251,7 @@ def _curve(api: Any, run: Any, failed: bool) -> dict[int, float]:
     if failed:
         return {}
     epochs = None
-    for key in ("val/loss", "train/loss", "time/device_s", METRIC):
+    for key in ("val/loss", "train/loss", "train/samples_per_s", METRIC):
         points = api.get_metric_history(run.info.run_id, key)
         steps = sorted(point.step for point in points)
         assert steps == list(range(1, len(steps) + 1)), f"trial {number}, {key}: epochs {steps}"
@@ -268,13 +268,22 @@ def _curve(api: Any, run: Any, failed: bool) -> dict[int, float]:
 
 
 def _check_settings(sweep: Sweep, trials: dict[int, Any]) -> None:
-    """The planned trials ran as planned, in their order, and no settings ran twice."""
-    searched = sorted({key for planned in sweep.space["first"] for key in planned})
-    for number, planned in enumerate(sweep.space["first"]):
-        params = trials[number].data.params
-        assert all(params[key] == str(value) for key, value in planned.items()), (number, planned, params)
-    settings = [tuple(run.data.params[key] for key in searched) for run in trials.values()]
-    assert len(set(settings)) == len(settings), "settings ran twice"
+    """Each planned trial ran once, as planned, and no settings ran twice."""
+    settings = [{key: _plain(value) for key, value in run.data.params.items()} for run in trials.values()]
+    for planned in sweep.space["first"]:
+        wanted = {key: _plain(value) for key, value in planned.items()}
+        assert sum(wanted.items() <= known.items() for known in settings) == 1, f"{planned} did not run just once"
+    searched = sorted({key for planned in sweep.space["first"] for key in planned} - {"model.grid_step"})
+    proposed = [tuple(known[key] for key in searched) for known in settings if known["model.name"] != "matched"]
+    assert len(set(proposed)) == len(proposed), "settings ran twice"
+
+
+def _plain(value: Any) -> str:
+    """Return a setting as MLflow's text and the space's number have it in common."""
+    try:
+        return f"{float(value):.9g}"
+    except ValueError:
+        return str(value)
 
 
 def _check_disk(sweep: Sweep, trials: dict[int, Any], best: dict[int, float]) -> None:
@@ -285,7 +294,7 @@ def _check_disk(sweep: Sweep, trials: dict[int, Any], best: dict[int, float]) ->
     runs = {run.data.tags["stemtune.trial"]: number for number, run in trials.items()}
     for folder in (sweep.folder / "train").iterdir():
         number = runs[folder.name.removeprefix("train-")]
-        kept = list(folder.glob("checkpoint_*"))
+        kept = list(folder.glob("checkpoint_*/"))
         assert len(kept) <= 3, f"trial {number} keeps {len(kept)} checkpoints"
         assert [damage(entry) for entry in kept if damage(entry)] == []
         figures = [json.loads((entry / "model" / "model.json").read_text())["metrics"][METRIC] for entry in kept]

@@ -264,7 +264,7 @@ def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
     greedy = {**planned[1], "model.width": 1024, "model.depth": 1, "model.input_size": 512, "train.batch_size": 256}
     wild = {**planned[1], "optim.lr": 1.0, "optim.weight_decay": 10.0}
     more = [{**planned[1], "optim.lr": 2e-3}]
-    space["first"] = [planned[0], wild, greedy, *planned[1:], *more]
+    space["first"] = [planned[0], wild, greedy, *planned[1:], *more][: space["budget"]["trials"]]
     made = Sweep(here, space)
     try:
         made.begin()

@@ -32,6 +32,8 @@ def run_of(sweep: Path, *values: float) -> Path:
     """Store the checkpoints of a run with these figures, one after the other, as a worker does."""
     run = train_folder(sweep, "abc")
     for epoch in range(1, len(values) + 1):
+        (run / RAYS_OWN).parent.mkdir(parents=True, exist_ok=True)
+        (run / RAYS_OWN).write_text("a file of Ray's, whose name begins like a checkpoint's")
         source = written(sweep / "scratch", list(values[:epoch]))
         assert store(source, run, f"checkpoint_{epoch}", "val/loss", "min").name == f"checkpoint_{epoch}"
     return run
@@ -62,7 +64,7 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(tmp_path: Path, name: st
     store(source, run, "checkpoint_3_again", "val/loss", "min")  # the damaged one goes when its epoch is done again
     assert [entry.folder.name for entry in kept(run)] == ["checkpoint_2", "checkpoint_3_again"]
     assert not (run / "checkpoint_3").exists()
-    for checkpoint in run.glob("checkpoint_*"):
+    for checkpoint in run.glob("checkpoint_*/"):
         hurt(checkpoint)
     found, faults = newest_sound(run)
     assert found is None and len(faults) == 2
