@@ -198,7 +198,7 @@ def unfinished_checkpoints(sweep: Sweep) -> list[Path]:
     newest = []
     for run in (sweep.folder / "train").glob("train-*"):
         entries = sorted(run.glob("checkpoint_*/"), key=lambda entry: entry.name)
-        if entries and len(entries) < EPOCHS and f"{run.name}" not in sweep.said():
+        if entries and len(entries) < EPOCHS and not (run / "ended").exists():
             newest.append(entries[-1])
     return newest
 

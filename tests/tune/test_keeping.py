@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -10,9 +11,21 @@ from typing import Any
 
 import pytest
 
+from stemtune.errors import UserError
 from stemtune.files import damage, seal
-from stemtune.tune.keeping import RAYS_OWN, annotate, kept, newest_sound, store, tidy, train_folder
+from stemtune.tune.keeping import (
+    RAYS_OWN,
+    annotate,
+    how_ended,
+    kept,
+    mark_ended,
+    newest_sound,
+    store,
+    tidy,
+    train_folder,
+)
 from stemtune.tune.records import TrialState, best_checkpoint, history
+from stemtune.tune.search import disk_full
 from stemtune.tune.snapshots import LATEST, Snapshots, hand_over
 from stemtune.tune.trial import Clock, Reporter
 
@@ -159,3 +172,21 @@ def test_tune_goes_on_from_the_last_whole_snapshot(tmp_path: Path) -> None:
     resumed.look(staging, now=True)
     assert hand_over(sweep)
     assert (sweep / f"experiment_state-{LATEST}.json").read_text().startswith("second")
+
+
+def test_that_a_trial_ended_is_noted_in_its_folder(tmp_path: Path) -> None:
+    assert how_ended(tmp_path) == ""
+    mark_ended(tmp_path, "stopped")
+    assert how_ended(tmp_path) == "stopped"
+    mark_ended(tmp_path / "never began", "stopped")
+    assert not (tmp_path / "never began").exists()
+
+
+def test_a_full_disk_is_known_through_what_wraps_it() -> None:
+    assert disk_full(OSError(errno.ENOSPC, "No space left on device"))
+    assert disk_full(UserError("cannot write to the folder 'x': No space left on device; choose another --out"))
+    wrapped = RuntimeError("the callback failed")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert disk_full(wrapped)
+    assert not disk_full(OSError(errno.EACCES, "Permission denied"))
+    assert not disk_full(None)
