@@ -25,7 +25,7 @@ LATEST = "9999"
 
 _KEPT = 2
 _LOOK_S = 0.5
-_SHARE = 20  # at most this part of the time goes into snapshots
+_SHARE = 5  # at most this part of the time goes into snapshots
 
 
 class Snapshots:
@@ -59,7 +59,8 @@ class Snapshots:
 
     def _take(self, files: list[Path]) -> None:
         numbers = _numbers(self._folder)
-        with whole_folder(self._folder / f"{max(numbers, default=0) + 1:08d}", durable=True) as part:
+        # Not waited for until it is on the disk: a busy one takes seconds, and the one before is there as well.
+        with whole_folder(self._folder / f"{max(numbers, default=0) + 1:08d}") as part:
             for file in files:
                 shutil.copyfile(file, part / file.name)
             seal(part)
