@@ -227,7 +227,7 @@ def test_the_disk_is_full(here: Path) -> None:
     store.mkdir()
     if (
         os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", store], check=False).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", store], check=False).returncode
     ):
         pytest.skip("a small disk takes root and mount")
     made = Sweep(here)
