@@ -259,9 +259,9 @@ def _curve(api: Any, run: Any, failed: bool) -> dict[int, float]:
         epochs = len(steps)
         curve = {point.step: point.value for point in points}
     wanted = 1 if run.data.params["model.name"] == "matched" else EPOCHS
-    assert epochs == wanted if status == "finished" else 1 <= (epochs or 0) <= wanted, (
-        f"trial {number}: {epochs} epochs"
-    )
+    diverged = min(curve.values()) >= 180.0  # reported as worse than any other, and over
+    fewest = wanted if status == "finished" and not diverged else 1
+    assert fewest <= (epochs or 0) <= wanted, f"trial {number} {status}: {epochs} epochs"
     assert 0 < run.data.metrics["time/device_s"] < PATIENCE_S
     assert 0 < run.data.metrics["time/wall_s"] < 2 * PATIENCE_S
     return curve
