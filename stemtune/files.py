@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -107,8 +108,11 @@ def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `final`; it replaces `final` if the block ends well, else it goes."""
+def whole_folder(final: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `final`; it replaces `final` if the block ends well, else it goes.
+
+    With `durable` all of it is on the disk, and not only in the machine's memory, before it has its name.
+    """
     target = Path(final).expanduser()
     parent = writable_folder(target.parent)
     if target.exists() and not target.is_dir():
@@ -117,6 +121,8 @@ def whole_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o755)
+        if durable:
+            _flush(part)
         if target.exists():
             old = part.with_suffix(".old")
             target.rename(old)
@@ -128,5 +134,65 @@ def whole_folder(final: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             part.rename(target)
+        if durable:
+            _sync(parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk take everything in `folder`."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(place) / name)
+        _sync(Path(place))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+SUMS = "SHA256SUMS"
+"""Name of the file of a sealed folder with the hash of every other; `sha256sum -c SHA256SUMS` reads it too."""
+
+
+def seal(folder: Path) -> None:
+    """Write down the hash of every file in `folder`."""
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
+    (folder / SUMS).write_text("".join(lines))
+
+
+def seal_also(folder: Path, name: str) -> None:
+    """Write down the hash of one file that was written after `seal`."""
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    others = [line for line in lines if line.rstrip("\n").partition("  ")[2] != name]
+    (folder / SUMS).write_text("".join([*others, f"{_sha256(folder / name)}  {name}\n"]))
+
+
+def damage(folder: Path) -> str:
+    """Say which file of a sealed folder is not as it was written, and how; an empty string when all are."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except (OSError, ValueError):
+        return f"'{folder / SUMS}' is missing or unreadable"
+    if not lines:
+        return f"'{folder / SUMS}' is empty"
+    for line in lines:
+        wanted, _, name = line.partition("  ")
+        try:
+            found = _sha256(folder / name)
+        except OSError as problem:
+            return f"'{folder / name}' cannot be read ({problem.strerror or problem})"
+        if found != wanted:
+            return f"'{folder / name}' is not what was written: its hash differs from the one in {SUMS}"
+    return ""
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

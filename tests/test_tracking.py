@@ -463,3 +463,28 @@ def test_two_sweeps_at_once_into_one_sqlite_file(prepared: Path) -> None:
         assert record.status == "finished"
         kept = [len(trial.curves["val/loss"]) for trial in record.trials]
         assert sorted(kept) == [4] * 4 + [5] * 12
+
+
+def test_a_restart_tells_nothing_twice_and_takes_back_what_was_lost(prepared: Path) -> None:
+    """After a crash the sweep remembers less than the journal: it trains epochs again, under other times."""
+    tracker = Tracker(prepared / "sweep", "again", "id1", address())
+    tell(tracker, trials=3, epochs=2)
+    assert tracker.close() == 0
+    resumed = Tracker(prepared / "sweep", "again", "id1", address())
+    assert resumed.begun() == {"t0", "t1", "t2"}
+    resumed.lost("t1")
+    resumed.lost("t2")
+    resumed.lost("t2")  # a crash after the journal and before the mark sends an event again
+    resumed.lost("never")
+    resumed.trial("t0", "000 cnn", {"optim.lr": 1e-3, "model.name": "cnn"}, {})
+    for epoch in (1, 2, 3):
+        resumed.metrics("t0", epoch, {"val/loss": 10.0 + epoch})
+    resumed.end("t0", "finished", "", {}, {})
+    assert resumed.begun() == {"t0"}
+    assert resumed.close() == 0
+    assert not (prepared / "sweep" / "tracking.refused.jsonl").exists()
+    record = read_sweep("again", curves=("val/loss",))
+    assert [(trial.trial, trial.curves["val/loss"]) for trial in record.trials] == [
+        ("t0", [(1, 1.0), (2, 0.5), (3, 13.0)])
+    ]
+    assert Tracker(prepared / "sweep", "again", "id1", address()).begun() == {"t0"}

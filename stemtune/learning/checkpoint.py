@@ -1,8 +1,8 @@
 """What a run leaves on disk: the model folder that anyone can load, and the checkpoint that a run goes on from.
 
 A model folder is `model.safetensors` and `model.json`; loading it runs no code from a file. A checkpoint folder is
-`model/`, a complete model folder, beside `checkpoint.pt`, which holds what else the run needs. Both appear whole or
-not at all.
+`model/`, a complete model folder, beside `checkpoint.pt`, which holds what else the run needs, and `SHA256SUMS`, by
+which damage is noticed. Both appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.files import existing, whole_folder
+from stemtune.files import damage, existing, seal, whole_folder
 from stemtune.learning.calibration import Calibration
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
@@ -147,6 +147,7 @@ def save_checkpoint(
     with whole_folder(folder) as part:
         save_model(model, part / "model", metrics, store)
         torch.save({**state, "config": model.config.to_flat()}, part / STATE)
+        seal(part)
 
 
 def load_checkpoint(model: OrientationModel, folder: Path) -> dict[str, Any]:
@@ -158,6 +159,9 @@ def load_checkpoint(model: OrientationModel, folder: Path) -> dict[str, Any]:
         When it is missing or damaged, or of a run with another model.
     """
     file = existing(folder / STATE, "the checkpoint")
+    fault = damage(folder)
+    if fault:
+        raise UserError(f"the checkpoint is damaged: {fault}; start the run anew")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError):

@@ -82,17 +82,24 @@ class Sender:
     def _run(self, key: str, event: dict[str, Any], name: str, tags: dict[str, str]) -> str:
         """Return the id of the run that carries the tag `key`; make the run if there is none."""
         if key not in self._runs:
-            words = {ID_TAG: self._sweep_id, **({TRIAL_TAG: key} if key else {KIND_TAG: "sweep"})}
-            wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in words.items())
-            found = self._client.search_runs([self._experiment()], wanted, max_results=1)
+            words = self._words(key)
+            found = self._found(words)
             if found:
-                self._runs[key] = found[0].info.run_id
+                self._runs[key] = found
             else:
                 made = self._client.create_run(
                     self._experiment(), start_time=event["time"], run_name=name, tags={**words, **tags}
                 )
                 self._runs[key] = made.info.run_id
         return self._runs[key]
+
+    def _words(self, key: str) -> dict[str, str]:
+        return {ID_TAG: self._sweep_id, **({TRIAL_TAG: key} if key else {KIND_TAG: "sweep"})}
+
+    def _found(self, words: dict[str, str]) -> str | None:
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in words.items())
+        found = self._client.search_runs([self._experiment()], wanted, max_results=1)
+        return str(found[0].info.run_id) if found else None
 
     def _parent(self, event: dict[str, Any]) -> str:
         return self._run("", event, self._name, {SWEEP_TAG: self._name})
@@ -141,6 +148,11 @@ class Sender:
         words = {STATUS_TAG: event["status"], REASON_TAG: event["reason"]}
         self._write(run, {**event, "tags": {**event["tags"], **words}})
         self._client.set_terminated(run, _STATUS[event["status"]], end_time=event["time"])
+
+    def _lost(self, event: dict[str, Any]) -> None:
+        run = self._runs.pop(event["trial"], None) or self._found(self._words(event["trial"]))
+        if run is not None:
+            self._client.delete_run(run)
 
     def _done(self, event: dict[str, Any]) -> None:
         run = self._parent(event)

@@ -63,6 +63,7 @@ class Records(Protocol):
     def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None: ...
     def metrics(self, trial: str, step: int, values: dict[str, float]) -> None: ...
     def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None: ...
+    def lost(self, trial: str) -> None: ...
     def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None: ...
     def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None: ...
     def close(self, wait_s: float = 60.0) -> int: ...
@@ -82,6 +83,13 @@ class NullTracker:
 
     def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None:
         """End a trial: `status` is finished, stopped or failed, `reason` says why."""
+
+    def begun(self) -> set[str]:
+        """Return the trials that were told of so far, by this process or one before it."""
+        return set()
+
+    def lost(self, trial: str) -> None:
+        """Take back a trial that a crash took from the sweep's own memory, so that it never was."""
 
     def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
         """Keep the model folder of the best trial and register it."""
@@ -122,6 +130,9 @@ class Tracker(NullTracker):
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         self._mend()
         self._take_back()
+        self._begun: set[str] = set()
+        self._told: set[tuple[str, int]] = set()
+        self._recall()
         self._thread = threading.Thread(target=self._work, name="stemtune-tracking", daemon=True)
         self._thread.start()
 
@@ -145,11 +156,29 @@ class Tracker(NullTracker):
                     file.write(line.encode() + b"\n")
         self._refused.unlink()
 
+    def _recall(self) -> None:
+        """Read in the journal what was told before: after a crash it knows more than Tune's snapshot."""
+        if self._journal.exists():
+            with self._journal.open("rb") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError, KeyError):
+                        event = json.loads(line)
+                        self._remember(event["kind"], event.get("trial", ""), event.get("step", 0))
+
+    def _remember(self, kind: str, trial: str, step: int) -> None:
+        if kind == "trial":
+            self._begun.add(trial)
+        elif kind == "lost":
+            self._begun.discard(trial)
+        elif kind == "metrics":
+            self._told.add((trial, step))
+
     def _put(self, kind: str, **fields: Any) -> None:
         event = {"kind": kind, "time": int(time.time() * 1000), **fields}
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
         with self._lock, self._journal.open("ab") as file:
             file.write(line)
+        self._remember(kind, fields.get("trial", ""), fields.get("step", 0))
         self._news.set()
 
     def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None:
@@ -159,10 +188,17 @@ class Tracker(NullTracker):
         self._put("trial", trial=trial, name=name, params=params, tags=tags)
 
     def metrics(self, trial: str, step: int, values: dict[str, float]) -> None:
-        self._put("metrics", trial=trial, step=step, values=values)
+        if (trial, step) not in self._told:  # an epoch that is trained again after a crash
+            self._put("metrics", trial=trial, step=step, values=values)
 
     def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None:
         self._put("end", trial=trial, status=status, reason=reason, values=values, tags=tags)
+
+    def begun(self) -> set[str]:
+        return set(self._begun)
+
+    def lost(self, trial: str) -> None:
+        self._put("lost", trial=trial)
 
     def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
         self._put("champion", trial=trial, folder=folder, tags=tags)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from stemtune.config import Scalar
-from stemtune.tune.trial import train_folder
+from stemtune.files import damage
+from stemtune.tune.keeping import kept, ranked, train_folder
 
 STATUS_WORDS = {
     "running": "running",
@@ -72,11 +73,12 @@ class TrialState:
         return architecture(self.knobs)
 
     def take(self, result: dict[str, Any], metric: str, mode: str) -> None:
-        """Take up a report."""
-        self.epoch = int(result.get("epoch", self.epoch + 1))
-        self.last = float(result[metric])
-        if math.isnan(self.best) or better(self.last, self.best, mode):
-            self.best, self.best_epoch = self.last, self.epoch
+        """Take up a report; one of an epoch that is trained again after a restart as well."""
+        epoch, value = int(result.get("epoch", self.epoch + 1)), float(result[metric])
+        if epoch >= self.epoch:
+            self.epoch, self.last = epoch, value
+        if math.isnan(self.best) or better(value, self.best, mode):
+            self.best, self.best_epoch = value, epoch
         self.device_s = float(result.get("time/device_s", self.device_s))
         self.first_report_s = float(result.get("time/first_report_s", self.first_report_s))
 
@@ -126,26 +128,15 @@ def figure(metric: str, value: float) -> str:
 def best_checkpoint(sweep_folder: Path, trial: str, metric: str, mode: str) -> tuple[float, Path] | None:
     """Return the best figure among a trial's kept checkpoints, and that checkpoint's model folder.
 
-    The checkpoints themselves are asked, not the reports: after a crash they know of epochs that Tune does not.
+    The checkpoints themselves are asked, not the reports: after a crash they know of epochs that Tune does not. A
+    damaged one cannot win.
     """
-    found: tuple[float, Path] | None = None
-    for metrics, model in checkpoints(sweep_folder, trial):
-        value = float(metrics.get(metric, math.nan))
-        if not math.isnan(value) and (found is None or better(value, found[0], mode)):
-            found = (value, model)
-    return found
+    for entry in ranked(kept(train_folder(sweep_folder, trial)), metric, mode):
+        if not damage(entry.folder):
+            return float(entry.metrics[metric]), entry.folder / "model"
+    return None
 
 
-def checkpoints(sweep_folder: Path, trial: str) -> list[tuple[dict[str, Any], Path]]:
-    """Return the report that each kept checkpoint of a trial came with, and its model folder, by epoch."""
-    found = []
-    for note in train_folder(sweep_folder, trial).glob("checkpoint_*/.metadata.json"):
-        model = note.parent / "model"
-        try:
-            metrics = dict(json.loads(note.read_text())["metrics"])
-            epoch = int(metrics["epoch"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if (model / "model.json").is_file():
-            found.append((epoch, metrics, model))
-    return [(metrics, model) for _, metrics, model in sorted(found, key=lambda entry: entry[0])]
+def history(sweep_folder: str | Path, trial: str) -> list[dict[str, Any]]:
+    """Return every report of a trial that its checkpoints know of, by epoch."""
+    return max((entry.history for entry in kept(train_folder(sweep_folder, trial))), key=len, default=[])

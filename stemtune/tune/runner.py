@@ -13,8 +13,9 @@ from ray.tune.schedulers import FIFOScheduler
 
 from stemtune.tune.cluster import HEAD, QUIET
 from stemtune.tune.records import SHEET
-from stemtune.tune.schedule import LearnersASHA
-from stemtune.tune.searcher import StudySearch
+from stemtune.tune.schedule import LearnersASHA, TimeBudget
+from stemtune.tune.searcher import StudySearch, mend_study
+from stemtune.tune.snapshots import FOLDER, hand_over
 from stemtune.tune.space import SearchSpace
 from stemtune.tune.study import STUDY
 from stemtune.tune.trial import FAILURE, PASSED_ON, run_trial
@@ -95,9 +96,9 @@ def made_tuner(
             reuse_actors=True,  # the next trial's driver is a process that has imported everything
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
-            time_budget_s=space.budget.hours * 3600 if space.budget.hours else None,
         ),
         run_config=tune.RunConfig(
+            stop=TimeBudget(space.budget.hours) if space.budget.hours else None,
             name=folder.name,
             storage_path=str(folder.parent),
             callbacks=[watch],
@@ -110,10 +111,12 @@ def made_tuner(
 def restored_tuner(folder: Path, trials: int) -> Any | None:
     """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing."""
     _snapshots(trials)
-    if not tune.Tuner.can_restore(str(folder)):
+    handed_over = hand_over(folder)
+    if not tune.Tuner.can_restore(str(folder)) or ((folder / FOLDER).exists() and not handed_over):
         discard(folder)
         return None
     remove_notes(folder)
+    mend_study(folder)
     return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
 
 
@@ -124,7 +127,7 @@ def remove_notes(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Empty the folder of a sweep that died before Tune wrote its first snapshot.
+    """Empty the folder of a sweep that has no snapshot: it died before the first, or all are damaged.
 
     The study stays: another sweep may share it.
     """

@@ -6,6 +6,7 @@ journal of what MLflow is to know, and each trial's checkpoints. With it an inte
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from stemtune.errors import UserError, did_you_mean
 from stemtune.files import existing, whole_file, writable_folder
 from stemtune.tune.records import SHEET, TrialState, best_checkpoint, better
 from stemtune.tune.space import SearchSpace, space_from_text
+from stemtune.tune.trial import NO_SPACE
 
 PATHS = ("data.store", "data.mix_store", "data.validation_store", "data.cif", "model.pretrained")
 """Settings that name a file: made absolute, because trials run elsewhere."""
@@ -276,6 +278,7 @@ def _run(
 
     Watch.current = None
     tuner = restored_tuner(folder, space.budget.trials) if resume else None
+    Watch.restored = tuner is None
     if tuner is None:
         watch = Watch(space, folder, name, sheet["sweep_id"], tracked, store_hash)
         tuner = made_tuner(space, folder, watch, at_once, str(sheet.get("study", "")))
@@ -284,6 +287,12 @@ def _run(
         tuner.fit()
     except KeyboardInterrupt:
         interrupted = True
+    except Exception as problem:
+        if not disk_full(problem):
+            raise
+        raise UserError(
+            f"the disk with the sweep's folder {folder} is full; make room there, then stemtune sweep --resume {name}"
+        ) from None
     seen: Watch | None = Watch.current
     if seen is None:
         raise KeyboardInterrupt
@@ -292,6 +301,7 @@ def _run(
 
 def _finish(watch: Any, folder: Path, sheet: dict[str, Any], interrupted: bool) -> SweepOutcome:
     """Crown the champion, tell MLflow, and say how to go on after an interrupt."""
+    watch.snapshot()
     space, states = watch.space, sorted(watch.trials.values(), key=lambda state: int(state.number))
     ended = [state for state in states if state.status in ("finished", "stopped", "failed")]
     interrupted = interrupted or (len(ended) < space.budget.trials and not watch.over_time)
@@ -331,6 +341,15 @@ def _keep_comparison(name: str, folder: Path) -> None:
         put_files(found.sweep.run_id, folder / COMPARISON, ["*"], COMPARISON)
     except (UserError, OSError) as problem:
         print(f"note: the comparison is not kept in MLflow: {problem}", file=sys.stderr)
+
+
+def disk_full(problem: BaseException | None) -> bool:
+    """Whether a full disk is behind an exception."""
+    while problem is not None:
+        if getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE in str(problem):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def crowned(

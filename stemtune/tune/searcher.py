@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import warnings
 import zlib
 from datetime import datetime, timedelta
@@ -13,16 +14,19 @@ from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
+from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from stemtune.config import Scalar
+from stemtune.files import whole_file
 from stemtune.tune.records import unpacked
 from stemtune.tune.schedule import UNTRAINED
 from stemtune.tune.space import SearchSpace
 from stemtune.tune.study import SETTINGS, SPACE, STUDY, SWEEP, asked, digest, find_study, join, open_storage
+from stemtune.tune.trial import EARLIER
 
-__all__ = ["STUDY", "StudySearch"]
+__all__ = ["STUDY", "StudySearch", "mend_study"]
 
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
@@ -139,17 +143,18 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell the study what a trial reported."""
-        value = float(result[self.space.metric])
-        best = self._best.get(trial_id, value)
-        self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
-        if trial_id not in self._others or self._best[trial_id] != best:
-            self._others[trial_id] = [float(unpacked(result)[metric]) for metric, _ in self.space.also]
-        trial = self._ot_trials.get(trial_id)
-        if trial is None or self.space.also or self._ended(trial):
-            return  # with several objectives a study takes no reports, only the end
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an epoch that is told again after a restart
-            trial.report(value, int(result.get("epoch", result["training_iteration"])))
+        for report in (*result.get(EARLIER, ()), unpacked(result)):
+            value = float(report[self.space.metric])
+            best = self._best.get(trial_id, value)
+            self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
+            if trial_id not in self._others or self._best[trial_id] != best:
+                self._others[trial_id] = [float(report[metric]) for metric, _ in self.space.also]
+            trial = self._ot_trials.get(trial_id)
+            if trial is None or self.space.also or self._ended(trial):
+                continue  # with several objectives a study takes no reports, only the end
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an epoch that is told again after a restart
+                trial.report(value, int(report.get("epoch", result["training_iteration"])))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study that a trial ended, and with which figure."""
@@ -181,15 +186,40 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number in known or not self._ours(trial):
                 continue
-            planned = trial.system_attrs.get("fixed_params")
+            planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             self._ot_study.tell(trial.number, state=TrialState.FAIL)
             if planned:
-                self._ot_study.enqueue_trial(planned)
+                self._ot_study.enqueue_trial(planned)  # what was lost is run again, whoever proposed it
 
     def _ours(self, trial: FrozenTrial) -> bool:
         if SWEEP in trial.user_attrs:
             return bool(trial.user_attrs[SWEEP] == self._sweep)
         return trial.datetime_start is None or datetime.now() - trial.datetime_start > _YOUNG
+
+
+def mend_study(folder: Path) -> None:
+    """Take lines out of the study's journal that a crash or a full disk cut short: Optuna would read no further."""
+    file = folder / STUDY
+    if not file.exists():
+        return
+    lock = JournalFileSymlinkLock(os.fspath(file))
+    lock.acquire()  # who writes holds it, so that no line is under way
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+        sound = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
+        if len(sound) < len(lines):
+            with whole_file(file) as part:
+                part.write_bytes(b"".join(sound))
+    finally:
+        lock.release()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _fingerprint(knobs: dict[str, Scalar]) -> str:

@@ -8,14 +8,17 @@ Ray, torch and the training code are imported inside the functions: start-up is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from stemtune.tune.keeping import Kept, annotate, how_ended, kept, newest_sound, store, tidy, train_folder
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report takes 0.2 s instead of 2 s
@@ -45,27 +48,62 @@ WORST = 1e6
 """Stands for a figure that is not finite: Optuna refuses infinities and NaN."""
 
 FAILURE = "failure.txt"
+"""Why a trial failed, in its folder."""
+
+NO_SPACE = os.strerror(errno.ENOSPC)
+"""What is said of a full disk, through whatever wraps it."""
+
+EARLIER = "earlier"
+"""Key of a report: the reports from before a restart."""
+
+DAMAGED = "damaged"
+"""Key of a report: which checkpoints were damaged at a restart, and what the trial did then."""
 
 
-def train_folder(sweep_folder: str | Path, trial_id: str) -> Path:
-    """Return where a trial's checkpoints lie, on storage that all nodes see."""
-    return Path(sweep_folder) / "train" / f"train-{trial_id}"
+@dataclass(frozen=True)
+class Clock:
+    """A moment, such that the time since then is right whatever is done to the clock of the machine."""
+
+    boot: str
+    forward_s: float
+    wall_s: float
+
+    @classmethod
+    def now(cls) -> Clock:
+        """Return this moment."""
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            boot = ""
+        return cls(boot, time.monotonic(), time.time())
+
+    def since(self, earlier: Clock) -> float:
+        """Return the seconds since `earlier`: on another machine, all there is to compare are the clocks."""
+        if self.boot and self.boot == earlier.boot:
+            return self.forward_s - earlier.forward_s
+        return max(0.0, self.wall_s - earlier.wall_s)
 
 
 def run_trial(config: dict[str, Any]) -> None:
     """Run one trial to its end, passing every report up to Tune (the driver function of Ray Tune)."""
-    started = time.time()
+    started = Clock.now()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from ray import train, tune
 
     from stemtune.tune.meeting import MeetingConfig
+    from stemtune.tune.records import packed
     from stemtune.tune.trainer import QuietTrainer, ToTune
 
     sweep, knobs = config["sweep"], config["knobs"]
     trial_id = tune.get_context().get_trial_id()
     folder = train_folder(sweep["folder"], trial_id)
     _raise_noted(folder)
+    through = kept(folder)[-1:] if how_ended(folder) else []
+    if through:  # a crash came between its end and Tune's next snapshot
+        tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["metric"]))
+        return
+    tidy(folder)
     workers = _how_many(knobs, sweep)
     elastic = isinstance(workers, tuple)
     os.environ[START_WAIT] = ELASTIC_START_S if elastic else ENVIRONMENT[START_WAIT]
@@ -87,9 +125,7 @@ def run_trial(config: dict[str, Any]) -> None:
                 max_failures=ELASTIC_LOSSES if elastic else 1,
                 controller_failure_limit=ELASTIC_STARTS if elastic else 1,
             ),
-            checkpoint_config=train.CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=sweep["metric"], checkpoint_score_order=sweep["mode"]
-            ),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=None),  # `store` keeps what is to be kept
             worker_runtime_env={"env_vars": sweep["environment"]} if sweep["environment"] else None,
             logging_config=train.LoggingConfig(log_level="WARNING"),
         ),
@@ -105,7 +141,7 @@ def _how_many(knobs: dict[str, Any], sweep: dict[str, Any]) -> int | tuple[int, 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train in one data-parallel worker and report after every epoch (the loop of Ray Train)."""
-    began = time.time()
+    began = Clock.now()
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -119,14 +155,16 @@ def train_worker(config: dict[str, Any]) -> None:
     from stemtune.learning.fit import Diverged, fit
 
     reporter = Reporter(config, context.get_world_size(), began)
-    with tempfile.TemporaryDirectory(prefix="stemtune-") as scratch, _resumed(reporter) as resume:
+    resume, faults = _resumed(folder)
+    reporter.resume(resume.history if resume else [], faults)
+    with tempfile.TemporaryDirectory(prefix="stemtune-") as scratch:
         try:
             reporter.trains()
             fit(
                 Config.from_flat(config["knobs"]),
                 reporter.report,
                 Path(scratch),
-                resume=resume,
+                resume=None if resume is None else resume.folder,
                 rank=context.get_world_rank(),
                 world=context.get_world_size(),
                 device=get_device(),
@@ -142,6 +180,8 @@ def train_worker(config: dict[str, Any]) -> None:
 class Reporter:
     """Passes a run's metrics to Ray Train, completed by epoch, times and the placement group.
 
+    After a restart the first report carries under `EARLIER` what was reported before: Tune may not have heard of it.
+
     Parameters
     ----------
     config
@@ -149,58 +189,82 @@ class Reporter:
     world
         Number of workers.
     began
-        When this worker's loop began, in seconds since the epoch.
+        When this worker's loop began.
     """
 
-    def __init__(self, config: dict[str, Any], world: int, began: float) -> None:
-        self.epoch = 0
-        self.before: dict[str, float] = {}
+    def __init__(self, config: dict[str, Any], world: int, began: Clock) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._extra: dict[str, list[Any]] = {}
         self._reported = False
-        self._started, self._began, self._world = config["started"], began, world
+        self._began, self._start_s = began, began.since(config["started"])
+        self._folder = Path(config["folder"])
+        self._metric, self._mode = config["sweep"]["metric"], config["sweep"]["mode"]
         self._spent = 0.0  # device seconds of the time before a restart
         self._first_s = 0.0
         self._train_began, self._reporting_s, self._trained_s = began, 0.0, 0.0
         self._devices = world * max(1.0, float(config["sweep"]["gpus_per_worker"]))
 
-    def resume(self, metadata: dict[str, Any]) -> None:
-        """Go on where a checkpoint left off."""
-        self.epoch = int(metadata.get("epoch", 0))
-        self.before = dict(metadata.get("metrics", {}))
-        self._spent = float(self.before.get("time/device_s", 0.0))
-        self._trained_s = float(self.before.get("time/train_s", 0.0))
+    @property
+    def epoch(self) -> int:
+        """Epochs reported."""
+        return len(self.history)
+
+    def resume(self, history: list[dict[str, Any]], faults: list[str]) -> None:
+        """Go on where a checkpoint left off; `faults` say which others were damaged."""
+        where = f"the trial goes on from epoch {len(history)}" if history else "the trial starts from the beginning"
+        self._extra = {EARLIER: list(history), DAMAGED: [f"{fault}; {where}" for fault in faults]}
+        self.history = list(history)
+        if history:
+            self._spent = float(history[-1].get("time/device_s", 0.0))
+            self._trained_s = float(history[-1].get("time/train_s", 0.0))
 
     def trains(self) -> None:
         """Note that everything is imported and training begins."""
-        self._train_began = time.time()
+        self._train_began = Clock.now()
 
     def report(self, metrics: dict[str, float], folder: Path | None) -> None:
         """Report the metrics of one epoch and, on rank 0, the folder with its checkpoint."""
-        import ray.train
-
-        self.epoch += 1
         self._reported = True
         values = finite(metrics)
-        now = time.time()
-        self._first_s = self._first_s or now - self._started
-        values["epoch"] = self.epoch
-        values["time/start_s"] = self._began - self._started
+        here_s = Clock.now().since(self._began)
+        self._first_s = self._first_s or self._start_s + here_s
+        values["epoch"] = self.epoch + 1
+        values["time/start_s"] = self._start_s
         values["time/first_report_s"] = self._first_s
-        values["time/train_s"] = self._trained_s + now - self._train_began - self._reporting_s
-        values["time/device_s"] = self._spent + (now - self._began) * self._devices
-        values["placement_group"] = _placement_group()  # type: ignore[assignment]
-        checkpoint = None
+        values["time/train_s"] = self._trained_s + Clock.now().since(self._train_began) - self._reporting_s
+        values["time/device_s"] = self._spent + here_s * self._devices
+        self.history.append(values)
         if folder is not None:
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            checkpoint.set_metadata({"epoch": self.epoch, "metrics": values})
-        ray.train.report(values, checkpoint=checkpoint)
-        self._reporting_s += time.time() - now
+            annotate(folder, self.history)
+        sent = Clock.now()
+        self._send(values, folder)
+        self._reporting_s += Clock.now().since(sent)
 
     def finish(self) -> None:
         """Tell Tune the last figures once more when there was nothing left to train after a restart."""
+        if not self._reported and self.history:
+            self._send(self.history[-1], None)
+
+    def _send(self, values: dict[str, Any], folder: Path | None) -> None:
+        told, self._extra = {**values, **{key: one for key, one in self._extra.items() if one}}, {}
+        self._send_to_ray(told, folder)
+
+    def _send_to_ray(self, told: dict[str, Any], folder: Path | None) -> None:
         import ray.train
 
-        if not self._reported and self.before:
-            ray.train.report({**self.before, "placement_group": _placement_group()})
+        told = {**told, "placement_group": _placement_group()}
+        if folder is None:
+            ray.train.report(told)
+        else:
+            ray.train.report(told, ray.train.Checkpoint.from_directory(folder), checkpoint_upload_fn=self._upload)
+
+    def _upload(self, checkpoint: Any, name: str) -> Any:
+        """Store a checkpoint, as Ray Train asks for it; rank 0 alone has one."""
+        import ray.train
+
+        return ray.train.Checkpoint.from_directory(
+            store(Path(checkpoint.path), self._folder, name, self._metric, self._mode)
+        )
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
@@ -210,18 +274,14 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
     return {key: float(value) if math.isfinite(value) else worst.get(key, WORST) for key, value in metrics.items()}
 
 
-@contextlib.contextmanager
-def _resumed(reporter: Reporter) -> Iterator[Path | None]:
-    """Yield the folder of the latest checkpoint of this trial, if an earlier attempt left one."""
+def _resumed(folder: Path) -> tuple[Kept | None, list[str]]:
+    """Return the newest sound checkpoint of an earlier attempt, the same on every worker, and what damaged others."""
     import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    reporter.resume(checkpoint.get_metadata())
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
+    context = ray.train.get_context()
+    found = newest_sound(folder) if context.get_world_rank() == 0 else (None, [])
+    return broadcast_from_rank_zero(found) if context.get_world_size() > 1 else found
 
 
 def _placement_group() -> str:
@@ -232,14 +292,21 @@ def _placement_group() -> str:
     return group.id.hex() if group is not None else ""
 
 
+_MEMORY = ("out of memory", "allocate memory")
+"""What torch and the system say when there is not enough of it, of a GPU's or the machine's."""
+
+
 def _note(folder: Path, problem: Exception) -> None:
     """Leave word of a mistake that another attempt would only repeat."""
-    if isinstance(problem, RuntimeError | OSError) and "out of memory" not in str(problem):
+    memory = isinstance(problem, MemoryError) or any(words in str(problem) for words in _MEMORY)
+    if isinstance(problem, RuntimeError | OSError) and not memory:
         return  # a lost connection or node: worth another attempt
-    reason = str(problem).strip() or type(problem).__name__
+    reason = f"{type(problem).__name__}: {str(problem).strip() or type(problem).__name__}"
+    if memory:
+        reason = f"out of memory; lower train.batch_size or the size of the model ({reason.splitlines()[0]})"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FAILURE).write_text(f"{type(problem).__name__}: {reason}\n\n{traceback.format_exc()}")
+        (folder / FAILURE).write_text(f"{reason}\n\n{traceback.format_exc()}")
 
 
 def _raise_noted(folder: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +15,14 @@ from ray.tune import Callback
 
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
+from stemtune.tune.keeping import how_ended, mark_ended, train_folder
 from stemtune.tune.nodes import where_it_runs
 from stemtune.tune.progress import Progress
-from stemtune.tune.records import TrialState, checkpoints, unpacked
+from stemtune.tune.records import TrialState, history, unpacked
+from stemtune.tune.schedule import TimeBudget
+from stemtune.tune.snapshots import Snapshots
 from stemtune.tune.space import SearchSpace
-from stemtune.tune.trial import failure, train_folder
+from stemtune.tune.trial import DAMAGED, EARLIER, NO_SPACE, failure
 
 _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
 
@@ -39,6 +44,7 @@ class Watch(Callback):  # type: ignore[misc]
     """
 
     current: ClassVar[Watch | None] = None
+    restored: ClassVar[bool] = False  # whether Tune took up a snapshot: where it fails to, it begins anew in silence
 
     def __init__(
         self, space: SearchSpace, folder: Path, name: str, sweep_id: str, tracked: bool, store_hash: str
@@ -50,22 +56,24 @@ class Watch(Callback):  # type: ignore[misc]
         self._groups: dict[str, str] = {}
         self._stopped: set[str] = set()
         self._started: dict[str, float] = {}
-        self._begin = time.time()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("tracker", "progress")}
+        gone = ("tracker", "progress", "snapshots")
+        return {key: value for key, value in self.__dict__.items() if key not in gone}
 
     def get_state(self) -> dict[str, Any]:
         """Return what Tune keeps for a restart."""
-        return {"trials": self.trials, "begin": self._begin}
+        return {"trials": self.trials}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take up what Tune kept."""
         self.trials = state["trials"]
+        Watch.restored = True
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
         """Open the records and the progress bar."""
-        self._begin = time.time()
+        self.snapshots, self._staging = Snapshots(self.folder), Path()
+        self._looked_back = False
         self.tracker: NullTracker | Tracker = NullTracker()
         if self.tracked:
             self.tracker = Tracker(self.folder, self.name, self.sweep_id, address())
@@ -88,6 +96,34 @@ class Watch(Callback):  # type: ignore[misc]
         tags = {**code_version(), "mlflow.note.content": self.space.about, "stemtune.folder": str(self.folder)}
         self.tracker.sweep(params, {**tags, **self._store_tag()}, self.space.text)
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Before anything happens, see what was lost since Tune's last snapshot."""
+        if not Watch.restored:
+            raise RuntimeError(f"Ray Tune did not take up the state of the sweep in {self.folder}; its log says why")
+        if not self._looked_back:
+            self._looked_back = True
+            self._forget({trial.trial_id for trial in trials})
+        self.snapshot(trials)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Keep what Tune has just written down, if it has."""
+        self.snapshot(trials)
+
+    def snapshot(self, trials: list[Any] | None = None) -> None:
+        """Keep Tune's state; without `trials` for the last time."""
+        if trials:
+            self._staging = Path(trials[0].storage.experiment_driver_staging_path)
+        if self._staging != Path():
+            self.snapshots.look(self._staging, now=trials is None)
+
+    def _forget(self, known: set[str]) -> None:
+        """Drop the trials that began after Tune's last snapshot: the sampler proposes them anew, as other trials."""
+        for trial_id in self.tracker.begun() - known:
+            self.tracker.lost(trial_id)
+        for run in self.folder.glob("train/train-*"):
+            if run.name.removeprefix("train-") not in known:
+                shutil.rmtree(run, ignore_errors=True)
+
     def _store_tag(self) -> dict[str, str]:
         return {"stemtune.store_sha256": self.store_hash} if self.store_hash else {}
 
@@ -97,7 +133,7 @@ class Watch(Callback):  # type: ignore[misc]
         state = self.trials.get(trial.trial_id) or TrialState(trial.trial_id, int(trial.config["number"]), knobs)
         state.status, state.reason = "running", ""
         self.trials[trial.trial_id] = state
-        self._started[trial.trial_id] = time.time() - state.wall_s
+        self._started[trial.trial_id] = time.monotonic() - state.wall_s
         tags = {**code_version(), **self._store_tag(), "stemtune.number": str(state.number)}
         tags["stemtune.architecture"] = state.label
         if trial.config.get("optuna"):
@@ -112,20 +148,23 @@ class Watch(Callback):  # type: ignore[misc]
         """Keep one epoch's figures."""
         result = unpacked(result)
         state = self.trials[trial.trial_id]
-        state.take(result, self.space.metric, self.space.mode)
+        for line in result.get(DAMAGED, ()):
+            self.progress.say(f"trial {state.number}: {line}")
         state.wall_s = self._wall(trial.trial_id)
+        for report in (*result.get(EARLIER, ()), result):
+            state.take(report, self.space.metric, self.space.mode)
+            self._tell(state, report)
         group = result.get("placement_group")
         if group and self._groups.get(trial.trial_id) != group:
             self._groups[trial.trial_id] = group
             state.nodes = where_it_runs(group) or state.nodes
         if result.get("done"):  # set by the scheduler: a trial that ends by itself is not told again
             self._stopped.add(trial.trial_id)
-        self._tell(state, result)
         self.progress.reported(state)
 
     def _tell(self, state: TrialState, result: dict[str, Any]) -> None:
         state.values = {key: float(result[key]) for key in (*METRICS, *_TIMES) if key in result}
-        self.tracker.metrics(state.trial, state.epoch, {**state.values, "time/wall_s": state.wall_s})
+        self.tracker.metrics(state.trial, int(result["epoch"]), {**state.values, "time/wall_s": state.wall_s})
 
     def catch_up(self) -> None:
         """Take up the reports that reached a checkpoint but not Tune.
@@ -134,11 +173,7 @@ class Watch(Callback):  # type: ignore[misc]
         and then the records have to know of it.
         """
         for state in self.trials.values():
-            late = [
-                metrics
-                for metrics, _ in checkpoints(self.folder, state.trial)
-                if metrics["epoch"] > state.epoch and self.space.metric in metrics
-            ]
+            late = [report for report in history(self.folder, state.trial) if report["epoch"] > state.epoch]
             for metrics in late:
                 state.take(metrics, self.space.metric, self.space.mode)
                 self._tell(state, metrics)
@@ -147,13 +182,13 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, was stopped by ASHA, or ran out of the sweep's time."""
-        hours = self.space.budget.hours
-        stopped = trial.trial_id in self._stopped
+        before = how_ended(train_folder(self.folder, trial.trial_id))
+        stopped = trial.trial_id in self._stopped or before == "stopped"
         if stopped:
             self._end(trial.trial_id, "stopped", "stopped by ASHA")
-        elif hours and time.time() - self._begin >= hours * 3600 and not self._through(trial.trial_id):
+        elif TimeBudget.over and not self._through(trial.trial_id):
             self.over_time = True
-            self._end(trial.trial_id, "stopped", f"out of time: the sweep's {hours:g} h are over")
+            self._end(trial.trial_id, "stopped", f"out of time: the sweep's {self.space.budget.hours:g} h are over")
         else:
             self._end(trial.trial_id, "finished", "")
 
@@ -167,11 +202,15 @@ class Watch(Callback):  # type: ignore[misc]
         if not reason:
             lines = str(trial.get_error() or "no reason given").strip().splitlines()
             reason = lines[-1] if lines else "no reason given"
+        if NO_SPACE in reason or NO_SPACE in str(trial.get_error() or ""):
+            raise OSError(errno.ENOSPC, NO_SPACE)  # the others would only fail one after another
         self._end(trial.trial_id, "failed", reason)
 
     def _end(self, trial_id: str, status: str, reason: str) -> None:
         state = self.trials[trial_id]
         state.status, state.reason, state.wall_s = status, reason, self._wall(trial_id)
+        if status != "failed":  # that is tried again
+            mark_ended(train_folder(self.folder, trial_id), status)
         self._free(trial_id)
         self._told_end(state)
         self.progress.ended(state)
@@ -185,7 +224,8 @@ class Watch(Callback):  # type: ignore[misc]
         self.tracker.end(state.trial, state.status, state.reason, values, tags)
 
     def _wall(self, trial_id: str) -> float:
-        return time.time() - self._started.get(trial_id, time.time())
+        now = time.monotonic()
+        return now - self._started.get(trial_id, now)
 
     def _free(self, trial_id: str) -> None:
         """Give the workers' resources back: nobody else does when a trial is stopped from outside."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+from stemtune.files import damage, seal
 from stemtune.learning.calibration import Calibration
 from stemtune.learning.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from stemtune.learning.model import OrientationModel
@@ -149,9 +151,11 @@ class Exploit:
 def test_a_checkpoint_runs_no_code(model: OrientationModel, tmp_path: Path) -> None:
     save_checkpoint(model, {"epoch": 1}, tmp_path / "checkpoint", {}, "")
     (tmp_path / "checkpoint" / "checkpoint.pt").write_bytes(pickle.dumps(Exploit(str(tmp_path / "ran"))))
+    seal(tmp_path / "checkpoint")  # whoever writes such a file can write its hash
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(model, tmp_path / "checkpoint")
     torch.save({"epoch": Exploit(str(tmp_path / "ran"))}, tmp_path / "checkpoint" / "checkpoint.pt")
+    seal(tmp_path / "checkpoint")
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(model, tmp_path / "checkpoint")
     assert not (tmp_path / "ran").exists()
@@ -162,3 +166,29 @@ def test_a_checkpoint_of_another_model_is_refused(model: OrientationModel, tmp_p
     other = build(model.config.replace({"model.width": 16}), model.phase, model.geometry)
     with pytest.raises(UserError, match=r"has model.width=8, but this run has 16"):
         load_checkpoint(other, tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model/model.safetensors", "model/model.json", "SHA256SUMS"])
+def test_a_damaged_checkpoint_names_the_file(model: OrientationModel, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(model, {"epoch": 1}, folder, {}, "")
+    assert damage(folder) == ""
+    assert load_checkpoint(model, folder)["epoch"] == 1
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match="the checkpoint is damaged: '.*checkpoint") as caught:
+        load_checkpoint(model, folder)
+    assert name == "SHA256SUMS" or f"'{folder / name}' is not what was written" in str(caught.value)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match="damaged: .* missing|cannot be read|does not exist"):
+        load_checkpoint(model, folder)
+
+
+def test_a_checkpoint_is_checked_by_sha256sum_too(model: OrientationModel, tmp_path: Path) -> None:
+    save_checkpoint(model, {"epoch": 1}, tmp_path / "checkpoint", {}, "")
+    done = subprocess.run(
+        ["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "checkpoint", check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b": OK") == 3

@@ -15,7 +15,7 @@ from optuna.distributions import distribution_to_json
 from stemtune.tracking import Tracker, address
 from stemtune.tune.importance import importances
 from stemtune.tune.leaderboard import architectures, rows
-from stemtune.tune.records import best_checkpoint, figure
+from stemtune.tune.records import figure
 from stemtune.tune.report import compare
 
 LR = optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
@@ -130,19 +130,3 @@ def test_more_is_better_when_the_metric_says_so(sweep: Path) -> None:
 )
 def test_figures_have_units(metric: str, value: float, text: str) -> None:
     assert figure(metric, value) == text
-
-
-def test_the_best_checkpoint_is_found_on_disk(tmp_path: Path) -> None:
-    for number, value in enumerate((5.0, 2.0, 3.0)):
-        folder = tmp_path / "train" / "train-abc" / f"checkpoint_{number}"
-        (folder / "model").mkdir(parents=True)
-        (folder / "model" / "model.json").write_text("{}")
-        (folder / ".metadata.json").write_text(
-            json.dumps({"epoch": number, "metrics": {"epoch": number, "val/loss": value}})
-        )
-    (tmp_path / "train" / "train-abc" / "checkpoint_3").mkdir()
-    found = best_checkpoint(tmp_path, "abc", "val/loss", "min")
-    assert found is not None
-    assert (found[0], found[1].parent.name) == (2.0, "checkpoint_1")
-    assert best_checkpoint(tmp_path, "abc", "val/loss", "max")[1].parent.name == "checkpoint_0"  # type: ignore[index]
-    assert best_checkpoint(tmp_path, "none", "val/loss", "min") is None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from stemtune.tune.schedule import LearnersASHA
+from stemtune.tune import schedule
+from stemtune.tune.keeping import annotate, train_folder
+from stemtune.tune.schedule import LearnersASHA, TimeBudget
 
 
 def made() -> LearnersASHA:
@@ -46,3 +50,34 @@ def test_the_last_epoch_is_not_a_stop() -> None:
     network = trial(asha, "n", "cnn")
     decisions = [asha.on_trial_result(None, network, {"epoch": epoch, "val/loss": 1.0}) for epoch in range(1, 5)]
     assert decisions == [TrialScheduler.CONTINUE] * 4
+
+
+def test_the_rungs_are_remembered_after_a_restart(tmp_path: Path) -> None:
+    """Tune restores the scheduler as it was at the start; what trials reached lies in their folders."""
+    asha = made()
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        checkpoint = train_folder(tmp_path, name) / "checkpoint_1"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "SHA256SUMS").touch()
+        annotate(checkpoint, [{"epoch": 1, "val/loss": value}])
+        known = SimpleNamespace(trial_id=name, config={"knobs": {"model.name": "cnn"}, "sweep": {"folder": tmp_path}})
+        known.stopping_criterion = {}
+        asha.on_trial_add(None, known)
+    weak = trial(asha, "c", "cnn")
+    assert asha.on_trial_result(None, weak, {"epoch": 1, "val/loss": 3.0}) == TrialScheduler.STOP
+
+
+def test_the_time_of_a_sweep_is_not_that_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(schedule.time, "time", lambda: now[0] * 1e6)
+    budget = TimeBudget(1.0)
+    assert not budget.stop_all()
+    now[0] += 3000.0
+    assert not budget.stop_all()
+    budget.__setstate__(budget.__dict__.copy())  # interrupted for as long as you like
+    now[0] += 1e6
+    assert not budget.stop_all()
+    now[0] += 700.0
+    assert budget.stop_all() and TimeBudget.over
+    TimeBudget.over = False

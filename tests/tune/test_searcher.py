@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from stemtune.errors import UserError
-from stemtune.tune.searcher import STUDY, StudySearch
+from stemtune.tune.searcher import STUDY, StudySearch, mend_study
 from stemtune.tune.space import SearchSpace, space_from_text
 from stemtune.tune.study import SETTINGS, SWEEP, find_study, open_storage
 
@@ -259,3 +259,41 @@ def test_where_a_study_lies(space: SearchSpace, tmp_path: Path) -> None:
     assert (named.name, named.url) == ("lr", "postgresql+psycopg://me@host/db")
     with pytest.raises(UserError, match=r"cannot open the study at postgresql\+psycopg://\.\.\.@127.0.0.1:9/db: "):
         open_storage(find_study("postgresql://me@127.0.0.1:9/db", folder, space))
+
+
+def test_a_study_cut_short_is_read_on(space: SearchSpace, tmp_path: Path) -> None:
+    """A full disk leaves half a line, to which the next one is added; the rest is remembered."""
+    search = made(space, tmp_path)
+    for number in range(3):
+        search.suggest(f"t{number}")
+    journal = tmp_path / STUDY
+    whole, before = journal.read_bytes(), len(trials_on_disk(tmp_path))
+    journal.write_bytes(whole + b'{"op_code": 6, "wor{"op_code": 5}\n{"op_code": 4, "tri')
+    with pytest.raises(ValueError):
+        trials_on_disk(tmp_path)
+    mend_study(tmp_path)
+    assert journal.read_bytes() == whole
+    assert len(trials_on_disk(tmp_path)) == before
+    mend_study(tmp_path / "absent")
+
+
+def test_a_lost_proposal_is_run_again(space: SearchSpace, tmp_path: Path) -> None:
+    """One that the sampler drew and Tune forgot comes again, so that the trials are those of an undisturbed run."""
+    search = made(space, tmp_path)
+    at_the_start = pickle.dumps(search)
+    search.suggest("a")
+    search.suggest("b")
+    search.save(str(tmp_path / "snapshot.pkl"))
+    lost = search.suggest("c")["knobs"]
+    again = pickle.loads(at_the_start)
+    again.restore(str(tmp_path / "snapshot.pkl"))
+    assert again.suggest("d")["knobs"] == lost
+
+
+def test_reports_from_before_a_restart_count(space: SearchSpace, tmp_path: Path) -> None:
+    search = made(space, tmp_path)
+    search.suggest("a")
+    search.on_trial_result("a", {**result(4.0, 3), "earlier": [result(5.0, 1), result(2.0, 2)]})
+    search.on_trial_complete("a", result(4.0, 3))
+    first = trials_on_disk(tmp_path)[0]
+    assert (first.value, first.intermediate_values) == (2.0, {1: 5.0, 2: 2.0, 3: 4.0})
