@@ -6,7 +6,6 @@ by a thread per trial, so that two cores are enough for sixteen trials at a time
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import threading
@@ -15,10 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stemtune.files import seal
 from stemtune.tracking import Tracker, address
+from stemtune.tune.keeping import annotate, train_folder
 from stemtune.tune.search import SweepOutcome, _finish, new_sheet, sweeps_folder
 from stemtune.tune.space import space_from_text
-from stemtune.tune.trial import train_folder
 from stemtune.tune.watch import Watch
 
 TRIALS = 16
@@ -45,8 +45,8 @@ def run_trial(watch: Watch, number: int, epochs: int, pause_s: float) -> None:
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.json").write_text('{"schema": 1}')
     (folder / "model" / "model.safetensors").write_bytes(f"weights of {trial.trial_id}".encode() * 1000)
-    note = {"metrics": {"epoch": epoch, "val/loss": value(number, epoch)}}
-    (folder / ".metadata.json").write_text(json.dumps(note))
+    seal(folder)
+    annotate(folder, [{"epoch": past, "val/loss": value(number, past)} for past in range(1, epoch + 1)])
     watch.on_trial_complete(0, [], trial)
 
 
