@@ -198,7 +198,7 @@ def test_the_folder_holds_pictures_figures_and_a_page_that_needs_nothing_else(sw
     for name in pictures:
         assert imread(folder / f"{name}.png")[..., :3].std() > 0.03, name
     text = (folder / "compare.html").read_text()
-    assert not re.search(r"(src|href)\s*=\s*['\"]?(?!data:)", text)
+    assert not re.search(r"""(src|href)\s*=\s*(?!['"]?data:)""", text)
     assert "http:" not in text
     assert "https:" not in text
     assert text.count("data:image/png;base64,") == len(pictures)
