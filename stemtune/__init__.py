@@ -47,6 +47,8 @@ def __getattr__(name: str) -> Any:
     """Fetch a public name when it is first used."""
     if name not in __all__:
         raise AttributeError(f"module 'stemtune' has no attribute '{name}'")
+    if name == "sweep":  # the module of this name, which can be called: so it is one thing, whoever imports it first
+        return import_module("stemtune.sweep")
     return getattr(import_module("stemtune.errors" if name == "UserError" else "stemtune.api"), name)
 
 

@@ -41,6 +41,9 @@ def test_every_function_is_documented_and_typed() -> None:
 
 
 def test_sweep_is_a_function_after_its_module_was_imported(tmp_path: Path) -> None:
+    code = "from stemtune import sweep; print(sweep.main(['--check', 'smoke.yaml']), callable(sweep))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "0 True"
     import stemtune.sweep as module
 
     assert callable(module)

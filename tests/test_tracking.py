@@ -110,6 +110,21 @@ def test_what_is_written_is_read_back(here: Path) -> None:
         assert (resolve_model(name) / "model.safetensors").read_bytes() == b"weights of best"
 
 
+def test_the_champion_has_a_card_in_the_registry(prepared: Path) -> None:
+    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
+    tracker.sweep({"metric": "val/loss"}, {"stemtune.store_sha256": "5a5a", "stemtune.commit": "c0ffee"}, "")
+    tracker.trial("t0", "000 cnn", {"model.name": "cnn"}, {"stemtune.architecture": "cnn adjusted"})
+    tags = {"stemtune.champion_metric": "val/loss", "stemtune.champion_value": "0.3"}
+    tracker.champion("t0", str(model_folder(prepared / "best")), tags)
+    assert tracker.close() == 0
+    api = client(address())
+    how = "stemtune predict SCAN --model models:/alpha@champion"
+    assert how in api.get_registered_model("alpha").description
+    card = api.get_model_version_by_alias("alpha", "champion").description
+    for words in ("cnn adjusted", "val/loss 0.3", "000 cnn", "5a5a", "c0ffee", how):
+        assert words in card
+
+
 def test_a_report_is_kept_with_the_run_of_the_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
     tell(tracker, trials=1)

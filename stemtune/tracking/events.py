@@ -170,6 +170,23 @@ class Sender:
         version = self._version(run, source, event)
         self._client.set_registered_model_alias(self._name, CHAMPION, version)
         self._client.set_tag(self._parent(event), "stemtune.champion", event["trial"])
+        self._client.update_registered_model(self._name, _family_card(self._name))
+        self._client.update_model_version(self._name, version, self._card(run, event))
+
+    def _card(self, run: str, event: dict[str, Any]) -> str:
+        """Return what a person who meets this version in the registry must know, in Markdown."""
+        parent = self._client.get_run(self._parent(event)).data.tags
+        trial = self._client.get_run(run)
+        tags = {**trial.data.tags, **event.get("tags", {})}
+        facts = {
+            "architecture": tags.get("stemtune.architecture", ""),
+            "metric": f"{tags.get('stemtune.champion_metric', '')} {tags.get('stemtune.champion_value', '')}".strip(),
+            "trial": trial.info.run_name or event["trial"],
+            "training store (SHA-256)": parent.get("stemtune.store_sha256", ""),
+            "commit": parent.get("stemtune.commit", ""),
+        }
+        lines = [f"- {name}: `{value}`" for name, value in facts.items() if value]
+        return "\n".join([*lines, "", f"Load: `{_loaded(self._name)}`"])
 
     def _version(self, run: str, source: str, event: dict[str, Any]) -> str:
         """Return the registered model's version that `run` made; register it if it is not there yet."""
@@ -185,3 +202,15 @@ class Sender:
                 return str(version.version)
         tags = {ID_TAG: self._sweep_id, "stemtune.champion_time": str(event["time"])}
         return str(self._client.create_model_version(self._name, source, run_id=run, tags=tags).version)
+
+
+def _loaded(name: str) -> str:
+    return f"stemtune predict SCAN --model models:/{name}@{CHAMPION}"
+
+
+def _family_card(name: str) -> str:
+    """Return what stands above all versions of a sweep's model, in Markdown."""
+    return (
+        f"Reads crystal orientations out of STEM diffraction patterns. The alias `{CHAMPION}` is the best trial of the"
+        f" newest sweep `{name}`; each version says which trial it is.\n\nLoad: `{_loaded(name)}`"
+    )

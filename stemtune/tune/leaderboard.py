@@ -144,7 +144,12 @@ def what_mattered(sweep: SweepRecord, ranked: list[Row], mode: str) -> list[dict
 
 
 def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
-    """Return the numbers of the trials that no other beats in both the metric and `price`, cheapest first.
+    """Return the numbers of the trials on `front`."""
+    return [row.number for row in front(ranked, mode, price)]
+
+
+def front(ranked: list[Row], mode: str, price: str) -> list[Row]:
+    """Return the trials that no other beats in both the metric and `price`, cheapest first.
 
     Parameters
     ----------
@@ -156,12 +161,12 @@ def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
         Name of a figure of `Row`: `parameters`, `ms_per_pattern` or `device_s`.
     """
     known = [row for row in ranked if not math.isnan(row.best) and getattr(row, price) > 0]
-    front: list[Row] = []
+    found: list[Row] = []
     sign = 1 if mode == "min" else -1
     for row in sorted(known, key=lambda row: (getattr(row, price), sign * row.best)):
-        if not front or better(row.best, front[-1].best, mode):
-            front.append(row)
-    return [row.number for row in front]
+        if not found or better(row.best, found[-1].best, mode):
+            found.append(row)
+    return found
 
 
 def seeds(ranked: list[Row]) -> list[dict[str, Any]]:

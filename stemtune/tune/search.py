@@ -20,7 +20,7 @@ from typing import Any
 
 from stemtune import __version__
 from stemtune.config import Config, knob
-from stemtune.errors import UserError, did_you_mean
+from stemtune.errors import UserError, did_you_mean, masked
 from stemtune.files import existing, whole_file, writable_folder
 from stemtune.tune.records import SHEET, TrialState, best_checkpoint, better
 from stemtune.tune.space import SearchSpace, space_from_text
@@ -324,9 +324,9 @@ def _finish(watch: Any, folder: Path, sheet: dict[str, Any], interrupted: bool) 
     watch.tracker.done(status, {} if told else totals | ({} if champion is None else {"best": value}), {})
     watch.progress.close()
     unsent = watch.tracker.close(10.0 if interrupted else 60.0)
+    _write_sheet(folder, {**sheet, "status": status})  # first: what follows needs a server and is no part of the sweep
     if watch.tracked and champion and not unsent and not interrupted and not told:
         _keep_comparison(watch.name, folder)
-    _write_sheet(folder, {**sheet, "status": status})
     return SweepOutcome(watch.name, folder, status, states, champion, value, model, unsent)
 
 
@@ -339,8 +339,9 @@ def _keep_comparison(name: str, folder: Path) -> None:
         found = compared(name)
         write_comparison(found, folder / COMPARISON)
         put_files(found.sweep.run_id, folder / COMPARISON, ["*"], COMPARISON)
-    except (UserError, OSError) as problem:
-        print(f"note: the comparison is not kept in MLflow: {problem}", file=sys.stderr)
+    except Exception as problem:  # MLflow and matplotlib fail in ways of their own
+        reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:200]
+        print(f"note: the comparison is not kept in MLflow: {reason}", file=sys.stderr)
 
 
 def disk_full(problem: BaseException | None) -> bool:

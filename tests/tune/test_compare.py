@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from optuna.distributions import distribution_to_json
 
 from stemtune.tracking import Tracker, address
-from stemtune.tune.importance import importances
-from stemtune.tune.leaderboard import architectures, rows
+from stemtune.tune.importance import by_method, importances
+from stemtune.tune.leaderboard import Row, architectures, pareto, rows, rungs, seeds
 from stemtune.tune.records import figure
 from stemtune.tune.report import compare
 
@@ -130,3 +131,61 @@ def test_more_is_better_when_the_metric_says_so(sweep: Path) -> None:
 )
 def test_figures_have_units(metric: str, value: float, text: str) -> None:
     assert figure(metric, value) == text
+
+
+def row(number: int, best: float, parameters: float = 1.0, seed: str = "0", alike: str = "a", **other: Any) -> Row:
+    plain: dict[str, Any] = dict.fromkeys(("wall_s", "device_s", "first_report_s", "samples_per_s"), 0.0)
+    plain |= {"trial": f"t{number}", "run_id": "", "architecture": "cnn", "status": "finished", "reason": ""}
+    plain |= {"best_epoch": 1, "epochs": 1, "ms_per_pattern": math.nan, "searched": {}, "curve": []}
+    plain |= {"number": number, "best": best, "parameters": parameters, "seed": seed, "alike": alike}
+    return Row(**plain | other)
+
+
+def test_the_pareto_front_holds_what_nothing_beats() -> None:
+    ranked = [row(0, 1.0, 90), row(1, 2.0, 50), row(2, 3.0, 60), row(3, 5.0, 10), row(4, 5.0, 9), row(5, math.nan, 1)]
+    ranked += [row(6, 0.5, 0), row(7, 0.5, math.nan)]  # without weights, or unknown: on no such front
+    assert pareto(ranked, "min", "parameters") == [4, 1, 0]
+    assert pareto(ranked, "max", "parameters") == [4]
+    assert pareto(ranked, "min", "ms_per_pattern") == []
+
+
+def test_seeds_spread_over_trials_that_are_alike_otherwise() -> None:
+    ranked = [row(0, 1.0, seed="0"), row(1, 3.0, seed="1"), row(2, 9.0, alike="b"), row(3, 8.0, alike="b")]
+    ranked.append(row(4, 50.0, seed="2", status="stopped"))  # was not trained as long
+    (group,) = seeds(ranked)
+    assert (group["trials"], group["mean"]) == ([0, 1], 2.0)
+    assert group["spread"] == pytest.approx(math.sqrt(2))
+
+
+def test_rungs_are_where_asha_decides() -> None:
+    budget = {"budget.grace_epochs": "2", "budget.reduction": "3"}
+    assert rungs({**budget, "budget.epochs": "30"}) == [2, 6, 18]
+    assert rungs({**budget, "train.epochs": "6"}) == [2]
+    assert rungs({}) == []
+
+
+def test_every_method_finds_what_mattered() -> None:
+    dice = random.Random(0)
+    drawn = [(10 ** dice.uniform(-5, -1), dice.randint(8, 64)) for _ in range(40)]
+    found = by_method([(kept(rate, width), loss(rate, width)) for rate, width in drawn], "min")
+    assert set(found) == {"fANOVA", "PED-ANOVA"}
+    assert all(shares["optim.lr"] > 0.7 for shares in found.values())
+
+
+def test_the_folder_holds_pictures_figures_and_a_page_that_needs_nothing_else(sweep: Path) -> None:
+    from matplotlib.image import imread
+
+    compare(out="all")
+    folder = sweep / "all"
+    pictures = {file.stem for file in folder.glob("*.png")}
+    assert {"overview", "parallel"} <= pictures
+    for name in pictures:
+        assert imread(folder / f"{name}.png")[..., :3].std() > 0.03, name
+    text = (folder / "compare.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*(?!['"]?data:)""", text)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert text.count("data:image/png;base64,") == len(pictures)
+    body = text.split("<tbody>")[1].split("</tbody>")[0]
+    assert body.count("<tr") == len(json.loads((folder / "compare.json").read_text())["trials"]) == 5
+    assert "UserError: no network" in body

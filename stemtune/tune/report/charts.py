@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemtune.files import whole_file
-from stemtune.tune.leaderboard import Row, pareto
+from stemtune.tune.leaderboard import Row, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from stemtune.tune.report import Comparison
@@ -49,6 +50,8 @@ def overview(found: Comparison) -> Figure:
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
         curves.set_yscale("log")
         bars.set_xscale("log")
+        _plain_decades(curves.yaxis)
+        _plain_decades(bars.xaxis)
     for number, epoch in enumerate(found.figures["rungs"]):
         label = "ASHA decides" if number == 0 else None
         curves.axvline(epoch, color="0.6", linewidth=0.8, linestyle=":", zorder=0, label=label)
@@ -80,18 +83,21 @@ def _bars(place: Axes, found: Comparison) -> None:
     shown = [entry for entry in found.figures["architectures"] if not math.isnan(entry["best"])]
     places = list(range(len(shown)))
     shades = [found.colours[entry["architecture"]] for entry in shown]
-    place.barh(places, [entry["best"] for entry in shown], color=shades)
+    # no bars: on a logarithmic axis they begin nowhere
+    place.scatter([entry["best"] for entry in shown], places, color=shades, marker="D", s=90, zorder=3)
     for line, entry in zip(places, shown, strict=True):
         points = [
             row.best for row in found.ranked if row.architecture == entry["architecture"] and not math.isnan(row.best)
         ]
-        place.plot(points, [line] * len(points), "k.", alpha=0.6)
+        place.plot(points, [line] * len(points), ".", color=found.colours[entry["architecture"]], alpha=0.6)
+        place.plot([min(points), max(points)], [line, line], color="0.8", linewidth=1, zorder=0)
         if entry["baseline"]:
             place.axvline(entry["best"], color="k", linestyle="--", linewidth=1)
+    place.set_ylim(-0.6, len(shown) - 0.4)
     labels = [entry["architecture"] + ("\n(baseline)" if entry["baseline"] else "") for entry in shown]
     place.set_yticks(places, labels)
     place.invert_yaxis()
-    place.set(xlabel=found.metric, title="best of each architecture (dots: its trials)")
+    place.set(xlabel=found.metric, title="each architecture (diamond: its best; dots: its trials)")
 
 
 def parallel(found: Comparison) -> Figure | None:
@@ -144,6 +150,7 @@ class _Scale:
         self.gap = len(given) < len(values)  # some trials have no such setting: below the rest
         if self.number:
             self.low, self.high = min(given), max(given)
+            self.few = sorted(set(given)) if len(set(given)) <= 4 else [self.low, self.high]
             self.log = self.low > 0 and self.high > 20 * self.low
 
     def at(self, value: Any) -> float:
@@ -164,8 +171,7 @@ class _Scale:
         shown = [(0.0, "-")] if self.gap else []
         if not self.number:
             return shown + [(self.at(word), word) for word in self.words]
-        ends = [self.low, self.high] if self.high > self.low else [self.low]
-        return shown + [(self.at(value), f"{value:.3g}") for value in ends]
+        return shown + [(self.at(value), f"{value:.3g}") for value in self.few]
 
 
 def importances(found: Comparison) -> Figure | None:
@@ -188,7 +194,7 @@ def importances(found: Comparison) -> Figure | None:
         place.set_yticks(range(len(names)), names, fontsize=8)
         place.invert_yaxis()
         place.set(xlabel="share", title=f"{entry['among']} ({entry['trials']})")
-        place.legend(fontsize="small")
+        place.legend(fontsize="small", loc="lower right")
     for place in places[len(groups) :]:
         place.set_axis_off()
     return chart
@@ -211,17 +217,30 @@ def prices(found: Comparison) -> Figure | None:
             if mine:
                 values = [getattr(row, price) / unit for row in mine]
                 place.plot(values, [row.best for row in mine], "o", color=shade, alpha=0.8, label=name)
-        front = set(pareto(found.ranked, found.mode, price))
-        line = sorted((getattr(row, price) / unit, row.best) for row in known if row.number in front)
+        line = [(getattr(row, price) / unit, row.best) for row in front(found.ranked, found.mode, price)]
         place.step(*zip(*line, strict=True), where="post", color="0.4", linewidth=1, zorder=0, label="Pareto front")
-        place.set(xlabel=label, ylabel=found.metric, xscale="log")
+        place.set(xlabel=label, ylabel=found.metric)
+        costs = [getattr(row, price) for row in known]
+        if max(costs) > 3 * min(costs):
+            place.set_xscale("log")
+            _plain_decades(place.xaxis)
         values = [row.best for row in known]
         if min(values) > 0 and max(values) > 10 * min(values):
             place.set_yscale("log")
+            _plain_decades(place.yaxis)
     handles, labels = chart.axes[-1].get_legend_handles_labels()
     if handles:
         chart.axes[-1].legend(handles, labels, fontsize="small")
     return chart
+
+
+def _plain_decades(axis: Axis) -> None:
+    """Write 0.2, 0.5, 1, 2, 5 instead of powers, whose labels run into each other within a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:.0e}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def spreads(found: Comparison) -> Figure | None:

@@ -19,7 +19,7 @@ h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}p.
 table{border-collapse:collapse;width:100%;font-size:.86rem}
 th,td{padding:.3rem .55rem;border-bottom:1px solid #ddd;text-align:left}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-th{cursor:pointer;white-space:nowrap;background:#f5f5f5}td.s{color:#444;font-size:.8rem}
+th{cursor:pointer;white-space:nowrap;background:#f5f5f5}td.s{color:#444;font-size:.8rem;min-width:17rem}
 tr.champion td{font-weight:600}img{max-width:100%;height:auto}.wide{overflow-x:auto}
 """
 
