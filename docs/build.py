@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import markdown2
 import pdoc
 
 import stemtune
+from stemtune import api
 
 HERE = Path(__file__).parent
 REFERENCE = (
@@ -25,7 +27,6 @@ REFERENCE = (
     "stemtune.config",
     "stemtune.config.sections",
     "stemtune.errors",
-    "!stemtune.sweep",  # the module of that name; the function is what is public
     "!stemtune.learning.models.",
 )
 """What is referred to: the public functions, what they return, and what a new backbone needs."""
@@ -68,8 +69,9 @@ def main(out: Path) -> None:
     head = f"<meta charset='utf-8'><title>stemtune</title><style>{STYLE}</style>"
     text = f"<!doctype html><html lang='en'><head>{head}</head><body>{nav}{readme}</body></html>"
     (out / "readme.html").write_text(text, "utf-8")
+    import_module("stemtune.sweep")  # the module of that name; the function is what is public
     for name in stemtune.__all__:  # the package fetches them when they are first used; pdoc reads what is there
-        setattr(stemtune, name, getattr(stemtune, name))
+        setattr(stemtune, name, getattr(api, name, None) or getattr(stemtune, name))
     pdoc.render.configure(docformat="numpy", show_source=False, search=True)
     pdoc.pdoc(*REFERENCE, output_directory=out / "reference")
 
