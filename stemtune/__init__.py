@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stemtune.api import ingest as ingest
     from stemtune.api import label as label
     from stemtune.api import load as load
+    from stemtune.api import overlay as overlay
     from stemtune.api import predict as predict
     from stemtune.api import simulate as simulate
     from stemtune.api import sweep as sweep
@@ -36,6 +37,7 @@ __all__ = [
     "ingest",
     "label",
     "load",
+    "overlay",
     "predict",
     "simulate",
     "sweep",

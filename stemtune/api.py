@@ -362,3 +362,25 @@ def evaluate(map: Place, truth: Place, *, png: Place | None = None) -> dict[str,
     from stemtune.maps.evaluate import evaluate as run
 
     return dict(run(map, truth, png=png))
+
+
+def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | None = None) -> Path:
+    """Draw the spots that a map predicts on the measured patterns, and return the picture.
+
+    Parameters
+    ----------
+    map
+        The map folder; the scan or store that it was made of must still be where it was.
+    positions
+        Rows and columns of the scan.
+    png
+        The picture; left out, `overlay.png` in the map folder.
+
+    Raises
+    ------
+    UserError
+        For a position outside of the scan, or a scan that is gone.
+    """
+    from stemtune.maps.overlay import overlay_positions
+
+    return Path(overlay_positions(map, list(positions), png))
