@@ -12,7 +12,7 @@ import pytest
 
 from stemtune.errors import UserError
 from stemtune.tune.describe import described
-from stemtune.tune.records import checkpoints
+from stemtune.tune.keeping import kept
 from stemtune.tune.search import run_sweep
 from stemtune.tune.space import space_from_text
 
@@ -96,4 +96,4 @@ def test_a_trial_goes_on_with_one_worker(
 
 
 def _kept(folder: Path) -> list[Any]:
-    return [found for trial in folder.glob("train/train-*") for found in checkpoints(folder, trial.name[6:])]
+    return [(entry.metrics, entry.folder / "model") for run in folder.glob("train/train-*") for entry in kept(run)]
