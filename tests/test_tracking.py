@@ -503,3 +503,16 @@ def test_a_restart_tells_nothing_twice_and_takes_back_what_was_lost(prepared: Pa
         ("t0", [(1, 1.0), (2, 0.5), (3, 13.0)])
     ]
     assert Tracker(prepared / "sweep", "again", "id1", address()).begun() == {"t0"}
+
+
+def test_the_ui_finds_a_view_of_what_matters(prepared: Path) -> None:
+    """What the MLflow UI shows for `?viewStateShareKey=stemtune`: looked at in Chromium, MLflow 3.17."""
+    tracker = Tracker(prepared / "sweep", "viewed", "id1", address())
+    tracker.sweep({"metric": "val/within_5deg", "mode": "max", "searched": "optim.lr, model.name"}, {}, "")
+    assert tracker.close() == 0
+    experiment = client(address()).get_experiment_by_name("viewed")
+    view = json.loads(experiment.tags["mlflow.sharedViewState.stemtune"])
+    assert view["selectedColumns"][0] == "metrics.`best`"
+    assert view["selectedColumns"][3:5] == ["params.`model.name`", "params.`optim.lr`"]
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best`", False)
+    assert list(view["runsExpanded"]) == [read_sweep("viewed").run_id]

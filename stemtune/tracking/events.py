@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,44 @@ _ABSENT = (
 )
 _BATCH = 90  # parameters or tags of one request; MLflow takes 100
 _LONGEST = 4000  # characters of a tag
+
+
+VIEW_TAG = "mlflow.sharedViewState.stemtune"
+"""Where the MLflow UI finds the view that `?viewStateShareKey=stemtune` at the end of its address asks for."""
+
+_COLUMNS = 6  # searched settings that the view shows
+
+
+def leaderboard_view(params: Mapping[str, Any], run: str) -> str:
+    """Return the table of a sweep as the MLflow UI keeps views: trials, best first, and the columns that matter.
+
+    Parameters
+    ----------
+    params
+        Parameters of the sweep's run: `metric`, `mode`, and `searched`, the settings that trials differ in.
+    run
+        The sweep's run, which stands unfolded.
+    """
+    searched = [name for name in str(params.get("searched", "")).split(", ") if name][:_COLUMNS]
+    columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`val/within_5deg`"]
+    columns += [f"params.`{name}`" for name in dict.fromkeys(["model.name", *searched])]
+    state = {
+        "orderByKey": "metrics.`best`",
+        "orderByAsc": params.get("mode", "min") == "min",
+        "selectedColumns": [*columns, f"tags.`{STATUS_TAG}`"],
+        "searchFilter": "",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "compareRunsMode": "TABLE",
+        "viewMaximized": True,
+        "hideEmptyCharts": True,
+        "useGroupedValuesInCharts": True,
+        "groupBy": None,
+        "runsExpanded": {run: True},
+        **{key: [] for key in ("runsPinned", "runsHidden", "datasetsFilter")},
+    }
+    return json.dumps(state)
 
 
 class Impossible(Exception):
@@ -132,6 +172,7 @@ class Sender:
         run = self._parent(event)
         self._client.update_run(run, status="RUNNING")
         self._write(run, event)
+        self._client.set_experiment_tag(self._experiment(), VIEW_TAG, leaderboard_view(event.get("params", {}), run))
         if event.get("text"):
             self._client.log_text(run, event["text"], "space.yaml")
 

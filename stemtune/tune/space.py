@@ -68,6 +68,11 @@ class SearchSpace:
         """Every metric that counts, with its mode; the first decides."""
         return ((self.metric, self.mode), *self.also)
 
+    @property
+    def searched(self) -> list[str]:
+        """Names of the settings that differ between trials, outermost first."""
+        return list(dict.fromkeys(key for key, form, _ in _walk(self.search) if not isinstance(form, Constant)))
+
     def suggest(self, draw: Draw) -> dict[str, Scalar]:
         """Draw one trial's settings under their dotted names, constants included."""
         flat = dict(self.fixed)

@@ -91,6 +91,7 @@ class Watch(Callback):  # type: ignore[misc]
             "design": self.space.design,
             **self.space.fixed,
         }
+        params["searched"] = ", ".join(self.space.searched)
         if self.space.also:
             params["metric.also"] = ", ".join(metric for metric, _ in self.space.also)
         tags = {**code_version(), "mlflow.note.content": self.space.about, "stemtune.folder": str(self.folder)}
