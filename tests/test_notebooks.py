@@ -84,8 +84,6 @@ def pictures(notebook: Any) -> int:
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    from traitlets.config import Config
-
     if path.name.startswith("04"):
         monkeypatch.setenv("STEMTUNE_DATA", str(request.getfixturevalue("shared_data")))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
@@ -98,7 +96,6 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
         timeout=1500,
         kernel_name="python3",
         resources={"metadata": {"path": str(work)}},
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # a kernel that nobody else on the machine can reach
     )
     client.execute()
     assert pictures(notebook) >= 2

@@ -274,9 +274,7 @@ def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
         if mode not in ("min", "max"):
             raise UserError(f"`mode` is {mode!r}, but must be min or max")
     if len(modes) != len(metrics) or len(set(metrics)) != len(metrics) or not metrics:
-        raise UserError(
-            f"{len(metrics)} metrics are given with {len(modes)} modes; give one mode for each metric, once"
-        )
+        raise UserError(f"{len(metrics)} metrics have {len(modes)} modes; name each metric once, with a mode for each")
     return list(zip(metrics, modes, strict=True))
 
 
