@@ -100,7 +100,7 @@ def made_up(config: dict[str, Any]) -> None:
     for epoch in range(1, EPOCHS + 1):
         figures = {**dict.fromkeys(METRICS, 0.5), "val/disorientation_median_deg": goal + 10.0 / epoch}
         times = {"time/start_s": 0.0, "time/first_report_s": 0.0, "time/train_s": 0.0, "time/device_s": 0.0}
-        tune.report(packed({**figures, **times, "epoch": epoch}, "val/disorientation_median_deg"))
+        tune.report(packed({**figures, **times, "epoch": epoch}, ["val/disorientation_median_deg"]))
 
 
 def memory_mib() -> float:

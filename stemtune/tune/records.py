@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,13 @@ class TrialState:
         self.first_report_s = float(result.get("time/first_report_s", self.first_report_s))
 
 
-def packed(report: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Return a trial's report as Tune gets it: what Tune decides by, and the rest as one text.
+def packed(report: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """Return a trial's report as Tune gets it: the `metrics` it goes by, and the rest as one text.
 
     Of every number Tune keeps six statistics and two histories per trial, and writes all trials' down every few
     seconds: two thirds of what a trial costs the driver.
     """
-    numbers = {key for key, value in report.items() if isinstance(value, int | float)} - {metric, "epoch"}
+    numbers = {key for key, value in report.items() if isinstance(value, int | float)} - {*metrics, "epoch"}
     kept = {key: value for key, value in report.items() if key not in numbers}
     return {**kept, FIGURES: json.dumps({key: report[key] for key in sorted(numbers)})}
 

@@ -70,6 +70,7 @@ def made_tuner(
     settings = {
         "folder": str(folder),
         "metric": space.metric,
+        "objectives": [metric for metric, _ in space.objectives],
         "mode": space.mode,
         "workers_least": space.resources.workers_least,
         "cpus_per_worker": space.resources.cpus_per_worker,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import ray
@@ -29,15 +29,15 @@ _UNUSED = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 class ToTune(UserCallback):  # type: ignore[misc]
-    """Passes every report of a run to Tune, from the process in which both live; `metric` is what Tune goes by."""
+    """Passes every report of a run to Tune, from the process in which both live; `metrics` are what Tune goes by."""
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self._metrics = metrics
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Report what rank 0 reported; return when Tune has taken it, or end the thread if Tune stops the trial."""
         path = {} if checkpoint is None else {"checkpoint_path": checkpoint.path}
-        tune.report(packed({**metrics[0], **path}, self._metric))
+        tune.report(packed({**metrics[0], **path}, self._metrics))
 
 
 class QuietTrainer(TorchTrainer):  # type: ignore[misc]

@@ -101,7 +101,7 @@ def run_trial(config: dict[str, Any]) -> None:
     _raise_noted(folder)
     through = kept(folder)[-1:] if how_ended(folder) else []
     if through:  # a crash came between its end and Tune's next snapshot
-        tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["metric"]))
+        tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["objectives"]))
         return
     tidy(folder)
     workers = _how_many(knobs, sweep)
@@ -120,7 +120,7 @@ def run_trial(config: dict[str, Any]) -> None:
         run_config=train.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            callbacks=[ToTune(sweep["metric"])],
+            callbacks=[ToTune(sweep["objectives"])],
             failure_config=train.FailureConfig(
                 max_failures=ELASTIC_LOSSES if elastic else 1,
                 controller_failure_limit=ELASTIC_STARTS if elastic else 1,

@@ -11,7 +11,7 @@ from stemtune.tune.records import packed, unpacked
 def test_tune_gets_few_numbers_and_the_records_all() -> None:
     report = {**{metric: number + 0.5 for number, metric in enumerate(METRICS)}, "time/device_s": 3.0, "epoch": 2}
     report |= {"placement_group": "ab12", "earlier": [{"epoch": 1}]}
-    sent = packed(report, "val/ece")
+    sent = packed(report, ["val/ece"])
     numbers = {key for key, value in sent.items() if isinstance(value, int | float)}
     assert numbers == {"val/ece", "epoch"}
     assert (sent["placement_group"], sent["earlier"]) == ("ab12", [{"epoch": 1}])
