@@ -101,15 +101,28 @@ def _steps(command: Command, started: float) -> None:
 
 def _step(command: Command, line: str, started: float) -> None:
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    print(f"\n[{minutes:d}:{seconds:02d}] $ stemtune {line}", flush=True)
+    step(command, line, "the demo", f"[{minutes:d}:{seconds:02d}] ")
+
+
+def step(command: Command, line: str, of: str, mark: str = "") -> None:
+    """Print a `stemtune` command line and run it as one step of a longer run.
+
+    Raises
+    ------
+    UserError
+        When it fails.
+    SystemExit
+        When it was interrupted, which it has said.
+    """
+    print(f"\n{mark}$ stemtune {line}", flush=True)
     try:
         code = command(shlex.split(line))
     except SystemExit as stop:
         code = int(stop.code or 0)
     if code == 130:
-        raise SystemExit(code)  # the step has said that it was interrupted
+        raise SystemExit(code)
     if code:
-        raise UserError(f"the demo stopped: `stemtune {line}` ended with exit code {code}; its message is above")
+        raise UserError(f"{of} stopped: `stemtune {line}` ended with exit code {code}; its message is above")
 
 
 def _closing(started: float) -> None:

@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stemtune.demo import Command, step
 from stemtune.errors import UserError
 from stemtune.files import whole_file, writable_folder
 from stemtune.study.findings import FINDINGS, Finding, Outcome, outcome
-
-Command = Callable[[Sequence[str]], int]
 
 STUDIES = ("reference",)
 SHEET = "study.json"
@@ -189,15 +187,7 @@ def _sweep(finding: Finding, text: str, command: Command) -> None:
 def _step(command: Command, line: str, made: str = "") -> None:
     if made and Path(made).exists():
         return
-    print(f"\n$ stemtune {line}", flush=True)
-    try:
-        code = command(shlex.split(line))
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    if code == 130:
-        raise KeyboardInterrupt("interrupted; the same command goes on from there")
-    if code:
-        raise UserError(f"the study stopped: `stemtune {line}` ended with exit code {code}; its message is above")
+    step(command, line, "the study")
 
 
 __all__ = ["FINDINGS", "SIZES", "Finding", "Outcome", "outcome", "run", "sized"]

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from stemtune import __version__
 from stemtune.files import whole_file
-from stemtune.study.findings import Group, Outcome
+from stemtune.study.findings import CHANCE_DEG, Group, Outcome
 from stemtune.tune.report import without_nan
+from stemtune.tune.report.charts import plain_decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from stemtune.study import Size
 
-_SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#666666")
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1100px;padding:1.2rem 1.5rem;color:#1a1a1a}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}
@@ -72,7 +72,10 @@ def draw(found: list[Outcome], png: Path, kind: str) -> None:
         _panel(place, each)
     for place in places[len(found) :]:
         place.set_axis_off()
-    chart.suptitle(f"Reference study, {kind} size: disorientation from the exact truth (dots: seeds)", fontsize=11)
+    chart.suptitle(
+        f"Reference study, {kind} size: disorientation from the exact truth (dots: seeds; grey: learned nothing)",
+        fontsize=11,
+    )
     with whole_file(png) as part:
         chart.savefig(part, dpi=110, format="png")
 
@@ -80,15 +83,16 @@ def draw(found: list[Outcome], png: Path, kind: str) -> None:
 def _panel(place: Axes, each: Outcome) -> None:
     values = [value for group in each.groups for value in group.median_deg]
     for line, group in enumerate(each.groups):
-        place.plot(
-            group.median_deg, [line] * len(group.median_deg), "o", color=_SHADES[line % len(_SHADES)], alpha=0.75
-        )
+        place.plot(group.median_deg, [line] * len(group.median_deg), "o", color="#0072B2", alpha=0.75)
         place.plot([group.mean_deg], [line], "|", color="k", markersize=12)
     if values and max(values) > 8 * min(values):
         place.set_xscale("log")
+        plain_decades(place.xaxis)
+    place.axvspan(CHANCE_DEG, max([*values, CHANCE_DEG]) * 1.08, color="0.93", zorder=0)
     place.set_yticks(range(len(each.groups)), [group.label for group in each.groups], fontsize=8)
     place.set_ylim(len(each.groups) - 0.5, -0.5)
     place.set_xlabel("median disorientation / °", fontsize=8)
+    place.set_ylabel(",\n".join(each.finding.by), fontsize=7)
     place.set_title(f"{each.finding.title}  {each.verdict}", fontsize=10, loc="left")
     place.grid(axis="x", color="0.9")
 
@@ -106,8 +110,9 @@ def _page(found: list[Outcome], kind: str, size: Size, png: bytes) -> str:
         f"<style>{_STYLE}</style><h1>The reference study, measured again ({kind} size)</h1>"
         f"<p>{escape(_budget(size))}</p>"
         "<table><thead><tr><th>question</th><th>the study says</th><th>here</th><th>because</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table><p class=note>One group is better than another when every seed of it is. The"
-        " last epoch counts; no trial was stopped early.</p>"
+        f"<tbody>{rows}</tbody></table><p class=note>One group is better than another when every seed of it is, and"
+        f" when not both have learned nothing (median above {CHANCE_DEG:g}°). The last epoch counts; no trial was"
+        " stopped early.</p>"
         f"<img alt='all findings' src='data:image/png;base64,{picture}'>{tables}</html>\n"
     )
 

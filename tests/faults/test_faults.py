@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from harness import (
     FIRST,
     SEED,
@@ -28,6 +25,7 @@ from harness import (
     kill,
     unfinished_checkpoints,
 )
+from mlflow_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -93,50 +91,6 @@ def test_a_checkpoint_is_damaged(sweep: Sweep) -> None:
     sweep.resume()
     check(sweep)
     assert "is not what was written: its hash differs" in sweep.said()
-
-
-class Server:
-    """A real `mlflow server`."""
-
-    def __init__(self, here: Path) -> None:
-        import socket
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
-        self.here, self.uri = here, f"http://127.0.0.1:{self.port}"
-        self.process: psutil.Popen | None = None
-
-    def start(self) -> None:
-        import urllib.request
-
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.here / "server.log").open("ab") as log:
-            self.process = psutil.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                    *("--backend-store-uri", f"sqlite:///{self.here / 'server.db'}", "--workers", "1"),
-                    *("--artifacts-destination", str(self.here / "artifacts")),
-                ],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError((self.here / "server.log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        if self.process is not None and self.process.is_running():
-            for one in [*self.process.children(recursive=True), self.process]:
-                kill(one)
-            self.process.wait(timeout=60)
 
 
 def test_the_tracking_server_dies(here: Path) -> None:

@@ -50,8 +50,8 @@ def overview(found: Comparison) -> Figure:
     if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
         curves.set_yscale("log")
         bars.set_xscale("log")
-        _plain_decades(curves.yaxis)
-        _plain_decades(bars.xaxis)
+        plain_decades(curves.yaxis)
+        plain_decades(bars.xaxis)
     for number, epoch in enumerate(found.figures["rungs"]):
         label = "ASHA decides" if number == 0 else None
         curves.axvline(epoch, color="0.6", linewidth=0.8, linestyle=":", zorder=0, label=label)
@@ -223,18 +223,18 @@ def prices(found: Comparison) -> Figure | None:
         costs = [getattr(row, price) for row in known]
         if max(costs) > 3 * min(costs):
             place.set_xscale("log")
-            _plain_decades(place.xaxis)
+            plain_decades(place.xaxis)
         values = [row.best for row in known]
         if min(values) > 0 and max(values) > 10 * min(values):
             place.set_yscale("log")
-            _plain_decades(place.yaxis)
+            plain_decades(place.yaxis)
     handles, labels = chart.axes[-1].get_legend_handles_labels()
     if handles:
         chart.axes[-1].legend(handles, labels, fontsize="small")
     return chart
 
 
-def _plain_decades(axis: Axis) -> None:
+def plain_decades(axis: Axis) -> None:
     """Write 0.2, 0.5, 1, 2, 5 instead of powers, whose labels run into each other within a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
