@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import random
@@ -28,8 +29,6 @@ from harness import (
 from mlflow_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
-
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 @pytest.fixture
@@ -125,9 +124,10 @@ class Nodes:
         """Kill everything on a node at once."""
         for name in ("raylet", "gcs_server"):
             for info in node.all_processes.get(name, []):
-                root = psutil.Process(info.process.pid)
-                for one in [*root.children(recursive=True), root]:
-                    kill(one)
+                with contextlib.suppress(psutil.NoSuchProcess):  # killed before
+                    root = psutil.Process(info.process.pid)
+                    for one in [*root.children(recursive=True), root]:
+                        kill(one)
                 info.process.wait(timeout=60)
 
     def close(self) -> None:
@@ -226,28 +226,5 @@ def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
         check(made, failed=(2,))
         assert "trial 2 cnn failed" in made.said()
         assert "out of memory; lower train.batch_size or the size of the model" in made.said()
-    finally:
-        made.stop()
-
-
-@pytest.mark.parametrize("step", ["+1h", "-1h"])
-def test_the_clock_steps(here: Path, step: str) -> None:
-    """The clock of every process of the sweep is set an hour forward or back; its driver is killed after that."""
-    if not FAKETIME.exists():
-        pytest.skip("apt-get install faketime")
-    clock = here / "clock"
-    clock.write_text("+0")
-    hook = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_CACHE_DURATION": "1"}
-    made = Sweep(here, environment={**hook, "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
-    try:
-        made.begin()
-        made.random_moment("clock")
-        clock.write_text(step)
-        made.note(f"the clock steps by {step}")
-        stepped = made.ended()
-        made.until(lambda: made.ended() >= stepped + 2)
-        made.kill_driver()
-        made.resume()
-        check(made)
     finally:
         made.stop()
