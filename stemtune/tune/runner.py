@@ -67,6 +67,7 @@ def made_tuner(
     """
     _, _, epochs = space.extremes
     _snapshots(space.budget.trials)
+    Watch.restored = True
     settings = {
         "folder": str(folder),
         "metric": space.metric,
@@ -118,6 +119,7 @@ def restored_tuner(folder: Path, trials: int) -> Any | None:
         return None
     remove_notes(folder)
     mend_study(folder)
+    Watch.restored = False
     return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
 
 

@@ -278,7 +278,6 @@ def _run(
 
     Watch.current = None
     tuner = restored_tuner(folder, space.budget.trials) if resume else None
-    Watch.restored = tuner is None
     if tuner is None:
         watch = Watch(space, folder, name, sheet["sweep_id"], tracked, store_hash)
         tuner = made_tuner(space, folder, watch, at_once, str(sheet.get("study", "")))

@@ -37,7 +37,6 @@ def test_two_measurements_at_once_are_refused(capsys: pytest.CaptureFixture[str]
     assert "there is no search space 'nowhere.yaml'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_sweep_without_training_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
