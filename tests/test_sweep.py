@@ -283,3 +283,39 @@ def test_a_trial_that_fails_does_not_end_the_sweep(here: Path) -> None:
     assert len(failed) == 1
     assert "nowhere.pth" in failed[0].reason
     assert record.status == "finished"
+
+
+@pytest.mark.slow
+def test_a_sweep_with_two_metrics_and_what_beats_what(here: Path) -> None:
+    """Both metrics reach the sampler, ASHA and champion go by the first, compare draws the front."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    metrics = ("val/disorientation_median_deg", "model/ms_per_pattern")
+    text = TINY.replace(f"metric: {metrics[0]}", f"metric: [{', '.join(metrics)}]\nmode: [min, min]")
+    text = (
+        text.replace("trials: 3", "trials: 5").replace("[1, 2]", "[1]").replace("train.workers: 2", "train.workers: 1")
+    )
+    (here / "tiny.yaml").write_text(text)
+    done = script("tiny.yaml", "--local", "--name", "both", wait_s=600)
+    assert done.returncode == 0, done.stderr
+    record = read_sweep("both", curves=metrics)
+    assert (record.status, len(record.trials)) == ("finished", 5)
+    best = {trial.name: min(value for _, value in trial.curves[metrics[0]]) for trial in record.trials}
+    champion = json.loads((resolve_model("models:/both@champion") / "model.json").read_text())
+    assert champion["metrics"][metrics[0]] == pytest.approx(min(best.values()))
+
+    storage = JournalStorage(JournalFileBackend(str(here / "sweeps" / "both" / "study.journal")))
+    study = optuna.load_study(study_name="both", storage=storage)
+    told = [trial for trial in study.get_trials() if trial.state.name == "COMPLETE"]
+    assert len(study.directions) == 2 and len(told) == 4  # the matched filter is not the sampler's
+    assert all(len(trial.values) == 2 and trial.values[1] > 0 for trial in told)
+    figures = json.loads((here / "sweeps" / "both" / "comparison" / "compare.json").read_text())
+    front = figures["pareto"]["ms_per_pattern"]
+    rows = {row["number"]: row for row in figures["trials"]}
+    for number in front:  # by hand, from the rows themselves
+        assert not any(
+            other["best"] < rows[number]["best"] and other["ms_per_pattern"] < rows[number]["ms_per_pattern"]
+            for other in rows.values()
+        )

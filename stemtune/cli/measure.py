@@ -67,7 +67,7 @@ def study(commands: Commands) -> None:
         from stemtune.cli import main
         from stemtune.study import run
 
-        page = run(options.name, Path(options.out), main, options.small, options.only)
+        page = run(options.name, Path(options.out), main, options.small, options.only, options.share, options.seeds)
         print(f"report: {page}")
 
     parser = command(
@@ -82,4 +82,6 @@ def study(commands: Commands) -> None:
     parser.add_argument("name", metavar="NAME", help="reference")
     parser.add_argument("--small", action="store_true", help="for two cores: 3,136 patterns of 64 px, about an hour")
     parser.add_argument("--only", nargs="+", default=[], metavar="FINDING", help="labels, kernel, ...; default all")
+    parser.add_argument("--share", type=float, metavar="P", help="part of the epochs; default 1, 0.15 with --small")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="seeds of each setting; default 3, 2 with --small")
     parser.add_argument("--out", default="study", metavar="DIR", help="folder for everything it makes; default study")

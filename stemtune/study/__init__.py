@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stemtune.demo import Command, step
@@ -65,7 +65,15 @@ SIZES = {
 """The study's 40,000 patterns on GPUs; and what two cores can do in about an hour."""
 
 
-def run(name: str, out: Path, command: Command, small: bool = False, only: Sequence[str] = ()) -> Path:
+def run(
+    name: str,
+    out: Path,
+    command: Command,
+    small: bool = False,
+    only: Sequence[str] = (),
+    share: float | None = None,
+    seeds: int | None = None,
+) -> Path:
     """Run the study `name` in the folder `out`, or go on with it, and return its report.
 
     Parameters
@@ -80,11 +88,13 @@ def run(name: str, out: Path, command: Command, small: bool = False, only: Seque
         Two cores instead of GPUs; see `SIZES`.
     only
         Findings to measure, by the names of their spaces; all by default.
+    share, seeds
+        Of the epochs that the spaces name (0 to 1), and how many seeds, instead of the size's own.
 
     Raises
     ------
     UserError
-        For an unknown study or finding, a folder of another size, or a step that fails.
+        For an unknown study or finding, a folder of another size or budget, or a step that fails.
     """
     if name not in STUDIES:
         raise UserError(f"there is no study '{name}'; there is {', '.join(STUDIES)}")
@@ -96,33 +106,47 @@ def run(name: str, out: Path, command: Command, small: bool = False, only: Seque
 
     texts = {finding.name: find_space(f"{SPACES}/{finding.name}.yaml").read_text() for finding in chosen}
     kind = "small" if small else "full"
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"--share is {share:g}, but must be above 0 and at most 1, all of the spaces' epochs")
     out = out.expanduser().absolute()
     writable_folder(out)
-    _claim(out, kind)
+    size = _claim(out, kind, share, seeds)
     here, began = Path.cwd(), time.monotonic()
     os.chdir(out)  # sweeps and the MLflow file belong beside the data
     try:
-        _data(SIZES[kind], command)
+        _data(size, command)
         for finding in chosen:
-            _sweep(finding, sized(texts[finding.name], SIZES[kind], out), command)
+            _sweep(finding, sized(texts[finding.name], size, out), command)
         found = [outcome(finding) for finding in FINDINGS if (out / "sweeps" / sweep_name(finding)).is_dir()]
-        return write_report(found, out, kind, SIZES[kind], time.monotonic() - began)
+        return write_report(found, out, kind, size, time.monotonic() - began)
     finally:
         os.chdir(here)
 
 
-def _claim(out: Path, kind: str) -> None:
-    """Note the size in the folder; a folder of another size is refused."""
-    sheet = out / SHEET
-    if sheet.exists():
-        before = json.loads(sheet.read_text())["size"]
-        if before != kind:
-            raise UserError(f"'{out}' holds the {before} study; give the {kind} one a folder of its own with --out")
-        return
-    if any(out.iterdir()):
-        raise UserError(f"the folder '{out}' holds other files; give the study a folder of its own with --out")
-    with whole_file(sheet) as part:
-        part.write_text(json.dumps({"study": "reference", "size": kind}) + "\n")
+def _claim(out: Path, kind: str, share: float | None, seeds: int | None) -> Size:
+    """Note size and budget in the folder, or read them there; a folder of other ones is refused."""
+    sheet, size = out / SHEET, SIZES[kind]
+    if not sheet.exists():
+        if any(out.iterdir()):
+            raise UserError(f"the folder '{out}' holds other files; give the study a folder of its own with --out")
+        size = replace(size, share=share or size.share, seeds=seeds or size.seeds)
+        with whole_file(sheet) as part:
+            part.write_text(json.dumps({"study": "reference", "size": kind, **_budget(size)}) + "\n")
+        return size
+    before = json.loads(sheet.read_text())
+    if before["size"] != kind:
+        raise UserError(f"'{out}' holds the {before['size']} study; give the {kind} one a folder of its own with --out")
+    size = replace(size, **{key: before[key] for key in _budget(size) if key in before})
+    if replace(size, share=share or size.share, seeds=seeds or size.seeds) != size:
+        raise UserError(
+            f"the study in '{out}' began with --share {size.share:g} --seeds {size.seeds}; leave both out to go on with"
+            " it, or give another one a folder of its own with --out"
+        )
+    return size
+
+
+def _budget(size: Size) -> dict[str, float]:
+    return {key: value for key, value in asdict(size).items() if key in ("share", "seeds")}
 
 
 def sized(text: str, size: Size, folder: Path) -> str:

@@ -44,7 +44,8 @@ class Watch(Callback):  # type: ignore[misc]
     """
 
     current: ClassVar[Watch | None] = None
-    restored: ClassVar[bool] = True  # False until Tune took up its snapshot: where it fails to, it begins anew in silence
+    restored: ClassVar[bool] = True
+    """False until Tune took up its snapshot: where it fails to, it begins anew in silence."""
 
     def __init__(
         self, space: SearchSpace, folder: Path, name: str, sweep_id: str, tracked: bool, store_hash: str
