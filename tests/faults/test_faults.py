@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -201,6 +203,33 @@ def test_the_disk_is_full(here: Path) -> None:
     finally:
         made.stop()
         subprocess.run(["umount", "-l", store], check=False)
+
+
+@pytest.mark.parametrize("hours", [1, -1], ids=["forward", "back"])
+def test_the_clock_steps(here: Path, hours: int) -> None:
+    """For all Python of the sweep the clock is set an hour forward or back; then its driver is killed."""
+    if shutil.which("cc") is None:
+        pytest.skip("apt-get install gcc libc6-dev")
+    library, step = here / "clock.so", here / "clock"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl"], check=True)
+    step.write_bytes(bytes(8))
+    made = Sweep(here, environment={"LD_PRELOAD": str(library), "STEMTUNE_CLOCK": str(step)})
+    try:
+        made.begin()
+        made.random_moment(f"clock {hours}")
+        with step.open("r+b") as file:  # the same file: every process has it mapped
+            file.write(struct.pack("q", hours * 3600))
+        made.note(f"the clock steps by {hours} h")
+        stepped = made.ended()
+        made.until(lambda: made.ended() >= stepped + 2)
+        made.kill_driver()
+        made.resume()
+        check(made)
+        times = [json.loads(line)["time"] for line in (made.folder / "tracking.jsonl").read_text().splitlines()]
+        assert max(times) - min(times) > 3e6, "the clock of the records did not step"
+    finally:
+        made.stop()
 
 
 def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
