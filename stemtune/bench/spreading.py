@@ -19,6 +19,8 @@ from stemtune.maps.inference import Predictor
 from stemtune.processes import Spread, over_processes
 
 ROUNDS = 3
+TIMES = 4
+"""How often a round goes over the patterns: a few seconds of them tell more of how it begins and ends."""
 
 
 def spread_rate(path: Path, folder: Path, batch: int = 128) -> dict[str, Any]:
@@ -77,9 +79,10 @@ def _rate(predictor: Predictor, spread: Spread, model: Path, skipped: int) -> fl
     def timed(
         prepare: Callable[[Any], Any], given: Any, work: Callable[[Any, Any], Any], items: Sequence[Any]
     ) -> Generator[Any]:
-        for result in spread(prepare, given, work, items):
+        for number, result in enumerate(spread(prepare, given, work, list(items) * TIMES)):
             times.append(time.perf_counter())
-            yield result
+            if number < len(items):
+                yield result
 
-    count = len(predictor.over(timed, model, progress=False).answers)
+    count = TIMES * len(predictor.over(timed, model, progress=False).answers)
     return (count - skipped * predictor.batch) / (times[-1] - times[skipped - 1])
