@@ -157,7 +157,8 @@ def test_up_submit_exec_down(site: Site) -> None:
 
 def test_attach_is_a_shell_on_the_head_node(site: Site) -> None:
     """It has stemtune's environment: Ray's token, the code that was sent, the shared folder."""
-    typed = "hostname; stemtune sweep --resume nothing; echo $RAY_AUTH_MODE; ray status | grep -c node_; exit\n"
+    count = "import ray; ray.init(logging_level='ERROR'); print('nodes', sum(node['Alive'] for node in ray.nodes()))"
+    typed = f'hostname; stemtune sweep --resume nothing; echo $RAY_AUTH_MODE; python -c "{count}"; exit\n'
     done = subprocess.run(
         ["ray", "attach", "cluster/hpc.yaml"],
         cwd=site.checkout,
@@ -172,7 +173,7 @@ def test_attach_is_a_shell_on_the_head_node(site: Site) -> None:
     said = [line.strip() for line in done.stdout.splitlines()]
     assert "node1" in said and "token" in said, done.stdout
     assert f"there is no sweep called 'nothing' in {site.shared}/sweeps; there are spread" in done.stdout
-    assert "3" in said, done.stdout  # the token is taken, three nodes answer
+    assert "nodes 3" in said, done.stdout  # the token is taken, three nodes answer
 
 
 def test_who_has_no_token_is_refused(site: Site) -> None:
