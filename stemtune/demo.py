@@ -115,10 +115,7 @@ def step(command: Command, line: str, of: str, mark: str = "") -> None:
         When it was interrupted, which it has said.
     """
     print(f"\n{mark}$ stemtune {line}", flush=True)
-    try:
-        code = command(shlex.split(line))
-    except SystemExit as stop:
-        code = int(stop.code or 0)
+    code = command(shlex.split(line))
     if code == 130:
         raise SystemExit(code)
     if code:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 the user's mistake, 1 a fault of ours."""
     try:
         options = _parser().parse_args(argv)
-        options.call(options)
+        return options.call(options) or 0
     except UserError as mistake:
         print(f"stemtune: {mistake}", file=sys.stderr)
         return 2
@@ -53,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as fault:
         print(f"stemtune: {fault_line(fault)}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _parser() -> Parser:

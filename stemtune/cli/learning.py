@@ -39,10 +39,10 @@ def train(commands: Commands) -> None:
 
 
 def sweep(commands: Commands) -> None:
-    def call(options: argparse.Namespace) -> None:
+    def call(options: argparse.Namespace) -> int:
         from stemtune.sweep import main as sweep
 
-        raise SystemExit(sweep(options.arguments))
+        return sweep(options.arguments)
 
     parser = command(
         commands,

@@ -6,6 +6,7 @@ the sweep that runs it, so that a driver that comes back after a crash ends its 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,9 @@ from stemtune.tune.space import SearchSpace
 STUDY = "study.journal"
 SWEEP, SETTINGS, SPACE = "stemtune.sweep", "stemtune.settings", "stemtune.space"
 """User attributes: of a trial, the sweep that runs it and the digest of its settings; of a study, what it searches."""
+
+_LOCK = 0x5354454D
+"""Number of the database's lock, any that nobody else uses."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,18 @@ def open_storage(study: Study) -> BaseStorage:
 
     try:
         engine = sqlalchemy.create_engine(study.url)
-        try:
-            tables = set(sqlalchemy.inspect(engine).get_table_names())
-        finally:
-            engine.dispose()
-        if "alembic_version" in tables and "studies" not in tables:
-            raise UserError(
-                f"the database {study.shown} holds other tables, MLflow's perhaps, and a study needs one of its own:"
-                " createdb --owner USER optuna"
-            )
-        return RDBStorage(study.url, engine_kwargs={"pool_pre_ping": True})
+        with contextlib.ExitStack() as last:
+            last.callback(engine.dispose)
+            connection = last.enter_context(engine.connect())
+            # Whoever comes first makes the tables; two at once would each find none and one would fail.
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            tables = set(sqlalchemy.inspect(connection).get_table_names())
+            if "alembic_version" in tables and "studies" not in tables:
+                raise UserError(
+                    f"the database {study.shown} holds other tables, MLflow's perhaps, and a study needs one of its"
+                    " own: createdb --owner USER optuna"
+                )
+            return RDBStorage(study.url, engine_kwargs={"pool_pre_ping": True})
     except (ModuleNotFoundError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as problem:
         hint = "; pip install -e '.[server]'" if isinstance(problem, ModuleNotFoundError) else ""
         reason = masked(str(problem)).strip().splitlines()[0][:300] or type(problem).__name__

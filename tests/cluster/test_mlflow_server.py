@@ -223,6 +223,19 @@ def test_two_drivers_share_a_study_in_postgresql(
     assert "s3cret" not in message
 
 
+def test_drivers_that_open_a_new_database_at_once_all_may(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", DATABASE_PASSWORD)
+    postgres.sql("create database fresh owner mlflow")
+    code = (
+        "import sys, time\n"
+        "from stemtune.tune.study import Study, open_storage\n"
+        "time.sleep(max(0.0, float(sys.argv[2]) - time.time())); open_storage(Study('one', sys.argv[1]))"
+    )
+    url = postgres.url("fresh").replace("postgresql://", "postgresql+psycopg://")
+    words = [sys.executable, "-c", code, url, str(time.time() + 15)]
+    assert [driver.wait(timeout=120) for driver in [subprocess.Popen(words) for _ in range(4)]] == [0] * 4
+
+
 def test_no_secret_is_on_a_command_line_or_in_a_log(server: Mlflow) -> None:
     secrets = [ADMIN_PASSWORD, *USERS.values(), server.environment["PGPASSWORD"]]
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
