@@ -57,7 +57,7 @@ class Progress:
         """Say how a trial ended."""
         self._crown(state)
         word = STATUS_WORDS[state.status]
-        tail = f": {state.reason}" if state.status == "failed" and state.reason else ""
+        tail = _because(state)
         best = f"; best so far trial {self._best.number}, {self._value(self._best)}" if self._best else ""
         self.say(
             f"trial {state.number} {state.label} {word} after epoch {state.epoch} and {state.wall_s:.0f} s"
@@ -91,10 +91,15 @@ def table(trials: Iterable[TrialState], metric: str, mode: str) -> str:
                 str(state.best_epoch),
                 str(state.epoch),
                 f"{state.wall_s:.0f} s",
-                STATUS_WORDS[state.status] + (f": {state.reason}" if state.status == "failed" else ""),
+                STATUS_WORDS[state.status] + _because(state),
             )
         )
     return aligned(rows)
+
+
+def _because(state: TrialState) -> str:
+    """Say why a trial failed or ended before its time; that ASHA stopped one its status says."""
+    return f": {state.reason}" if state.reason and state.status in ("failed", "finished") else ""
 
 
 def _rank(state: TrialState, mode: str) -> tuple[bool, float]:

@@ -53,6 +53,9 @@ FAILURE = "failure.txt"
 NO_SPACE = os.strerror(errno.ENOSPC)
 """What is said of a full disk, through whatever wraps it."""
 
+DIVERGED = "diverged.txt"
+"""How a trial diverged, in its folder."""
+
 EARLIER = "earlier"
 """Key of a report: the reports from before a restart."""
 
@@ -169,8 +172,9 @@ def train_worker(config: dict[str, Any]) -> None:
                 world=context.get_world_size(),
                 device=get_device(),
             )
-        except Diverged:
-            return  # it has reported figures worse than any other trial's
+        except Diverged as problem:  # it has reported figures worse than any other trial's
+            _write(folder / DIVERGED, str(problem))
+            return
         except Exception as problem:
             _note(folder, problem)
             raise
@@ -304,9 +308,13 @@ def _note(folder: Path, problem: Exception) -> None:
     reason = f"{type(problem).__name__}: {str(problem).strip() or type(problem).__name__}"
     if memory:
         reason = f"out of memory; lower train.batch_size or the size of the model ({reason.splitlines()[0]})"
+    _write(folder / FAILURE, f"{reason}\n\n{traceback.format_exc()}")
+
+
+def _write(note: Path, text: str) -> None:
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FAILURE).write_text(f"{reason}\n\n{traceback.format_exc()}")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(text)
 
 
 def _raise_noted(folder: Path) -> None:
@@ -315,9 +323,9 @@ def _raise_noted(folder: Path) -> None:
         raise RuntimeError(note)
 
 
-def failure(folder: Path) -> str:
-    """Return in one line why the trial in `folder` failed, or an empty string."""
+def failure(folder: Path, note: str = FAILURE) -> str:
+    """Return in one line why the trial in `folder` failed (or what another `note` there says), or an empty string."""
     try:
-        return (folder / FAILURE).read_text().splitlines()[0]
+        return (folder / note).read_text().splitlines()[0]
     except (OSError, IndexError):
         return ""

@@ -22,7 +22,7 @@ from stemtune.tune.records import TrialState, history, unpacked
 from stemtune.tune.schedule import TimeBudget
 from stemtune.tune.snapshots import Snapshots
 from stemtune.tune.space import SearchSpace
-from stemtune.tune.trial import DAMAGED, EARLIER, NO_SPACE, failure
+from stemtune.tune.trial import DAMAGED, DIVERGED, EARLIER, NO_SPACE, failure
 
 _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
 
@@ -192,7 +192,7 @@ class Watch(Callback):  # type: ignore[misc]
             self.over_time = True
             self._end(trial.trial_id, "stopped", f"out of time: the sweep's {self.space.budget.hours:g} h are over")
         else:
-            self._end(trial.trial_id, "finished", "")
+            self._end(trial.trial_id, "finished", failure(train_folder(self.folder, trial.trial_id), DIVERGED))
 
     def _through(self, trial_id: str) -> bool:
         state = self.trials[trial_id]

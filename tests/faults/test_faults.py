@@ -258,6 +258,7 @@ def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
         made.ends()
         check(made, failed=(2,))
         assert "trial 2 cnn failed" in made.said()
+        assert "training diverged; lower `optim.lr`, now 1" in made.said()
         assert "out of memory; lower train.batch_size or the size of the model" in made.said()
     finally:
         made.stop()
