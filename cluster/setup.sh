@@ -17,7 +17,7 @@ chmod 600 "$token"
 
 # The same packages in the same versions everywhere: constraints.txt names them. Several nodes may share one home.
 wanted="$(cat "$source_folder/pyproject.toml" "$source_folder/constraints.txt" | sha256sum | cut -d' ' -f1)"
-exec 9>"$STEMTUNE_VENV.lock" 2>/dev/null && flock 9 || true
+{ exec 9>"$STEMTUNE_VENV.lock"; } 2>/dev/null && flock 9 || true
 if [ -x "$STEMTUNE_VENV/bin/python" ] && [ ! -e "$STEMTUNE_VENV/.stemtune" ]; then
     echo "using the environment that is there: $STEMTUNE_VENV"
 elif [ "$(cat "$STEMTUNE_VENV/.stemtune" 2>/dev/null)" != "$wanted" ]; then

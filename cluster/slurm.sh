@@ -89,7 +89,9 @@ node() {
 }
 export -f sweep node
 export job address port options
+# Since Slurm 22.05 srun does not take over --cpus-per-task of the job: without it Ray would be bound to one core.
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+    --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     bash -c 'node "$@"' node "$@" &
 step=$!
 

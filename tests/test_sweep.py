@@ -269,10 +269,52 @@ def test_control_c_leaves_a_sweep_that_goes_on(here: Path) -> None:
     assert (record.status, len(record.trials)) == ("finished", 3)
 
 
+def test_a_sweep_has_one_driver(here: Path) -> None:
+    """A second one, by --resume in another terminal, would take the first one's trials for lost."""
+    from stemtune.tune.search import _alone, _write_sheet, new_sheet
+    from stemtune.tune.space import load_space
+
+    folder = here / "sweeps" / "busy"
+    folder.mkdir(parents=True)
+    _write_sheet(folder, new_sheet(load_space("tiny.yaml"), "busy"))
+    with _alone(folder):
+        second = script("--resume", "busy", "--local")
+    assert second.returncode == 2
+    assert f"the sweep 'busy' is running (process {os.getpid()} on " in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    with _alone(folder):
+        pass  # the first one is gone
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_when_its_time_is_over(here: Path) -> None:
+    """Trials end with the epoch that they are in, the sweep is finished, nothing is open, resuming does nothing."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    text = TINY.replace("trials: 3, epochs: 2", "trials: 50, epochs: 200, hours: 0.012, concurrent: 2")
+    (here / "tiny.yaml").write_text(text.replace("workers: [1, 2]", "workers: [1]").replace("workers: 2", "workers: 1"))
+    done = script("tiny.yaml", "--local", "--name", "timed", wait_s=400)
+    assert done.returncode == 0, done.stderr
+    record = read_sweep("timed")
+    assert record.status == "finished"
+    assert 2 <= len(record.trials) < 50
+    assert {trial.status for trial in record.trials} <= {"finished", "stopped"}
+    assert any("out of time: the sweep's 0.012 h are over" in trial.reason for trial in record.trials)
+    storage = JournalStorage(JournalFileBackend(str(here / "sweeps" / "timed" / "study.journal")))
+    states = {trial.state.name for trial in optuna.load_study(study_name="timed", storage=storage).get_trials()}
+    assert "RUNNING" not in states
+    again = script("--resume", "timed", "--local")
+    assert again.returncode == 0, again.stderr
+    assert len(read_sweep("timed").trials) == len(record.trials)
+
+
 @pytest.mark.slow
 def test_a_trial_that_fails_does_not_end_the_sweep(here: Path) -> None:
+    (here / "broken.pth").write_text("no weights")
     (here / "tiny.yaml").write_text(
-        TINY.replace("    one_of:\n", "    one_of:\n      densenet: {model.pretrained: [nowhere.pth]}\n").replace(
+        TINY.replace("    one_of:\n", "    one_of:\n      densenet: {model.pretrained: [broken.pth]}\n").replace(
             "model.name: cnn, train.workers: 2, optim.lr: 1e-3, model.kernel_size: 3", "model.name: densenet"
         )
     )
@@ -281,7 +323,7 @@ def test_a_trial_that_fails_does_not_end_the_sweep(here: Path) -> None:
     record = read_sweep("failing")
     failed = [trial for trial in record.trials if trial.status == "failed"]
     assert len(failed) == 1
-    assert "nowhere.pth" in failed[0].reason
+    assert "broken.pth" in failed[0].reason
     assert record.status == "finished"
 
 

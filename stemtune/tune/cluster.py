@@ -232,6 +232,11 @@ def concurrency(space: SearchSpace, nodes: Sequence[Mapping[str, float]]) -> int
             f"a trial of {most} worker(s) asks for {asked} each, but Ray has {has}{spread}; lower"
             " resources.cpus_per_worker or resources.gpus_per_worker (fractions share) or the number of workers"
         )
+    if most > 1 and 0 < each["GPU"] < 1:
+        raise UserError(
+            f"a trial of {most} workers with {each['GPU']:g} GPUs each would put two of them on one GPU, which NCCL"
+            " refuses; give each a whole one (resources.gpus_per_worker: 1), or take one worker"
+        )
     limits = [space.budget.trials, room // fewest]
     if space.budget.concurrent:
         limits.append(space.budget.concurrent)

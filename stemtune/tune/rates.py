@@ -22,6 +22,7 @@ from typing import Any
 
 from stemtune.config import METRICS
 from stemtune.tracking import Tracker, address
+from stemtune.tune.paths import absolute
 from stemtune.tune.records import TrialState, better, packed
 from stemtune.tune.runner import made_tuner
 from stemtune.tune.search import _finish, new_sheet, sweeps_folder
@@ -341,6 +342,7 @@ def epochs_to_target(space: SearchSpace, seeds: Sequence[int], target: float | N
     from stemtune.tune.cluster import concurrency, connect
     from stemtune.tune.nodes import alive
 
+    space = absolute(space, Path.cwd())
     connect(local=True)
     figures: Figures = {}
     ratios = []

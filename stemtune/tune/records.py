@@ -23,6 +23,9 @@ STATUS_WORDS = {
 
 FIGURES = "figures"
 
+DRIVER = "driver.lock"
+"""Held by the process that drives a sweep, in the sweep's folder."""
+
 SHEET = "sweep.json"
 """Where a sweep writes down what it is, in its folder."""
 

@@ -12,13 +12,13 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from stemtune.tune.cluster import HEAD, QUIET
-from stemtune.tune.records import SHEET
+from stemtune.tune.records import DRIVER, SHEET
 from stemtune.tune.schedule import LearnersASHA, TimeBudget
-from stemtune.tune.searcher import StudySearch, mend_study
+from stemtune.tune.searcher import Limiter, StudySearch, mend_study
 from stemtune.tune.snapshots import FOLDER, hand_over
 from stemtune.tune.space import SearchSpace
 from stemtune.tune.study import STUDY
-from stemtune.tune.trial import FAILURE, PASSED_ON, run_trial
+from stemtune.tune.trial import FAILURE, passed_on, run_trial
 from stemtune.tune.watch import Watch
 
 _LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
@@ -41,6 +41,12 @@ def _snapshots(trials: int) -> None:
     """
     if trials > _LARGE and os.environ.get("TUNE_GLOBAL_CHECKPOINT_S") == QUIET["TUNE_GLOBAL_CHECKPOINT_S"]:
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "auto"
+
+
+def _begin(trials: int, at_once: int) -> None:
+    """Set what holds for the sweep that this process is about to run."""
+    _snapshots(trials)
+    TimeBudget.over, Limiter.now = False, at_once
 
 
 def made_tuner(
@@ -66,7 +72,7 @@ def made_tuner(
         Random search without stopping, to compare with.
     """
     _, _, epochs = space.extremes
-    _snapshots(space.budget.trials)
+    _begin(space.budget.trials, at_once)
     Watch.restored = True
     settings = {
         "folder": str(folder),
@@ -76,7 +82,7 @@ def made_tuner(
         "workers_least": space.resources.workers_least,
         "cpus_per_worker": space.resources.cpus_per_worker,
         "gpus_per_worker": space.resources.gpus_per_worker,
-        "environment": {name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        "environment": passed_on(),
     }
     seed = space.fixed.get("train.seed", 0)
     return tune.Tuner(
@@ -84,7 +90,9 @@ def made_tuner(
         tune_config=tune.TuneConfig(
             metric=space.metric,
             mode=space.mode,
-            search_alg=StudySearch(space, folder, settings, int(seed), watch.sweep_id, study, at_random=plain),
+            search_alg=Limiter(
+                StudySearch(space, folder, settings, int(seed), watch.sweep_id, study, at_random=plain), at_once
+            ),
             scheduler=FIFOScheduler()
             if plain or space.design == "grid"
             else LearnersASHA(
@@ -94,7 +102,6 @@ def made_tuner(
                 reduction_factor=space.budget.reduction,
             ),
             num_samples=space.budget.trials,
-            max_concurrent_trials=at_once,
             reuse_actors=True,  # the next trial's driver is a process that has imported everything
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
@@ -110,15 +117,18 @@ def made_tuner(
     )
 
 
-def restored_tuner(folder: Path, trials: int) -> Any | None:
-    """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing."""
-    _snapshots(trials)
+def restored_tuner(folder: Path, trials: int, at_once: int) -> Any | None:
+    """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing.
+
+    It runs `at_once` trials at a time from now on, for the cluster may be another one.
+    """
+    _begin(trials, at_once)
     handed_over = hand_over(folder)
     if not tune.Tuner.can_restore(str(folder)) or ((folder / FOLDER).exists() and not handed_over):
         discard(folder)
         return None
     remove_notes(folder)
-    mend_study(folder)
+    mend_study(folder / STUDY)
     Watch.restored = False
     return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
 
@@ -135,7 +145,7 @@ def discard(folder: Path) -> None:
     The study stays: another sweep may share it.
     """
     for entry in folder.iterdir():
-        if entry.name == SHEET or entry.name.startswith(("tracking.", STUDY)):
+        if entry.name in (SHEET, DRIVER) or entry.name.startswith(("tracking.", STUDY)):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)

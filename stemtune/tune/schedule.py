@@ -57,7 +57,10 @@ def _learns(trial: Any) -> bool:
 
 
 class TimeBudget(Stopper):  # type: ignore[misc]
-    """Ends a sweep after so many hours of running, however often it is interrupted and whatever the clock is set to."""
+    """Ends a sweep after so many hours of running, however often it is interrupted and whatever the clock is set to.
+
+    Trials end with the epoch that they are in, and the searcher proposes no others.
+    """
 
     over: ClassVar[bool] = False
 
@@ -66,16 +69,16 @@ class TimeBudget(Stopper):  # type: ignore[misc]
         self._last: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never end a single trial."""
-        return False
+        """Whether a trial that has just reported is to end."""
+        return TimeBudget.over
 
     def stop_all(self) -> bool:
-        """Whether the time is over."""
+        """Look at the time; Tune asks before each step. To end all at once would leave records open."""
         now = time.monotonic()
         self._left_s -= now - self._last if self._last is not None else 0.0
         self._last = now
         TimeBudget.over = self._left_s <= 0
-        return TimeBudget.over
+        return False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _last=None)

@@ -6,28 +6,30 @@ journal of what MLflow is to know, and each trial's checkpoints. With it an inte
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stemtune import __version__
-from stemtune.config import Config, knob
+from stemtune.config import Config
 from stemtune.errors import UserError, did_you_mean, masked
-from stemtune.files import existing, whole_file, writable_folder
-from stemtune.tune.records import SHEET, TrialState, best_checkpoint, better
+from stemtune.files import whole_file, writable_folder
+from stemtune.tune.paths import absolute, named_files
+from stemtune.tune.records import DRIVER, SHEET, TrialState, best_checkpoint, better
 from stemtune.tune.space import SearchSpace, space_from_text
 from stemtune.tune.trial import NO_SPACE
-
-PATHS = ("data.store", "data.mix_store", "data.validation_store", "data.cif", "model.pretrained")
-"""Settings that name a file: made absolute, because trials run elsewhere."""
 
 COMPARISON = "comparison"
 """Folder of the sweep, and of the artifacts of its run in MLflow, for what `stemtune compare` writes."""
@@ -108,26 +110,53 @@ def run_sweep(
     """
     name = checked_name(name or space.name)
     folder = sweeps_folder() / name
-    if resume:
-        sheet = read_sheet(folder)
-        space = space_from_sheet(sheet)
-    else:
-        if (folder / SHEET).exists():
-            raise UserError(
-                f"there is a sweep called '{name}' already; --resume {name} goes on with it, --name NAME starts another"
-            )
-        space = _absolute(space if trials is None else _with_trials(space, trials))
-        sheet = new_sheet(space, name) | ({"study": study} if study else {})
-    _study_ready(str(sheet.get("study", "")), folder, space)
-    store_hash = _store_hash(space)
-    if tracked:
-        from stemtune.tracking import address, greet
+    with contextlib.ExitStack() as held:
+        if resume:
+            sheet = read_sheet(folder)
+            held.enter_context(_alone(folder))
+            space = absolute(space_from_sheet(sheet), Path(sheet.get("home", ".")))
+        else:
+            _name_free(folder)
+            space = absolute(space if trials is None else _with_trials(space, trials), Path.cwd())
+            sheet = new_sheet(space, name) | ({"study": study} if study else {})
+        _study_ready(str(sheet.get("study", "")), folder, space)
+        store_hash = _store_hash(space)
+        if tracked:
+            from stemtune.tracking import address, greet
 
-        greet(address(), name)  # a wrong MLFLOW_TRACKING_URI or password is told before anything starts
-    at_once = _nodes_ready(space, folder, local, nodes)
-    if not resume:
-        _write_sheet(folder, sheet)
-    return _run(space, name, folder, sheet, at_once, tracked, store_hash, resume)
+            greet(address(), name)  # a wrong MLFLOW_TRACKING_URI or password is told before anything starts
+        at_once = _nodes_ready(space, folder, local, nodes)
+        if not resume:
+            held.enter_context(_alone(folder))
+            _name_free(folder)
+            _write_sheet(folder, sheet)
+        return _run(space, name, folder, sheet, at_once, tracked, store_hash, resume)
+
+
+def _name_free(folder: Path) -> None:
+    if (folder / SHEET).exists():
+        raise UserError(
+            f"there is a sweep called '{folder.name}' already; --resume {folder.name} goes on with it, --name NAME"
+            " starts another"
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only driver of the sweep in `folder`: two would each take the other's trials for lost."""
+    with (folder / DRIVER).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "elsewhere"
+            raise UserError(f"the sweep '{folder.name}' is running ({who}); wait for its end, or stop it") from None
+        except OSError:
+            pass  # a file system that knows no locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _study_ready(study: str, folder: Path, space: SearchSpace) -> None:
@@ -138,7 +167,10 @@ def _study_ready(study: str, folder: Path, space: SearchSpace) -> None:
 
     place = find_study(study, folder, space)
     if place.file is not None:
+        from stemtune.tune.searcher import mend_study
+
         checked_name(place.name)
+        mend_study(place.file)
     join(place, open_storage(place), space)
 
 
@@ -153,18 +185,12 @@ def _nodes_ready(space: SearchSpace, folder: Path, local: bool, count: int) -> i
     fresh = not folder.exists()
     writable_folder(folder)
     try:
-        check(folder, _named_files(space))
+        check(folder, named_files(space))
     except UserError:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return at_once
-
-
-def _named_files(space: SearchSpace) -> list[str]:
-    """Return the files that the space's constants name."""
-    values = [space.fixed.get(key) for key in PATHS]
-    return [value for value in values if isinstance(value, str) and Path(value).is_file()]
 
 
 def checked_name(name: str) -> str:
@@ -178,19 +204,6 @@ def _with_trials(space: SearchSpace, trials: int) -> SearchSpace:
     from dataclasses import replace
 
     return replace(space, budget=replace(space.budget, trials=trials))
-
-
-def _absolute(space: SearchSpace) -> SearchSpace:
-    """Make the paths in the constants absolute and see that the files are there."""
-    changed: dict[str, object] = {}
-    for key in PATHS:
-        value = space.fixed.get(key)
-        if isinstance(value, str) and value and value != "linio2":
-            found = existing(Path(value).expanduser(), f"`{key}`")
-            changed[key] = str(found.absolute())
-    from dataclasses import replace
-
-    return replace(space, fixed={**space.fixed, **{key: knob(key).parse(value) for key, value in changed.items()}})
 
 
 def _store_hash(space: SearchSpace) -> str:
@@ -219,6 +232,7 @@ def new_sheet(space: SearchSpace, name: str) -> dict[str, Any]:
         "space": space.text,
         "space_name": space.name,
         "fixed": dict(space.fixed),
+        "home": str(Path.cwd()),
         "trials": space.budget.trials,
     }
 
@@ -277,7 +291,7 @@ def _run(
     from stemtune.tune.watch import Watch
 
     Watch.current = None
-    tuner = restored_tuner(folder, space.budget.trials) if resume else None
+    tuner = restored_tuner(folder, space.budget.trials, at_once) if resume else None
     if tuner is None:
         watch = Watch(space, folder, name, sheet["sweep_id"], tracked, store_hash)
         tuner = made_tuner(space, folder, watch, at_once, str(sheet.get("study", "")))

@@ -10,26 +10,54 @@ import warnings
 import zlib
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from stemtune.config import Scalar
 from stemtune.files import whole_file
 from stemtune.tune.records import unpacked
-from stemtune.tune.schedule import UNTRAINED
+from stemtune.tune.schedule import UNTRAINED, TimeBudget
 from stemtune.tune.space import SearchSpace
-from stemtune.tune.study import SETTINGS, SPACE, STUDY, SWEEP, asked, digest, find_study, join, open_storage
+from stemtune.tune.study import (
+    AGAIN,
+    SETTINGS,
+    SPACE,
+    STUDY,
+    SWEEP,
+    asked,
+    digest,
+    find_study,
+    join,
+    open_storage,
+)
 from stemtune.tune.trial import EARLIER
 
-__all__ = ["STUDY", "StudySearch", "mend_study"]
+__all__ = ["STUDY", "Limiter", "StudySearch", "mend_study"]
 
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
+
+
+FINISHED = Searcher.FINISHED
+"""What Tune is told instead of settings when there are no more."""
+
+
+class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
+    """Holds proposals back while as many trials run as the cluster has room for now, not as when the sweep began."""
+
+    now: ClassVar[int] = 0
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the settings of the next trial, or None while there is no room."""
+        if Limiter.now:
+            self.max_concurrent: int = Limiter.now
+        return super().suggest(trial_id)
 
 
 class StudySearch(OptunaSearch):  # type: ignore[misc]
@@ -90,6 +118,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._baselines = [] if joined and study else space.baselines()  # who began the study runs them
         self._numbers: dict[str, int] = {}
         self._seen: set[str] = set()
+        self._again: set[str] = set()
         super().__init__(
             space=space.suggest,
             metric=[metric for metric, _ in space.objectives] if space.also else space.metric,
@@ -104,8 +133,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         else:
             self._ot_study.set_user_attr(SPACE, asked(space))
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the settings of the next trial."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the settings of the next trial, or that there is none when the sweep's time is over."""
+        if TimeBudget.over:
+            return str(FINISHED)
         self._numbers.setdefault(trial_id, len(self._numbers))
         if self._baselines and trial_id not in self._ot_trials:
             flat, optuna_part = self._baselines.pop(0), None
@@ -126,6 +157,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             trial.set_user_attr(SWEEP, self._sweep)
             flat = self.space.suggest(trial)
             settings = _fingerprint(self.space.settings(flat))
+            if settings in self._again:
+                self._again.discard(settings)
+                break
             if attempt == _REPEATS - 1 or not (settings in self._seen or self._elsewhere(settings)):
                 break
             self._ot_study.tell(
@@ -181,15 +215,35 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._give_up_lost()
 
     def _give_up_lost(self) -> None:
-        """End the trials of this sweep that run in the study and not in Tune; plan those that were planned again."""
+        """Plan anew what this sweep began and Tune, after a crash, does not know, whether it ended or not.
+
+        Trials that still run in the study are ended there. Those that had ended stay, for what they taught the sampler
+        is true. That they were planned again is written down: another crash must not plan them a third time.
+        """
         known = {trial.number for trial in self._ot_trials.values()}
-        for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        mark = f"{AGAIN}.{self._sweep}"
+        again = set(self._ot_study.user_attrs.get(mark, []))
+        trials = self._ot_study.get_trials(deepcopy=False)
+        going_on = {trial.user_attrs.get(SETTINGS) for trial in trials if trial.number in known}
+        for trial in trials:
             if trial.number in known or not self._ours(trial):
                 continue
+            settings = trial.user_attrs.get(SETTINGS)
+            if trial.state == TrialState.RUNNING:
+                self._ot_study.tell(trial.number, state=TrialState.FAIL)
+            elif trial.state == TrialState.WAITING or not settings:
+                continue  # planned, or proposed twice and never begun
+            if trial.number in again:
+                if settings not in going_on:
+                    self._again.add(settings)
+                continue
             planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            self._ot_study.tell(trial.number, state=TrialState.FAIL)
             if planned:
                 self._ot_study.enqueue_trial(planned)  # what was lost is run again, whoever proposed it
+            if settings:
+                self._again.add(settings)
+                again.add(trial.number)
+        self._ot_study.set_user_attr(mark, sorted(again))
 
     def _ours(self, trial: FrozenTrial) -> bool:
         if SWEEP in trial.user_attrs:
@@ -197,9 +251,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         return trial.datetime_start is None or datetime.now() - trial.datetime_start > _YOUNG
 
 
-def mend_study(folder: Path) -> None:
-    """Take lines out of the study's journal that a crash or a full disk cut short: Optuna would read no further."""
-    file = folder / STUDY
+def mend_study(file: Path) -> None:
+    """Take lines out of a study's journal that a crash or a full disk cut short: Optuna would read no further."""
     if not file.exists():
         return
     lock = JournalFileSymlinkLock(os.fspath(file))

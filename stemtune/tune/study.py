@@ -22,8 +22,11 @@ from stemtune.errors import UserError, masked
 from stemtune.tune.space import SearchSpace
 
 STUDY = "study.journal"
-SWEEP, SETTINGS, SPACE = "stemtune.sweep", "stemtune.settings", "stemtune.space"
-"""User attributes: of a trial, the sweep that runs it and the digest of its settings; of a study, what it searches."""
+SWEEP, SETTINGS = "stemtune.sweep", "stemtune.settings"
+"""User attributes of a trial: the sweep that runs it, the digest of its settings."""
+
+SPACE, AGAIN = "stemtune.space", "stemtune.again"
+"""User attributes of a study: what it searches; with a sweep's id, which trials that planned anew after a crash."""
 
 _LOCK = 0x5354454D
 """Number of the database's lock, any that nobody else uses."""

@@ -44,6 +44,12 @@ ELASTIC_LOSSES = 3
 PASSED_ON = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME")
 """Settings of the submitting process's environment that the workers get as well."""
 
+
+def passed_on() -> dict[str, str]:
+    """Return those of them that are set here."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+
+
 WORST = 1e6
 """Stands for a figure that is not finite: Optuna refuses infinities and NaN."""
 

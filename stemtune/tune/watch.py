@@ -22,7 +22,7 @@ from stemtune.tune.records import TrialState, history, unpacked
 from stemtune.tune.schedule import TimeBudget
 from stemtune.tune.snapshots import Snapshots
 from stemtune.tune.space import SearchSpace
-from stemtune.tune.trial import DAMAGED, DIVERGED, EARLIER, NO_SPACE, failure
+from stemtune.tune.trial import DAMAGED, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
 
 _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
 
@@ -56,6 +56,7 @@ class Watch(Callback):  # type: ignore[misc]
         self.over_time = False
         self._groups: dict[str, str] = {}
         self._stopped: set[str] = set()
+        self._late: set[str] = set()
         self._started: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,11 +65,11 @@ class Watch(Callback):  # type: ignore[misc]
 
     def get_state(self) -> dict[str, Any]:
         """Return what Tune keeps for a restart."""
-        return {"trials": self.trials}
+        return {"trials": self.trials, "over_time": self.over_time}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take up what Tune kept."""
-        self.trials = state["trials"]
+        self.trials, self.over_time = state["trials"], state.get("over_time", False)
         Watch.restored = True
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
@@ -105,10 +106,13 @@ class Watch(Callback):  # type: ignore[misc]
         if not self._looked_back:
             self._looked_back = True
             self._forget({trial.trial_id for trial in trials})
+            for trial in trials:  # begun before an interrupt: this machine's network may be another
+                trial.config["sweep"]["environment"] = passed_on()
         self.snapshot(trials)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Keep what Tune has just written down, if it has."""
+        self.over_time = self.over_time or TimeBudget.over
         self.snapshot(trials)
 
     def snapshot(self, trials: list[Any] | None = None) -> None:
@@ -160,8 +164,8 @@ class Watch(Callback):  # type: ignore[misc]
         if group and self._groups.get(trial.trial_id) != group:
             self._groups[trial.trial_id] = group
             state.nodes = where_it_runs(group) or state.nodes
-        if result.get("done"):  # set by the scheduler: a trial that ends by itself is not told again
-            self._stopped.add(trial.trial_id)
+        if result.get("done"):  # set by who stops it: a trial that ends by itself is not told again
+            (self._late if TimeBudget.over else self._stopped).add(trial.trial_id)
         self.progress.reported(state)
 
     def _tell(self, state: TrialState, result: dict[str, Any]) -> None:
@@ -188,8 +192,7 @@ class Watch(Callback):  # type: ignore[misc]
         stopped = trial.trial_id in self._stopped or before == "stopped"
         if stopped:
             self._end(trial.trial_id, "stopped", "stopped by ASHA")
-        elif TimeBudget.over and not self._through(trial.trial_id):
-            self.over_time = True
+        elif trial.trial_id in self._late and not self._through(trial.trial_id):
             self._end(trial.trial_id, "stopped", f"out of time: the sweep's {self.space.budget.hours:g} h are over")
         else:
             self._end(trial.trial_id, "finished", failure(train_folder(self.folder, trial.trial_id), DIVERGED))
@@ -197,6 +200,10 @@ class Watch(Callback):  # type: ignore[misc]
     def _through(self, trial_id: str) -> bool:
         state = self.trials[trial_id]
         return state.epoch >= int(state.knobs.get("train.epochs", Config().train.epochs))
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's driver died, and the trial starts once more: give back what its workers held."""
+        self._free(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""

@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,9 @@ def _check_study(sweep: Sweep, trials: dict[int, Any], best: dict[int, float]) -
     study = optuna.load_study(study_name=sweep.name, storage=storage)
     states = [trial.state.name for trial in study.get_trials()]
     assert not {"RUNNING", "WAITING"} & set(states), states
-    remembered = sorted(round(trial.value, 6) for trial in study.get_trials() if trial.state.name == "COMPLETE")
+    remembered = Counter(round(trial.value, 6) for trial in study.get_trials() if trial.state.name == "COMPLETE")
     proposed = [number for number, run in trials.items() if "stemtune.optuna" in run.data.tags and number in best]
-    assert remembered == sorted(round(best[number], 6) for number in proposed)
+    wanted = Counter(round(best[number], 6) for number in proposed)
+    again = sum(len(numbers) for key, numbers in study.user_attrs.items() if key.startswith("stemtune.again."))
+    assert wanted <= remembered
+    assert (remembered - wanted).total() <= again  # what ended unknown to Tune is known twice

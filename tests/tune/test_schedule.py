@@ -72,12 +72,16 @@ def test_the_time_of_a_sweep_is_not_that_of_the_clock(monkeypatch: pytest.Monkey
     monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(schedule.time, "time", lambda: now[0] * 1e6)
     budget = TimeBudget(1.0)
-    assert not budget.stop_all()
+    result = {"epoch": 1}
+    budget.stop_all()
     now[0] += 3000.0
-    assert not budget.stop_all()
+    budget.stop_all()
+    assert not budget("trial", result)
     budget.__setstate__(budget.__dict__.copy())  # interrupted for as long as you like
     now[0] += 1e6
-    assert not budget.stop_all()
+    budget.stop_all()
+    assert not budget("trial", result)
     now[0] += 700.0
-    assert budget.stop_all() and TimeBudget.over
+    assert not budget.stop_all()  # which would end trials without telling anyone
+    assert budget("trial", result) and TimeBudget.over
     TimeBudget.over = False

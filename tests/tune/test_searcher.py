@@ -14,7 +14,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from stemtune.errors import UserError
-from stemtune.tune.searcher import STUDY, StudySearch, mend_study
+from stemtune.tune.schedule import TimeBudget
+from stemtune.tune.searcher import FINISHED, STUDY, Limiter, StudySearch, mend_study
 from stemtune.tune.space import SearchSpace, space_from_text
 from stemtune.tune.study import SETTINGS, SWEEP, find_study, open_storage
 
@@ -271,7 +272,7 @@ def test_a_study_cut_short_is_read_on(space: SearchSpace, tmp_path: Path) -> Non
     journal.write_bytes(whole + b'{"op_code": 6, "wor{"op_code": 5}\n{"op_code": 4, "tri')
     with pytest.raises(ValueError):
         trials_on_disk(tmp_path)
-    mend_study(tmp_path)
+    mend_study(tmp_path / STUDY)
     assert journal.read_bytes() == whole
     assert len(trials_on_disk(tmp_path)) == before
     mend_study(tmp_path / "absent")
@@ -288,6 +289,42 @@ def test_a_lost_proposal_is_run_again(space: SearchSpace, tmp_path: Path) -> Non
     again = pickle.loads(at_the_start)
     again.restore(str(tmp_path / "snapshot.pkl"))
     assert again.suggest("d")["knobs"] == lost
+
+
+def test_what_ended_after_the_last_snapshot_is_run_again_once(tmp_path: Path) -> None:
+    """Tune and the records have lost it; of a grid every point has to be there in the end, and none twice."""
+    grid = space_from_text("metric: val/loss\ndesign: grid\nsearch:\n  optim.lr: [0.001, 0.002, 0.003]\n", "test")
+    search = made(grid, tmp_path)
+    at_the_start = pickle.dumps(search)
+    rates = [search.suggest("a")["knobs"]["optim.lr"]]
+    search.on_trial_complete("a", result(1.0, 1))
+    search.save(str(tmp_path / "snapshot.pkl"))
+    lost = search.suggest("b")["knobs"]["optim.lr"]
+    search.on_trial_complete("b", result(2.0, 1))
+    for crash in range(2):  # the second time before it has come again
+        again = pickle.loads(at_the_start)
+        again.restore(str(tmp_path / "snapshot.pkl"))
+        assert again._again, crash
+    rates += [again.suggest(name)["knobs"]["optim.lr"] for name in ("c", "d")]
+    assert sorted(rates) == [0.001, 0.002, 0.003]
+    assert lost in rates[1:]
+    again.on_trial_complete("c", result(2.0, 1))
+    again.save(str(tmp_path / "snapshot.pkl"))
+    last = pickle.loads(at_the_start)
+    last.restore(str(tmp_path / "snapshot.pkl"))
+    waiting = [trial for trial in trials_on_disk(tmp_path) if trial.state == TrialState.WAITING]
+    assert not waiting and not last._again  # both are known now, or run
+
+
+def test_when_the_time_is_over_nothing_is_proposed(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = Limiter(made(space, tmp_path), 1)
+    monkeypatch.setattr(Limiter, "now", 2)  # the cluster has grown since
+    assert [bool(search.suggest(name)) for name in "abc"] == [True, True, False]
+    search.on_trial_complete("a", result(1.0, 1))
+    monkeypatch.setattr(TimeBudget, "over", True)
+    assert search.suggest("d") == FINISHED
 
 
 def test_reports_from_before_a_restart_count(space: SearchSpace, tmp_path: Path) -> None:
