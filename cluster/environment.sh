@@ -5,12 +5,14 @@
 # A folder that every node sees under the same path (NFS, Lustre, BeeGFS, ...), with room for checkpoints:
 export STEMTUNE_SHARED="${STEMTUNE_SHARED:-/shared/stemtune}"
 
-# Where MLflow's records go. A file is enough for one user (only the head node writes it); for several users a server:
+# Where MLflow's records go. A file is enough for one user: the head node writes it, in a Slurm array the first node
+# of each task, which needs file locks that work on the shared folder. For several users, or many tasks, a server:
 #   http://mlflow.example.org:5000    name and password stand in ~/.mlflow/credentials (mode 600), never here
 export MLFLOW_TRACKING_URI="${MLFLOW_TRACKING_URI:-sqlite:///$STEMTUNE_SHARED/mlflow.db}"
 
-# The Python environment. Where none is, setup.sh makes one on each node; one that is there (a shared one, say, or a
-# container's) is used as it is:
+# The Python environment. Under `ray up` setup.sh makes one on each node where none is; one that is there (a shared one,
+# say, or a container's) is used as it is. Under Slurm nothing makes one: do it once by hand (`make install VENV=...`) on
+# storage that all nodes see, and name it here:
 export STEMTUNE_VENV="${STEMTUNE_VENV:-$HOME/stemtune-venv}"
 
 # More options of `ray start` on every node, --num-cpus=16 for instance:

@@ -94,7 +94,7 @@ def _work_options(parser: Parser) -> None:
     parser.add_argument(
         "--overlap",
         action="store_true",
-        help="look for two crystals in each pattern; takes two to three times as long",
+        help="look for two crystals in each pattern; takes about three to four times as long",
     )
     parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
     ray_option(parser)

@@ -38,8 +38,8 @@ def bench(commands: Commands) -> None:
         "name",
         nargs="*",
         metavar="NAME",
-        help="simulate, bloch, loading, matched, train, predict, spread, map, refine (default all), or accuracy, label,"
-        " sweep",
+        help="simulate, bloch, loading, matched, train, predict, spread, map, refine, ingest (default all), or"
+        " accuracy, label, sweep",
     )
     benchmark.add_accuracy_options(parser, positive)
     sweeping.add_options(parser, positive)

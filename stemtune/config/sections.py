@@ -38,7 +38,7 @@ class DataConfig:
     keep_fraction: float = define(
         "float", 1.0, "keep this part of the training labels, the best by data.score", low=0, open_low=True, high=1
     )
-    cut: str = define("cuts", "", "drop training labels that fail one of these, as Q>20 R>15")
+    cut: str = define("cuts", "", "drop training labels that fail one of these, as Q>0.2 R>5")
     order: str = define("text", "shuffled", "order of training patterns", choices=("shuffled", "confidence"))
     mix: float = define("float", 0.0, "share of other patterns in every training batch", low=0, high=0.95)
     mix_store: str = define(

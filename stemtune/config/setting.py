@@ -69,7 +69,7 @@ class Knob:
         if self.kind == "cuts":
             cuts = read_cuts(value) if isinstance(value, str) else None
             if cuts is None:
-                raise self._refuse(value, "scores and what they must exceed, Q>20 R>15 for instance")
+                raise self._refuse(value, "scores and what they must exceed, Q>0.2 R>5 for instance")
             return " ".join(str(cut) for cut in cuts)
         if self.kind == "span":
             span = _span(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 CHANCE_DEG = 45.0
-"""A group with a larger median has learned nothing to speak of: answers at random are 68° off in LiNiO2 (median)."""
+"""A group with a larger median has learned nothing to speak of: answers at random are 69° off in LiNiO2 (median)."""
 
 
 @dataclass(frozen=True)

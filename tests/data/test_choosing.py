@@ -137,7 +137,7 @@ def test_scores_that_are_not_there(store: Store, settings: dict[str, object], me
 
 @pytest.mark.parametrize("cut", ["Q", "Q<20", "Q>twenty", ">20", "Q>20 R", "Q>20R>15", 20, True])
 def test_a_malformed_cut_is_caught_at_load(cut: object) -> None:
-    with pytest.raises(UserError, match="`data.cut` is .*, but must be scores and what they must exceed, Q>20 R>15"):
+    with pytest.raises(UserError, match="`data.cut` is .*, but must be scores and what they must exceed, Q>0.2 R>5"):
         data(cut=cut)
 
 
