@@ -2,7 +2,7 @@
 # stemtune under Slurm: a Ray of the job's own over all its nodes, one sweep per array task.
 #
 #   sbatch cluster/slurm.sh search_spaces/architectures.yaml --set data.store=/shared/linio2.h5
-#   sbatch --array=0-2 cluster/slurm.sh search_spaces/cnn_study.yaml     # three sweeps, train.seed 0, 1 and 2
+#   sbatch --array=0-2 cluster/slurm.sh search_spaces/cnn_study.yaml --set data.store=/shared/linio2.h5    # a sweep per seed
 #
 # Submit in the checkout's folder. A sweep is called after its space (and array task), or STEMTUNE_NAME; where there is
 # an unfinished one of that name it goes on. Before the time is over, or when another job takes the nodes, the sweep

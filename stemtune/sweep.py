@@ -31,7 +31,8 @@ examples:
   stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
   stemtune sweep --resume first
   stemtune sweep search_spaces/smoke.yaml --name second --study first
-  ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big
+  ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big \\
+    --set data.store=/shared/linio2.h5
 
 Without --local the Ray of RAY_ADDRESS, or the one that was started on this machine, is joined; where there is
 none, one is started. A space is looked up in the working folder and then in the checkout.

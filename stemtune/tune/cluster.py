@@ -20,7 +20,7 @@ from stemtune.tune.space import SearchSpace
 from stemtune.tune.trial import ENVIRONMENT
 
 HEAD = "node:__internal_head__"
-"""Ray's own resource of the head node: trial drivers take a crumb of it, and so no CPU from the workers."""
+"""Ray's own resource of the head node: trial drivers take a thousandth of it, and so no CPU from the workers."""
 
 LOCAL = "use --local to run on this machine alone"
 
