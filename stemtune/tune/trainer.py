@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -51,9 +52,36 @@ class QuietTrainer(TorchTrainer):  # type: ignore[misc]
         from ray.train.v2._internal.execution.controller import TrainController
 
         controller = TrainController(**settings)
-        with _kept_meeting_point() if self.scaling_config.num_workers == 1 else contextlib.nullcontext():
+        with contextlib.ExitStack() as changed:
+            changed.enter_context(_named_groups(str(self.run_config.name)))
+            if self.scaling_config.num_workers == 1:
+                changed.enter_context(_kept_meeting_point())
             asyncio.run(controller.run())
         return controller.get_result()
+
+
+@contextlib.contextmanager
+def _named_groups(run: str) -> Iterator[None]:
+    """Have a run's placement groups carry its name: who is left when its driver dies finds them by that."""
+    from ray.train.v2._internal.execution.worker_group import worker_group
+
+    made = worker_group.placement_group
+    worker_group.placement_group = lambda **settings: made(**settings, name=f"{run}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield
+    finally:
+        worker_group.placement_group = made
+
+
+def free_groups(run: str) -> None:
+    """Give back what the workers of `run` hold, whose driver is dead: Ray itself would at the end of the job."""
+    from ray import PlacementGroupID
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for group in placement_group_table().values():
+        if str(group["name"]).startswith(f"{run}-") and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group["placement_group_id"])))
 
 
 class _MeetingPoint:

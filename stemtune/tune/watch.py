@@ -202,11 +202,12 @@ class Watch(Callback):  # type: ignore[misc]
         return state.epoch >= int(state.knobs.get("train.epochs", Config().train.epochs))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's driver died, and the trial starts once more: give back what its workers held."""
-        self._free(trial.trial_id)
+        """A trial's driver died, before its first report perhaps, and the trial starts once more."""
+        self._free_dead(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
+        self._free_dead(trial.trial_id)
         reason = failure(train_folder(self.folder, trial.trial_id))
         if not reason:
             lines = str(trial.get_error() or "no reason given").strip().splitlines()
@@ -235,6 +236,13 @@ class Watch(Callback):  # type: ignore[misc]
     def _wall(self, trial_id: str) -> float:
         now = time.monotonic()
         return now - self._started.get(trial_id, now)
+
+    def _free_dead(self, trial_id: str) -> None:
+        from stemtune.tune.trainer import free_groups
+
+        self._groups.pop(trial_id, None)
+        with contextlib.suppress(Exception):  # Ray itself may be gone
+            free_groups(train_folder(self.folder, trial_id).name)
 
     def _free(self, trial_id: str) -> None:
         """Give the workers' resources back: nobody else does when a trial is stopped from outside."""

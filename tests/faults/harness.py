@@ -244,6 +244,22 @@ def check(sweep: Sweep, uri: str | None = None, failed: tuple[int, ...] = ()) ->
     return {"champion": champion, METRIC: best[champion]}
 
 
+def trained(sweep: Sweep) -> list[tuple[float, float]]:
+    """Return when each trial began to train and made its last report, in seconds since 1970."""
+    from mlflow.tracking import MlflowClient
+
+    api = MlflowClient(f"sqlite:///{sweep.here / 'mlflow.db'}")
+    experiment = api.get_experiment_by_name(sweep.name)
+    spans = []
+    for run in api.search_runs([experiment.experiment_id], max_results=1000):
+        if run.data.tags["stemtune.kind"] == "sweep":
+            continue
+        told = sorted(point.timestamp / 1000 for point in api.get_metric_history(run.info.run_id, METRIC))
+        figures = run.data.metrics
+        spans.append((told[0] - (figures["time/first_report_s"] - figures["time/start_s"]), told[-1]))
+    return spans
+
+
 def _curve(api: Any, run: Any, failed: bool) -> dict[int, float]:
     """Return a trial's figure by epoch, after seeing that MLflow has each of its figures once for each epoch."""
     number, status = run.data.tags["stemtune.number"], run.data.tags["stemtune.status"]

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from harness import (
     Sweep,
     check,
     kill,
+    trained,
     unfinished_checkpoints,
 )
 from mlflow_server import Server
@@ -53,8 +55,12 @@ def test_one_process_of_a_trial_dies(sweep: Sweep, kind: str) -> None:
     sweep.random_moment(kind)
     victims = sweep.until(lambda: sweep.members(kind))
     sweep.kill([random.Random(SEED).choice(victims)])
+    killed = time.time()
     sweep.ends()
     check(sweep)
+    begun_later = sorted(span for span in trained(sweep) if span[0] > killed)
+    side_by_side = [one for one, other in pairwise(begun_later) if other[0] < one[1]]
+    assert side_by_side, f"the place of the dead was not given back: {killed:.0f}, {begun_later}"
 
 
 def test_the_driver_dies(sweep: Sweep) -> None:
