@@ -44,12 +44,12 @@ _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
 
 
-FINISHED = Searcher.FINISHED
+FINISHED: str = Searcher.FINISHED
 """What Tune is told instead of settings when there are no more."""
 
 
 class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
-    """Holds proposals back while as many trials run as the cluster has room for now, not as when the sweep began."""
+    """Proposes a trial only where the cluster that the sweep runs on has room for it: a resume may find another one."""
 
     now: ClassVar[int] = 0
 
@@ -136,7 +136,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the settings of the next trial, or that there is none when the sweep's time is over."""
         if TimeBudget.over:
-            return str(FINISHED)
+            return FINISHED
         self._numbers.setdefault(trial_id, len(self._numbers))
         if self._baselines and trial_id not in self._ot_trials:
             flat, optuna_part = self._baselines.pop(0), None

@@ -44,12 +44,6 @@ ELASTIC_LOSSES = 3
 PASSED_ON = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME")
 """Settings of the submitting process's environment that the workers get as well."""
 
-
-def passed_on() -> dict[str, str]:
-    """Return those of them that are set here."""
-    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-
-
 WORST = 1e6
 """Stands for a figure that is not finite: Optuna refuses infinities and NaN."""
 
@@ -91,6 +85,11 @@ class Clock:
         if self.boot and self.boot == earlier.boot:
             return self.forward_s - earlier.forward_s
         return max(0.0, self.wall_s - earlier.wall_s)
+
+
+def passed_on() -> dict[str, str]:
+    """Return those of `PASSED_ON` that are set here."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 def run_trial(config: dict[str, Any]) -> None:
