@@ -17,8 +17,8 @@ from stemtune import api
 HERE = Path(__file__).parent
 REFERENCE = (
     "stemtune",
-    "stemtune.data.store",
-    "stemtune.maps.orientation_map",
+    "stemtune.dataset.store",
+    "stemtune.crystal_map.orientation_map",
     "stemtune.learning.model",
     "stemtune.learning.models",
     "stemtune.crystal.phase",

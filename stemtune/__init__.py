@@ -9,8 +9,9 @@ Importing the package loads neither torch nor ray, so that the command line answ
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from stemtune._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from stemtune.api import compare as compare
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from stemtune.api import sweep as sweep
     from stemtune.api import train as train
     from stemtune.errors import UserError as UserError
-
-try:
-    __version__ = version("stemtune")
-except PackageNotFoundError:  # a checkout on sys.path that was never installed
-    __version__ = "0+unknown"
 
 __all__ = [
     "UserError",

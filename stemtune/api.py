@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stemtune.config import Scalar
-    from stemtune.data.readers import Scan
-    from stemtune.data.store import Store
+    from stemtune.crystal_map.orientation_map import OrientationMap
+    from stemtune.dataset.store import Store
     from stemtune.learning.model import OrientationModel
-    from stemtune.maps.orientation_map import OrientationMap
-    from stemtune.tune.search import SweepOutcome
+    from stemtune.scan.readers import Scan
+    from stemtune.tune.run.sweep import SweepOutcome
 
     Anything = Store | Scan | OrientationMap | OrientationModel
 
@@ -71,8 +71,8 @@ def simulate(
         For what cannot be simulated or written.
     """
     from stemtune.config import Config
-    from stemtune.data.simulate import simulate_polycrystal, simulate_store
-    from stemtune.data.store import Store
+    from stemtune.dataset.simulate import simulate_polycrystal, simulate_store
+    from stemtune.dataset.store import Store
     from stemtune.errors import UserError
 
     flat = {f"simulate.{name}": _as_text(value) for name, value in microscope.items()}
@@ -111,22 +111,22 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     UserError
         When nothing is there, or nothing that stemtune reads.
     """
+    from stemtune._files import existing, shipped_models
     from stemtune.errors import UserError
-    from stemtune.files import existing, shipped_models
     from stemtune.tracking import resolve_model
 
     if not Path(path).exists() and (":/" in str(path) or str(path) in ("champion", *shipped_models())):
         path = resolve_model(str(path))
     found = existing(path, "the path")
-    from stemtune.maps.inspect import kind_of
+    from stemtune.cli.inspect import kind_of
 
     kind = kind_of(found)
     if kind == "store":
-        from stemtune.data.store import Store
+        from stemtune.dataset.store import Store
 
         return Store.open(found)
     if kind == "map":
-        from stemtune.maps.orientation_map import OrientationMap
+        from stemtune.crystal_map.orientation_map import OrientationMap
 
         return OrientationMap.read(found)
     if kind == "model":
@@ -135,7 +135,7 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
         return load_model(found)
     if kind == "search space":
         raise UserError(f"'{path}' is a search space; stemtune.sweep(...) runs it")
-    from stemtune.data.readers import read_scan
+    from stemtune.scan.readers import read_scan
 
     return read_scan(found, shape)
 
@@ -158,8 +158,8 @@ def ingest(scan: Place, out: Place, **calibration: Any) -> Store:
     UserError
         For a scan that cannot be read, or misses what is not given.
     """
-    from stemtune.data.ingest import ingest as run
-    from stemtune.data.store import Store
+    from stemtune.dataset.ingest import ingest as run
+    from stemtune.dataset.store import Store
 
     run(scan, out, **calibration)
     return Store.open(out)
@@ -193,8 +193,8 @@ def label(
     UserError
         For unusable input, before anything is written.
     """
-    from stemtune.data.store import Store
-    from stemtune.maps.label import label_by_templates
+    from stemtune.dataset.store import Store
+    from stemtune.indexing.template_matching import label_by_templates
 
     cifs = [cif] if isinstance(cif, str | os.PathLike) else list(cif)
     done = label_by_templates(store, [str(each) for each in cifs], out, refine=refine, settings=settings)
@@ -266,8 +266,8 @@ def sweep(
         For a space with mistakes, a name that is taken, or too few CPUs or GPUs.
     """
     from stemtune.sweep import find_space
-    from stemtune.tune.search import run_sweep
-    from stemtune.tune.space import load_space
+    from stemtune.tune.run.sweep import run_sweep
+    from stemtune.tune.space.space import load_space
 
     loaded = load_space(find_space(str(space)))
     if settings:
@@ -332,8 +332,8 @@ def predict(
     UserError
         For unusable input, before anything is written.
     """
-    from stemtune.maps.orientation_map import OrientationMap
-    from stemtune.maps.predict import predict as run
+    from stemtune.crystal_map.orientation_map import OrientationMap
+    from stemtune.map_folder.predict import predict as run
     from stemtune.tracking import resolve_model
 
     models = [model] if isinstance(model, str | os.PathLike) else list(model)
@@ -359,7 +359,7 @@ def evaluate(map: Place, truth: Place, *, png: Place | None = None) -> dict[str,
     UserError
         When the two are not of the same scan.
     """
-    from stemtune.maps.evaluate import evaluate as run
+    from stemtune.analysis.evaluation.evaluate import evaluate as run
 
     return dict(run(map, truth, png=png))
 
@@ -381,6 +381,6 @@ def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | No
     UserError
         For a position outside of the scan, or a scan that is gone.
     """
-    from stemtune.maps.overlay import overlay_positions
+    from stemtune.plot.overlay import overlay_positions
 
     return Path(overlay_positions(map, list(positions), png))

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from stemtune._files import writable_folder
 from stemtune.errors import UserError
-from stemtune.files import writable_folder
 
 Command = Callable[[Sequence[str]], int]
 

@@ -111,7 +111,7 @@ def find_space(given: str | None) -> Path:
 
 def connect(local: bool = False) -> dict[str, float]:
     """Start Ray on this machine (`local`), or join the one that is there; return its resources."""
-    from stemtune.tune.cluster import connect as join
+    from stemtune.tune.cluster.connect import connect as join
 
     return join(local)
 
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from stemtune.tune.space import load_space
+    from stemtune.tune.space.space import load_space
 
     if options.resume is not None:
         return _resume(options)
@@ -146,11 +146,11 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.trials is not None and options.trials < 1:
         raise UserError(f"--trials is {options.trials}, but must be at least 1")
     if options.check:
-        from stemtune.tune.describe import described
+        from stemtune.tune.space.describe import described
 
         print(described(space, file))
         return 0
-    from stemtune.tune.search import run_sweep
+    from stemtune.tune.run.sweep import run_sweep
 
     return _report(
         run_sweep(
@@ -165,7 +165,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from stemtune.tune.search import read_sheet, run_sweep, space_from_sheet, sweeps_folder, unfinished
+    from stemtune.tune.run.sweep import read_sheet, run_sweep, space_from_sheet, sweeps_folder, unfinished
 
     for option in ("trials", "set", "study"):
         if getattr(options, option):
@@ -186,9 +186,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _report(outcome: object) -> int:
     from stemtune.tracking import address
-    from stemtune.tune.progress import table
-    from stemtune.tune.records import figure
-    from stemtune.tune.search import SweepOutcome, space_of
+    from stemtune.tune.run.progress import table
+    from stemtune.tune.run.sweep import SweepOutcome, space_of
+    from stemtune.tune.run.trial_state import figure
 
     assert isinstance(outcome, SweepOutcome)
     space = space_of(outcome.folder)

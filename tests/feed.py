@@ -14,12 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from stemtune.files import seal
+from stemtune._files import seal
 from stemtune.tracking import Tracker, address
-from stemtune.tune.keeping import annotate, train_folder
-from stemtune.tune.search import SweepOutcome, _finish, new_sheet, sweeps_folder
-from stemtune.tune.space import space_from_text
-from stemtune.tune.watch import Watch
+from stemtune.tune.run.callback import Watch
+from stemtune.tune.run.checkpoints import annotate, train_folder
+from stemtune.tune.run.sweep import SweepOutcome, _finish, new_sheet, sweeps_folder
+from stemtune.tune.space.space import space_from_text
 
 TRIALS = 16
 SPACE = f"metric: val/loss\nbudget: {{trials: {TRIALS}, epochs: EPOCHS}}\nsearch: {{optim.lr: [0.001, 0.002]}}"

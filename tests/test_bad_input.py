@@ -16,13 +16,13 @@ import pytest
 from rsciio import hspy
 
 from stemtune import cli
+from stemtune._files import whole_file, whole_folder
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
-from stemtune.data.simulate import simulate_polycrystal, simulate_store
-from stemtune.data.writer import ResumableWriter
+from stemtune.dataset.simulate import simulate_polycrystal, simulate_store
+from stemtune.dataset.writer import ResumableWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.files import whole_file, whole_folder
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
 

@@ -22,7 +22,6 @@ COMMANDS = (
     "grains",
     "clean",
     "evaluate",
-    "bench",
     "demo",
 )
 

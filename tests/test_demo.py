@@ -10,7 +10,7 @@ import pytest
 from stemtune import demo
 from stemtune.cli import _parser
 from stemtune.errors import UserError
-from stemtune.tune.describe import check
+from stemtune.tune.space.describe import check
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

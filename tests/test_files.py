@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stemtune._files import existing, whole_file, whole_folder
 from stemtune.errors import UserError
-from stemtune.files import existing, whole_file, whole_folder
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_public_names_only(path: Path) -> None:
 
 
 def test_what_is_not_public_is_seen() -> None:
-    assert outside("from stemtune.maps.ipf import ipf_colours") == ["stemtune.maps.ipf"]
-    assert outside("import stemtune.data.store") == ["stemtune.data.store"]
+    assert outside("from stemtune.plot.ipf import ipf_colours") == ["stemtune.plot.ipf"]
+    assert outside("import stemtune.dataset.store") == ["stemtune.dataset.store"]
     assert outside("import torch\nstemtune.api.train()") == ["torch", "stemtune.api"]
     assert outside("stemtune.train('a', 'b')") == []
 

@@ -40,7 +40,7 @@ first:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small store and a tiny space."""
     from stemtune.config import Config
-    from stemtune.data.simulate import simulate_store
+    from stemtune.dataset.simulate import simulate_store
 
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "STEMTUNE_SWEEPS", "RAY_ADDRESS"):
@@ -168,8 +168,8 @@ def test_a_foreign_store_is_refused_before_anything_starts(
 
 def test_a_trial_that_asks_for_more_than_there_is() -> None:
     from stemtune.errors import UserError
-    from stemtune.tune.cluster import concurrency
-    from stemtune.tune.space import space_from_text
+    from stemtune.tune.cluster.connect import concurrency
+    from stemtune.tune.space.space import space_from_text
 
     def space(text: str) -> object:
         return space_from_text(text, "test")
@@ -271,8 +271,8 @@ def test_control_c_leaves_a_sweep_that_goes_on(here: Path) -> None:
 
 def test_a_sweep_has_one_driver(here: Path) -> None:
     """A second one, by --resume in another terminal, would take the first one's trials for lost."""
-    from stemtune.tune.search import _alone, _write_sheet, new_sheet
-    from stemtune.tune.space import load_space
+    from stemtune.tune.run.sweep import _alone, _write_sheet, new_sheet
+    from stemtune.tune.space.space import load_space
 
     folder = here / "sweeps" / "busy"
     folder.mkdir(parents=True)

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import feed
 from mlflow_server import Server
 
+from benchmarks.sweep_rates import counted_calls
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
@@ -29,7 +30,6 @@ from stemtune.tracking import (
 )
 from stemtune.tracking.address import client
 from stemtune.tracking.writer import JOURNAL
-from stemtune.tune.rates import counted_calls
 
 
 @pytest.fixture

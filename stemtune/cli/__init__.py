@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from stemtune import __version__
+from stemtune._version import __version__
 from stemtune.cli import data, labels, learning, maps, measure
 from stemtune.cli.parsing import Parser
 from stemtune.errors import UserError, fault_line
@@ -29,7 +29,6 @@ COMMANDS = (
     maps.clean,
     maps.evaluate,
     maps.export,
-    measure.bench,
     measure.demo,
     measure.study,
 )

@@ -38,7 +38,7 @@ def simulate(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
         settings = _simulate_config(options)
         shape = pair(options.scan, "--scan") if options.scan else None
-        from stemtune.data import simulate
+        from stemtune.dataset import simulate
 
         how: dict[str, Any] = {name: getattr(options, name) for name in ("seed", "workers", "device", "restart")}
         if options.ray is not None:
@@ -50,7 +50,7 @@ def simulate(commands: Commands) -> None:
             simulate.simulate_polycrystal(options.cif, options.out, shape, options.grains, settings, **how)
         else:
             simulate.simulate_store(options.cif, options.out, options.patterns, settings, **how)
-        from stemtune.maps.inspect import describe
+        from stemtune.cli.inspect import describe
 
         print(describe(options.out))
 
@@ -90,8 +90,8 @@ def simulate(commands: Commands) -> None:
 
 def ingest(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.data.ingest import ingest
-        from stemtune.maps.inspect import describe
+        from stemtune.cli.inspect import describe
+        from stemtune.dataset.ingest import ingest
 
         ingest(options.scan, options.out, **scan_arguments(options))
         print(describe(options.out))
@@ -110,13 +110,14 @@ def ingest(commands: Commands) -> None:
 
 def inspect(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps import calibration_figure, inspect
+        from stemtune.cli import inspect
+        from stemtune.plot import calibration
 
         print(inspect.describe(options.path))
         if options.png:
             inspect.contact_sheet(options.path, options.png)
             print(f"contact sheet: {options.png}")
-            second = calibration_figure.calibration_picture(options.path, options.png)
+            second = calibration.calibration_picture(options.path, options.png)
             if second:
                 print(f"calibration: {second}")
 

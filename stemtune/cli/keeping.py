@@ -28,7 +28,7 @@ def keep(models: Sequence[str], folder: Path) -> None:
 
 def keep_again(path: str) -> None:
     """Log a map folder, or the one that a `map.h5` is in, to the runs that it says its models came from."""
-    from stemtune.maps.rework import made_by
+    from stemtune.map_folder.rework import made_by
 
     given = Path(path)
     keep([f"runs:/{run}" for run in made_by(given)], given.parent if given.is_file() else given)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemtune.cli.parsing import Parser, command, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
-from stemtune.config.frames import AUTO, frames_in_words
+from stemtune.crystal_map.frames import AUTO, frames_in_words
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def label(commands: Commands) -> None:
             return
         if options.frame is not None:
             raise UserError(f"--frame {options.frame} is the frame of a map; give the map with --from MAP")
-        from stemtune.maps.inspect import describe
+        from stemtune.cli.inspect import describe
 
         done = _by_model(options) if options.method == "model" else _by_templates(options)
         for note in done.get("notes", ()):
@@ -108,8 +108,8 @@ def _label_from(options: argparse.Namespace) -> None:
         raise UserError(
             f"{given[0]} has nothing to do with a map made elsewhere; leave it out with --from {options.map}"
         )
-    from stemtune.maps.inspect import describe
-    from stemtune.maps.label_from import label_from_map
+    from stemtune.cli.inspect import describe
+    from stemtune.indexing.import_labels import label_from_map
 
     done = label_from_map(options.store, options.map, options.cif, options.out, frame=options.frame or AUTO)
     print(
@@ -125,7 +125,7 @@ def _by_templates(options: argparse.Namespace) -> dict[str, Any]:
             "--min-confidence goes with --method model; labels by matching keep their scores, so cut them in training"
             " (--set data.cut='Q>0.4 R>10')"
         )
-    from stemtune.maps.label import label_by_templates
+    from stemtune.indexing.template_matching import label_by_templates
     from stemtune.tracking import resolve_model
 
     return label_by_templates(
@@ -144,7 +144,7 @@ def _by_model(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("cif", "set"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --method template; a model brings its crystal and settings along")
-    from stemtune.maps.self_training import LEAST_CONFIDENCE, label_by_model
+    from stemtune.indexing.pseudo_labels import LEAST_CONFIDENCE, label_by_model
     from stemtune.tracking import resolve_model
 
     given = LEAST_CONFIDENCE if options.min_confidence is None else options.min_confidence

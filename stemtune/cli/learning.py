@@ -57,7 +57,7 @@ def sweep(commands: Commands) -> None:
 
 def check(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.tune.describe import check
+        from stemtune.tune.space.describe import check
 
         print(check(options.spaces))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def predict(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps.predict import predict
+        from stemtune.map_folder.predict import predict
         from stemtune.tracking import resolve_model
 
         models = [resolve_model(model) for model in options.model]
@@ -58,7 +58,7 @@ def predict(commands: Commands) -> None:
         if options.overlap:
             print(f"{summary['overlaps']['pixels']:8,} pixels hold two crystals")
         if options.overlay:
-            from stemtune.maps.overlay import overlay_positions
+            from stemtune.plot.overlay import overlay_positions
 
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")
@@ -109,7 +109,7 @@ def _log_option(parser: Parser) -> None:
 
 def watch(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps.live import watch
+        from stemtune.live.watcher import watch
         from stemtune.tracking import resolve_model
 
         states = watch(
@@ -156,10 +156,10 @@ def watch(commands: Commands) -> None:
 
 def serve(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.tune.serving import Limits, Served, serve_until_stopped, token_from
+        from stemtune.live.server import Limits, Served, serve_until_stopped, token_from
 
         token = token_from(options.token_file)
-        from stemtune.maps.service import answered, checked, prepare
+        from stemtune.live.service import answered, checked, prepare
         from stemtune.tracking import resolve_model
 
         folder = str(Path(resolve_model(options.model)).absolute())
@@ -216,8 +216,8 @@ def _grain_options(parser: Parser) -> None:
 
 def grains(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps.analysis import in_words
-        from stemtune.maps.rework import regrain
+        from stemtune.map_folder.grain_files import in_words
+        from stemtune.map_folder.rework import regrain
 
         settings = settings_given(options, "grains", GrainsConfig)
         print(in_words(regrain(options.map, settings, options.twin)))
@@ -240,8 +240,8 @@ def grains(commands: Commands) -> None:
 
 def clean(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps.analysis import in_words
-        from stemtune.maps.rework import clean_map
+        from stemtune.map_folder.grain_files import in_words
+        from stemtune.map_folder.rework import clean_map
 
         how = None if options.undo else settings_given(options, "clean", CleanConfig)
         figures = clean_map(
@@ -270,13 +270,13 @@ def clean(commands: Commands) -> None:
 
 
 def _draw_difference(options: argparse.Namespace) -> None:
-    from stemtune.maps.difference import differ
+    from stemtune.analysis.evaluation.difference import differ
 
     differ(options.map, options.truth or options.other, png=options.difference)
 
 
 def _differ(options: argparse.Namespace) -> None:
-    from stemtune.maps.difference import differ, differ_in_words
+    from stemtune.analysis.evaluation.difference import differ, differ_in_words
 
     _without_truth(options)
     print(differ_in_words(differ(options.map, options.other, json=options.json, png=options.difference)))
@@ -303,7 +303,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     if options.truth is None:
         _without_truth(options)
-        from stemtune.maps.agreement import agreement_in_words, judge
+        from stemtune.analysis.evaluation.agreement import agreement_in_words, judge
 
         print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
         if options.difference:
@@ -314,11 +314,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.models and not options.risk:
         raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
     if options.risk:
-        from stemtune.maps.risk import judge_labels, risk_in_words
+        from stemtune.analysis.evaluation.risk import judge_labels, risk_in_words
 
         print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
         return
-    from stemtune.maps.evaluate import evaluate, in_words
+    from stemtune.analysis.evaluation.evaluate import evaluate, in_words
 
     print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
     if options.difference:
@@ -369,7 +369,7 @@ EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")
 
 def export(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.maps.formats import export
+        from stemtune.crystal_map.io.writing import export
 
         print(export(options.map, options.to, options.out))
 

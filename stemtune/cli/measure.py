@@ -1,4 +1,4 @@
-"""Commands that show what stemtune does: bench, demo."""
+"""Commands that show what stemtune does: demo, study."""
 
 from __future__ import annotations
 
@@ -6,43 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune import bench as benchmark
-from stemtune.bench import sweeping
 from stemtune.cli.parsing import command, positive
 
 if TYPE_CHECKING:
     from stemtune.cli.parsing import Commands
-
-
-def bench(commands: Commands) -> None:
-    def call(options: argparse.Namespace) -> None:
-        alone = (benchmark.ACCURACY, benchmark.LABEL, sweeping.SWEEP)
-        speeds = [name for name in options.name if name not in alone]
-        if speeds or not options.name:
-            benchmark.run(speeds, None if options.no_peers else options.peer_python)
-        if benchmark.ACCURACY in options.name:
-            benchmark.run_accuracy(options)
-        if benchmark.LABEL in options.name:
-            benchmark.run_label(options)
-        if sweeping.SWEEP in options.name:
-            sweeping.run(options)
-
-    parser = command(
-        commands,
-        "bench",
-        "the figures of the README: speeds, each beside its peer or its limit, and accuracy",
-        "stemtune bench accuracy --model model --json accuracy.json",
-        call,
-    )
-    parser.add_argument(
-        "name",
-        nargs="*",
-        metavar="NAME",
-        help="simulate, bloch, loading, matched, train, predict, spread, map, refine, ingest (default all), or"
-        " accuracy, label, sweep",
-    )
-    benchmark.add_accuracy_options(parser, positive)
-    sweeping.add_options(parser, positive)
 
 
 def demo(commands: Commands) -> None:

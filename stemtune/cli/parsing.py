@@ -10,7 +10,7 @@ from stemtune.config import Knob, knobs, knobs_of
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
-    from stemtune.processes import Spread
+    from stemtune._parallel import Spread
 
     Commands = argparse._SubParsersAction["Parser"]
 
@@ -144,7 +144,7 @@ def ray_option(parser: Parser) -> None:
 
 def over_ray(options: argparse.Namespace, device: str) -> Spread:
     """Join the Ray that `--ray` names and return what spreads work over the CPUs or GPUs of its nodes."""
-    from stemtune.tune.spread import over_ray as join
+    from stemtune.tune.cluster.map_tasks import over_ray as join
 
     return join(options.ray or None, device)
 

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stemtune._files import existing
 from stemtune.crystal.cif import CifCrystal, parse_cif
 from stemtune.crystal.scattering import is_known, scattering_factors
 from stemtune.crystal.symmetry import Symmetry
 from stemtune.errors import UserError
-from stemtune.files import existing
 
 DEFAULT_U_ISO = 0.005
 """Mean square displacement in Å² of atoms for which the CIF gives none, or gives 0: B = 8 pi² U = 0.39 Å², typical

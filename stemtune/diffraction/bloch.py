@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stemtune._threads import map_chunks
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_factor
@@ -31,7 +32,6 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots
 from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.propagation import propagated
-from stemtune.diffraction.threads import map_chunks
 from stemtune.errors import UserError
 
 _FAINTEST = 1e-6  # beams with less than this share of the incident electrons are not passed on

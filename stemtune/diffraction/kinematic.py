@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stemtune._threads import map_chunks
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase
@@ -30,7 +31,6 @@ from stemtune.diffraction import detector
 from stemtune.diffraction.conditions import Conditions, check_settings, draw_conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.memory import check_memory
-from stemtune.diffraction.threads import map_chunks
 from stemtune.errors import UserError
 
 CHUNK = 64

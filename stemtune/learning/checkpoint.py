@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from stemtune._files import damage, existing, seal, whole_folder
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.files import damage, existing, seal, whole_folder
 from stemtune.learning.calibration import Calibration
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build

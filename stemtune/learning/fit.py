@@ -20,14 +20,14 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from stemtune._files import shipped_or
 from stemtune.config import Config, OptimConfig
-from stemtune.data.batches import Batch, Loader, Resampled, fitted
-from stemtune.data.loading import loaders
+from stemtune.dataset.batches import Batch, Loader, Resampled, fitted
+from stemtune.dataset.loaders import loaders
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.files import shipped_or
-from stemtune.learning.answering import autocast
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
+from stemtune.learning.inference import autocast
 from stemtune.learning.metrics import WORST, calibrated, judge, model_figures, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build

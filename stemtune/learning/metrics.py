@@ -11,9 +11,9 @@ from torch import Tensor, distributed
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg, pseudo_variants
-from stemtune.data.batches import Loader
-from stemtune.learning.answering import raw_answer
+from stemtune.dataset.batches import Loader
 from stemtune.learning.calibration import Calibration, crossed_error
+from stemtune.learning.inference import raw_answer
 from stemtune.learning.model import DIFFERENT_DEG, OrientationModel
 
 WORST = {

@@ -63,7 +63,7 @@ class OrientationModel(nn.Module):
     input_size
         Width and height of the pattern after preparation, in pixels.
     calibration
-        Makes the model's own confidence a probability; `stemtune.learning.answering` applies it, `answers` does not.
+        Makes the model's own confidence a probability; `stemtune.learning.inference` applies it, `answers` does not.
     """
 
     trainable: bool = True

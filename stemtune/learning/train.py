@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from stemtune._files import replaceable_folder, whole_folder
+from stemtune._parallel import deaf_to_interrupts
 from stemtune.config import Config
 from stemtune.errors import UserError
-from stemtune.files import replaceable_folder, whole_folder
 from stemtune.learning.checkpoint import DESCRIPTION
 from stemtune.learning.fit import fit
 from stemtune.learning.weights import WEIGHTS
-from stemtune.processes import deaf_to_interrupts
 
 BEST_BY = "val/disorientation_median_deg"
 """The epoch whose model is kept is the one with the smallest value of this metric."""

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stemtune._files import existing, shipped_or
 from stemtune.errors import UserError
-from stemtune.files import existing, shipped_or
 from stemtune.learning.model import Backbone, OrientationModel
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from stemtune._files import whole_file, writable_folder
 from stemtune.demo import Command, step
 from stemtune.errors import UserError
-from stemtune.files import whole_file, writable_folder
 from stemtune.study.findings import FINDINGS, Finding, Outcome, outcome
 
 STUDIES = ("reference",)
@@ -184,8 +184,8 @@ def _data(size: Size, command: Command) -> None:
 def _stores() -> None:
     import numpy as np
 
-    from stemtune.data.labels import with_truth
-    from stemtune.data.store import Store
+    from stemtune.dataset.labels import with_truth
+    from stemtune.dataset.store import Store
 
     with Store.open("labels.h5") as store:
         dealt = np.random.default_rng(73).choice(3, store.n, p=(0.8, 0.1, 0.1)).astype(np.int8)

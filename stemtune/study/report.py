@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune import __version__
-from stemtune.files import whole_file
+from stemtune._files import whole_file
+from stemtune._version import __version__
 from stemtune.study.findings import CHANCE_DEG, Group, Outcome
 from stemtune.tune.report import without_nan
 from stemtune.tune.report.charts import plain_decades

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from stemtune.tracking.address import Address, address
 from stemtune.tracking.artifacts import log_files
-from stemtune.tracking.greeting import greet
-from stemtune.tracking.origin import code_version
-from stemtune.tracking.reading import SweepRecord, TrialRecord, newest_sweep, read_sweep
+from stemtune.tracking.client import greet
+from stemtune.tracking.provenance import code_version
+from stemtune.tracking.query import SweepRecord, TrialRecord, newest_sweep, read_sweep
 from stemtune.tracking.registry import resolve_model
 from stemtune.tracking.writer import NullTracker, Tracker
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stemtune._files import refuse_readable
 from stemtune.errors import UserError, masked
-from stemtune.files import refuse_readable
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "uc")
 

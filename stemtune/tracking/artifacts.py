@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from stemtune.errors import UserError, masked
-from stemtune.tracking.reading import _connect
+from stemtune.tracking.query import _connect
 from stemtune.tracking.registry import run_of
 
 

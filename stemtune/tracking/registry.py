@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stemtune._files import shipped_models, shipped_or
 from stemtune.errors import UserError, masked
-from stemtune.files import shipped_models, shipped_or
 from stemtune.tracking.events import CHAMPION, ID_TAG
-from stemtune.tracking.reading import _connect, reach
+from stemtune.tracking.query import _connect, reach
 
 
 def resolve_model(spec: str) -> Path:

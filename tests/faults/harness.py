@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from stemtune.files import damage
+from stemtune._files import damage
 
 METRIC = "val/disorientation_median_deg"
 EPOCHS = 3
@@ -74,7 +74,7 @@ class Sweep:
         self, here: Path, space: dict[str, Any] = SPACE, local: bool = True, environment: dict[str, str] | None = None
     ) -> None:
         from stemtune.config import Config
-        from stemtune.data.simulate import simulate_store
+        from stemtune.dataset.simulate import simulate_store
 
         self.here, self.log, self.name = here, here / "sweep.log", "faulty"
         self.folder = here / "sweeps" / self.name

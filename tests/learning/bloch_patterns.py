@@ -1,4 +1,4 @@
-"""Pictures of py4DSTEM's Bloch-wave patterns, as `stemtune bench accuracy` draws them (numpy, no simulator of ours)."""
+"""Pictures of py4DSTEM's Bloch-wave patterns, as `python -m benchmarks accuracy` draws them (no simulator of ours)."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stemtune.bench import testset
+from benchmarks import testset
 
 SIZE, SCALE, KV = testset.GEOMETRY.size, testset.GEOMETRY.scale_inv_angstrom, testset.GEOMETRY.kv
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stemtune.config import Config, SimulateConfig
-from stemtune.data.simulate import simulate_store
+from stemtune.dataset.simulate import simulate_store
 
 CLEAN = {"simulate.size": 32, "simulate.scale": 0.08, "simulate.dose": 0}
 

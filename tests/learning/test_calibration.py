@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stemtune.bench import testset
+from benchmarks import testset
 from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.learning.answering import answer
 from stemtune.learning.calibration import Calibration, crossed_error, reliability
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import fit
+from stemtune.learning.inference import answer
 
 
 def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

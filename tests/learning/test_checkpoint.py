@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stemtune._files import damage, seal
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.files import damage, seal
 from stemtune.learning.calibration import Calibration
 from stemtune.learning.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from stemtune.learning.model import OrientationModel

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from stemtune.config import METRICS, Config, SimulateConfig
-from stemtune.data.simulate import simulate_store
+from stemtune.dataset.simulate import simulate_store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning import fit as fit_module

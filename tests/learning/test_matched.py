@@ -16,9 +16,9 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 from stemtune.learning.grid import Grid
-from stemtune.learning.models.bank import PolarView, neighbours, polar_grid, turned
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.peaks import top_of_parabola
+from stemtune.learning.models.polar_templates import PolarView, neighbours, polar_grid, turned
 
 GEOMETRY = Geometry(SIZE, SCALE, KV)
 CLEAN = {

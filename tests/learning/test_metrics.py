@@ -12,7 +12,7 @@ from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import beam180, pseudo_variants
-from stemtune.data.batches import Batch
+from stemtune.dataset.batches import Batch
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.metrics import evaluate
 from stemtune.learning.model import Answers, OrientationModel

@@ -10,9 +10,9 @@ from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.learning.models import build
-from stemtune.learning.models.bank import centred
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.polar import SHARPNESS, Polar
+from stemtune.learning.models.polar_templates import centred
 
 GEOMETRY = Geometry(64, 0.05, 200.0)
 SMALL = {

@@ -14,9 +14,9 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.learning.grid import about_beam, from_rotation_vector
 from stemtune.learning.models import build
-from stemtune.learning.models.evidence import NARROW, Evidence
-from stemtune.learning.models.judge import Judge
 from stemtune.learning.models.rerank import KEPT, Rerank
+from stemtune.learning.models.reranker_net import Judge
+from stemtune.learning.models.spot_features import NARROW, Evidence
 
 GEOMETRY = Geometry(64, 0.05, 200.0)
 SETTINGS = {

@@ -6,12 +6,12 @@ import bloch_patterns
 import pytest
 import torch
 
+from stemtune._files import shipped_models, shipped_or
 from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.files import shipped_models, shipped_or
-from stemtune.learning.answering import answer
 from stemtune.learning.calibration import reliability
 from stemtune.learning.checkpoint import load_model
+from stemtune.learning.inference import answer
 from stemtune.learning.models import build
 from stemtune.tracking import resolve_model
 

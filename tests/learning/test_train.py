@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.learning_rates import loop_rate
 from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.learning import train as train_module
 from stemtune.learning.checkpoint import load_model, read_description
-from stemtune.learning.rates import loop_rate
 from stemtune.learning.train import run_workers, train
 
 Settings = Callable[..., Config]

@@ -8,11 +8,11 @@ py4DSTEM 0.14.18 wants an older numpy, so it lives in an environment of its own:
     /tmp/py4dstem-venv/bin/pip install "py4DSTEM==0.14.18" "numpy<2"
     cd tests/oracles
     OMP_NUM_THREADS=1 /tmp/py4dstem-venv/bin/python bloch_py4dstem.py --seed 2024 --precession 0 \
-        --out ../../stemtune/bench/bloch_linio2_p0.npz
+        --out ../../benchmarks/bloch_linio2_p0.npz
     OMP_NUM_THREADS=1 /tmp/py4dstem-venv/bin/python bloch_py4dstem.py --seed 2024 --precession 0.5 \
-        --out ../../stemtune/bench/bloch_linio2_p05.npz
+        --out ../../benchmarks/bloch_linio2_p05.npz
 
-The two files ship with the package, for `stemtune bench accuracy`, and hold 200 patterns each (a few minutes of one
+The two files are read by `python -m benchmarks accuracy` and hold 200 patterns each (a few minutes of one
 core). Other seeds give sets to search settings on.
 
 What a file holds

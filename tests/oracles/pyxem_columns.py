@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stemtune.bench import peers, testset
+from benchmarks import peers, testset
 from stemtune.crystal.phase import linio2
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from stemtune import study
-from stemtune.data.labels import with_truth
-from stemtune.data.store import Store
+from stemtune.dataset.labels import with_truth
+from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.study.findings import FINDINGS, Finding, Group, judged, label_of
-from stemtune.tune.space import space_from_text
+from stemtune.tune.space.space import space_from_text
 
 ROOT = Path(__file__).parents[2]
 TINY = study.Size(24, 12, 32, 0.1, 256, 1, 0.025, 2, False)

@@ -14,10 +14,10 @@ import pytest
 from optuna.distributions import distribution_to_json
 
 from stemtune.tracking import Tracker, address
-from stemtune.tune.importance import by_method, importances
-from stemtune.tune.leaderboard import Row, architectures, pareto, rows, rungs, seeds
-from stemtune.tune.records import figure
 from stemtune.tune.report import compare
+from stemtune.tune.report.importance import by_method, importances
+from stemtune.tune.report.leaderboard import Row, architectures, pareto, rows, rungs, seeds
+from stemtune.tune.run.trial_state import figure
 
 LR = optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
 WIDTH = optuna.distributions.IntDistribution(8, 64)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from stemtune.errors import UserError
-from stemtune.tune.describe import described
-from stemtune.tune.keeping import kept
-from stemtune.tune.search import run_sweep
-from stemtune.tune.space import space_from_text
+from stemtune.tune.run.checkpoints import kept
+from stemtune.tune.run.sweep import run_sweep
+from stemtune.tune.space.describe import described
+from stemtune.tune.space.space import space_from_text
 
 EPOCHS = 12
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stemtune.errors import UserError
-from stemtune.tune.paths import absolute, named_files
-from stemtune.tune.space import space_from_text
+from stemtune.tune.space.paths import absolute, named_files
+from stemtune.tune.space.space import space_from_text
 
 TEXT = """\
 fixed: {data.validation_store: truth.h5, data.cif: linio2}

@@ -14,10 +14,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from stemtune.errors import UserError
-from stemtune.tune.schedule import TimeBudget
-from stemtune.tune.searcher import FINISHED, STUDY, Limiter, StudySearch, mend_study
-from stemtune.tune.space import SearchSpace, space_from_text
-from stemtune.tune.study import SETTINGS, SWEEP, find_study, open_storage
+from stemtune.tune.run.scheduler import TimeBudget
+from stemtune.tune.run.searcher import FINISHED, STUDY, Limiter, StudySearch, mend_study
+from stemtune.tune.run.study import SETTINGS, SWEEP, find_study, open_storage
+from stemtune.tune.space.space import SearchSpace, space_from_text
 
 TEXT = """\
 metric: val/loss

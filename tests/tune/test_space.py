@@ -9,8 +9,8 @@ import pytest
 
 from stemtune.config import Config
 from stemtune.errors import UserError
-from stemtune.tune.describe import check
-from stemtune.tune.space import SearchSpace, load_space, samples, space_from_text
+from stemtune.tune.space.describe import check
+from stemtune.tune.space.space import SearchSpace, load_space, samples, space_from_text
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stemtune._threads import map_chunks
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.threads import map_chunks
 from stemtune.learning.model import Answers, OrientationModel
-from stemtune.learning.models.bank import PolarView, polar_grid, template_views
 from stemtune.learning.models.peaks import RIVALS, Peaks, Tops
+from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
 GRID_STEP = 2.0
 """Spacing of beam directions in degrees where `model.grid_step` is 0."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stemtune.crystal.symmetry import reduce_to_fundamental_zone
 from stemtune.learning.grid import Grid, closeness
 from stemtune.learning.model import DIFFERENT_DEG
-from stemtune.learning.models.bank import neighbours, turned
+from stemtune.learning.models.polar_templates import neighbours, turned
 
 NEIGHBOURS = 7
 """Directions, the best one included, through whose scores the parabola of the last step goes."""

@@ -23,8 +23,8 @@ from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.model import Answers, OrientationModel
-from stemtune.learning.models.bank import PolarView, polar_grid, template_views
 from stemtune.learning.models.peaks import Peaks
+from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
 GRID_STEP = 3.0
 """Spacing of beam directions in degrees where `model.grid_step` is 0."""

@@ -24,10 +24,10 @@ from stemtune.crystal.symmetry import reduce_to_fundamental_zone
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.grid import closeness, from_rotation_vector, rotation_vector
 from stemtune.learning.model import DIFFERENT_DEG, Answers, OrientationModel
-from stemtune.learning.models.bank import centred
-from stemtune.learning.models.evidence import Evidence, Pictures, Seen
-from stemtune.learning.models.judge import Judge
 from stemtune.learning.models.matched import Matched, Proposals
+from stemtune.learning.models.polar_templates import centred
+from stemtune.learning.models.reranker_net import Judge
+from stemtune.learning.models.spot_features import Evidence, Pictures, Seen
 
 CANDIDATES = 10
 """Answers of the matched filter that are judged."""

@@ -11,10 +11,10 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from stemtune.files import whole_file, writable_folder
-from stemtune.tracking.reading import SweepRecord, read_sweep
-from stemtune.tune.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, what_mattered
+from stemtune._files import whole_file, writable_folder
+from stemtune.tracking.query import SweepRecord, read_sweep
 from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
+from stemtune.tune.report.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, what_mattered
 from stemtune.tune.report.page import page
 from stemtune.tune.report.words import in_words
 

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stemtune.files import whole_file
-from stemtune.tune.leaderboard import Row, front
+from stemtune._files import whole_file
+from stemtune.tune.report.leaderboard import Row, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

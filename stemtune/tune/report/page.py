@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from stemtune.tune.records import STATUS_WORDS, figure
+from stemtune.tune.run.trial_state import STATUS_WORDS, figure
 
 if TYPE_CHECKING:
     from stemtune.tune.report import Comparison

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from stemtune.tune.leaderboard import BASELINE, Row
-from stemtune.tune.progress import aligned
-from stemtune.tune.records import STATUS_WORDS, figure
+from stemtune.tune.report.leaderboard import BASELINE, Row
+from stemtune.tune.run.progress import aligned
+from stemtune.tune.run.trial_state import STATUS_WORDS, figure
 
 if TYPE_CHECKING:
     from stemtune.tune.report import Comparison

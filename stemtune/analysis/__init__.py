@@ -1,0 +1,1 @@
+"""What an orientation map shows: grains, boundaries, clean-up, and its comparison with others."""

@@ -1,0 +1,277 @@
+"""How far a map is from the truth, and whether its confidence can be believed."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stemtune._files import whole_file
+from stemtune.analysis.evaluation.boundary_match import boundary_match
+from stemtune.analysis.evaluation.coverage import risk_coverage
+from stemtune.analysis.evaluation.ground_truth import Truth, map_or_labels, read_truth
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.rotations import multiply
+from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg, pseudo_variants
+from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.errors import UserError
+from stemtune.learning import calibration
+from stemtune.plot.evaluation import draw_evaluation
+
+RIGHT_DEG = 5.0
+"""An orientation within this angle of the truth counts as right in the tables."""
+
+COMPARED = (
+    "crystal",
+    "no_crystal",
+    "indexed_of_crystal",
+    "indexed_of_no_crystal",
+    "other_phase",
+    "disorientation",
+    "within_5deg_of_best",
+    "pseudo_symmetry",
+    "reliability",
+    "risk_coverage",
+    "boundaries",
+)
+"""What `compare` says about a map and its truth."""
+
+_HISTOGRAM = 20
+
+
+def evaluate(
+    map: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    json: str | os.PathLike[str] | None = None,
+    png: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Compare the map at `map` with `truth` and return the figures; write and draw them where files are given.
+
+    Parameters
+    ----------
+    map
+        A `map.h5` of stemtune, or its folder, or a labelled store, whose labels are judged.
+    truth
+        A labelled store, a `map.h5`, an HDF5 map of orix, or an `.ang` file with as many rows and columns.
+    json
+        File for the figures.
+    png
+        File for the picture, see `plot.evaluation`.
+
+    Returns
+    -------
+    dict
+        See `compare`.
+
+    Raises
+    ------
+    UserError
+        When the two do not fit together.
+    """
+    result = compare(map_or_labels(map), read_truth(truth))
+    write_figures(result, json)
+    if png is not None:
+        if "reliability" not in result:
+            raise UserError("there is nothing to draw: no pixel is indexed as the phase that the truth has there")
+        with whole_file(png) as part:
+            draw_evaluation(result, part)
+    return result
+
+
+def write_figures(figures: Mapping[str, Any], json: str | os.PathLike[str] | None) -> None:
+    """Write figures as JSON where a file is given."""
+    if json is not None:
+        with whole_file(json) as part:
+            part.write_text(json_format.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """Return the figures of `compare` as a few lines of text."""
+    lines = [
+        f"{figures['pixels']:,} pixels, {figures['crystal']:,} of them crystal by the truth",
+        f"indexed         {in_percent(figures['indexed_of_crystal'])} of the crystal,"
+        f" {in_percent(figures['indexed_of_no_crystal'])} of the rest",
+    ]
+    if "disorientation" not in figures:
+        return "\n".join([*lines, "no pixel is indexed as the phase that the truth has there"])
+    for key, name in (("strict", "disorientation"), ("beam180", "modulo beam-180")):
+        part = figures["disorientation"][key]
+        lines.append(
+            f"{name:15s} median {part['median_deg']:.2f}°, mean {part['mean_deg']:.2f}°,"
+            f" within 2° {in_percent(part['within_2deg'])}, within 5° {in_percent(part['within_5deg'])}"
+        )
+    confused = ", ".join(f"{name} {in_percent(share)}" for name, share in figures["pseudo_symmetry"].items())
+    lines.append(f"taken for       {confused}")
+    best = ", ".join(f"{count}: {in_percent(share)}" for count, share in figures["within_5deg_of_best"].items())
+    lines.append(f"among the best  {best} (within 5° modulo beam-180)")
+    trust = figures["reliability"]
+    lines.append(
+        f"confidence      expected calibration error {trust['calibration_error']:.3f}"
+        f" ({trust['calibration_error_by_chance']:.3f} by chance alone)"
+    )
+    risk = figures["risk_coverage"]
+    half = risk["wrong"][risk["kept"].index(0.5)]
+    lines.append(
+        f"risk-coverage   area {risk['area']:.4f} (perfect {risk['area_of_perfect']:.4f}, chance"
+        f" {risk['area_of_chance']:.4f}); {in_percent(half)} of the more confident half are more than 5° off"
+    )
+    lines += [
+        f"boundaries      above {RIGHT_DEG:g}°, to within a pixel: precision {in_percent(entry['precision'])},"
+        f" recall {in_percent(entry['recall'])}"
+        for entry in figures.get("boundaries", ())
+        if entry["threshold_deg"] == RIGHT_DEG
+    ]
+    return "\n".join(lines)
+
+
+def in_percent(share: float | None) -> str:
+    """Return a share as text, a dash for None."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
+    """Return the figures of `orientation_map` against `truth`.
+
+    Returns
+    -------
+    dict
+        - `pixels`, `crystal`, `no_crystal`: pixels of the map; of the truth with and without an orientation;
+        - `indexed_of_crystal`, `indexed_of_no_crystal`: shares that the map indexes, the second one wrongly;
+        - `other_phase`: share of the crystal's indexed pixels to which the map gives another Laue class;
+        - `disorientation`: `strict` and `beam180` (modulo half a turn about the beam), each with `median_deg`,
+          `mean_deg`, `within_2deg`, `within_5deg` over pixels indexed in both, and `within_5deg_of_crystal` where
+          pixels of the crystal that the map does not index count as wrong;
+        - `within_5deg_of_best`: the same share (beam180) when any of the best 1, 2, ... answers may be right;
+        - `pseudo_symmetry`: shares of right, of each family of pseudo-symmetric variants, and of other answers;
+        - `reliability`: `bins` of pixels of like confidence with their mean confidence and the share that is right
+          (strictly), the mean difference of the two, `calibration_error`, and what it would be if every confidence
+          were a true probability, `calibration_error_by_chance`; `histogram`, pixels per 0.05 of confidence;
+        - `risk_coverage`: how wrong the most confident pixels are, see `analysis.evaluation.coverage` (strictly);
+        - `boundaries`: their precision and recall at several thresholds, see `boundary_match`; not of one row.
+    """
+    if orientation_map.shape != truth.shape:
+        rows, columns = orientation_map.shape
+        raise UserError(f"the map has {rows} x {columns} pixels, but the truth {truth.shape[0]} x {truth.shape[1]}")
+    known = np.isfinite(truth.orientation).all(axis=1) & (truth.phase >= 0)
+    empty = (truth.phase < 0) & orientation_map.measured
+    if not known.any():
+        raise UserError("the truth holds no orientation to compare with")
+    known &= orientation_map.measured
+    own = np.array([phase.symmetry.laue for phase in orientation_map.phases])
+    same = np.zeros(len(known), dtype=bool)
+    both = known & orientation_map.indexed
+    same[both] = own[orientation_map.phase[both]] == np.array(truth.laue)[truth.phase[both]]
+    result: dict[str, Any] = {
+        "pixels": len(known),
+        "crystal": int(known.sum()),
+        "no_crystal": int(empty.sum()),
+        "indexed_of_crystal": _share(orientation_map.indexed[known]),
+        "indexed_of_no_crystal": _share(orientation_map.indexed[empty]),
+        "other_phase": _share(~same[both]),
+    }
+    if not same.any():
+        return result
+    strict, modulo, best = _angles(orientation_map, truth, same)
+    result["disorientation"] = {
+        "strict": {**angle_figures(strict[same]), "within_5deg_of_crystal": float((strict[known] < RIGHT_DEG).mean())},
+        "beam180": {**angle_figures(modulo[same]), "within_5deg_of_crystal": float((modulo[known] < RIGHT_DEG).mean())},
+    }
+    result["within_5deg_of_best"] = {
+        str(n): float((best[same, :n].min(axis=1) < RIGHT_DEG).mean()) for n in range(1, best.shape[1] + 1)
+    }
+    result["pseudo_symmetry"] = _confusion(orientation_map, truth, same)
+    result["reliability"] = reliability(orientation_map.confidence[same], strict[same] < RIGHT_DEG)
+    result["risk_coverage"] = risk_coverage(orientation_map.confidence[same], strict[same], RIGHT_DEG)
+    if min(truth.shape) > 1:
+        result["boundaries"] = boundary_match(orientation_map, truth)
+    return result
+
+
+def _angles(
+    orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return strict (n,) and beam-180 (n,) disorientations, and the latter for every answer (n, k); inf elsewhere."""
+    count, answers = orientation_map.answers.shape[:2]
+    strict, modulo, best = np.full(count, np.inf), np.full(count, np.inf), np.full((count, answers), np.inf)
+    for index, phase in enumerate(orientation_map.phases):
+        chosen = same & (orientation_map.phase == index)
+        if not chosen.any():
+            continue
+        right = torch.from_numpy(truth.orientation[chosen])
+        given = torch.from_numpy(orientation_map.answers[chosen])
+        strict[chosen] = disorientation_deg(right, given[:, 0], phase.symmetry).numpy()
+        each = disorientation_beam180_deg(right[:, None], given, phase.symmetry).numpy()
+        best[chosen] = np.nan_to_num(each, nan=np.inf)
+        modulo[chosen] = best[chosen, 0]
+    return strict, modulo, best
+
+
+def angle_figures(angles: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return `median_deg`, `mean_deg`, `within_2deg` and `within_5deg` of disorientations (n,) in degrees."""
+    return {
+        "median_deg": float(np.median(angles)),
+        "mean_deg": float(angles.mean()),
+        "within_2deg": float((angles < 2).mean()),
+        "within_5deg": float((angles < 5).mean()),
+    }
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> float | None:
+    return float(flags.mean()) if len(flags) else None
+
+
+def _confusion(orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Return the shares of right answers, of beam-180 twins, of pseudo-symmetric variants and of all others."""
+    counts: dict[str, int] = {"right": 0, "beam180": 0}
+    for index, phase in enumerate(orientation_map.phases):
+        chosen = same & (orientation_map.phase == index)
+        if not chosen.any():
+            continue
+        right = torch.from_numpy(truth.orientation[chosen])
+        given = torch.from_numpy(orientation_map.answers[chosen, 0])
+        for name, number in families(right, given, phase).items():
+            counts[name] = counts.get(name, 0) + number
+    total = int(same.sum())
+    counts["other"] = total - sum(counts.values())
+    return {name: number / total for name, number in counts.items()}
+
+
+def families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[str, int]:
+    """Count, among answers (n, 4), the right ones, the twins and each family of variants, every answer once."""
+    symmetry = phase.symmetry
+    left = torch.ones(len(given), dtype=torch.bool)
+    counts: dict[str, int] = {}
+
+    def count(name: str, expected: torch.Tensor) -> None:
+        hit = left & (disorientation_deg(expected, given, symmetry) < RIGHT_DEG)
+        counts[name] = counts.get(name, 0) + int(hit.sum())
+        left[hit] = False
+
+    count("right", right)
+    count("beam180", beam180(right))
+    for name, variant in pseudo_variants(phase):
+        family = name.split(" #")[0]
+        for start in (right, beam180(right)):
+            count(family, multiply(variant.to(start), start))
+    return counts
+
+
+def reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return a table over bins of equally many pixels, the expected calibration error, and what of it is chance."""
+    table = calibration.reliability(confidence, right)
+    columns = (table.patterns.tolist(), table.confidence.tolist(), table.right.tolist())
+    bins = [
+        {"pixels": pixels, "mean_confidence": stated, "within_5deg": found}
+        for pixels, stated, found in zip(*columns, strict=True)
+    ]
+    return {
+        "bins": bins,
+        "calibration_error": table.error,
+        "calibration_error_by_chance": table.by_chance,
+        "histogram": np.histogram(confidence, _HISTOGRAM, (0.0, 1.0))[0].tolist(),
+    }

@@ -1,1 +1,0 @@
-"""Patterns on disk and in memory: readers, calibration, the store, and shuffled batches out of it."""

@@ -1,0 +1,205 @@
+"""Labels into a store: into a copy of it that takes its name at the end, so that a kill at any moment loses nothing.
+
+The patterns are copied too. That costs room for a moment and seconds per gigabyte, little beside what labelling
+takes, and whoever has the old file mapped goes on reading it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from stemtune._files import existing, replaceable_file, whole_file
+from stemtune._version import __version__
+from stemtune.crystal.phase import Phase
+from stemtune.dataset.schema import COLUMNS, OVERLAP, SIMULATED, replaceable_store, set_attribute
+from stemtune.dataset.store import Store
+from stemtune.errors import UserError
+
+LABELLED = "labelled"
+"""Attribute of a store that says in JSON how its labels were made."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of all n patterns of a store.
+
+    Parameters
+    ----------
+    orientation
+        Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where not indexed.
+    confidence
+        (n,) larger is better; NaN where not indexed, or where the labeller has none.
+    phase
+        Index (n,) into `phases`; -1 where not indexed.
+    phases
+        The crystals.
+    scores
+        The labeller's own scores (n,) under its own names.
+    facts
+        How they were made: the method, every option, the origin.
+    """
+
+    orientation: npt.NDArray[np.float64]
+    confidence: npt.NDArray[np.float32]
+    phase: npt.NDArray[np.int16]
+    phases: Sequence[Phase]
+    scores: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.phase)
+        if strange := [name for name in self.scores if not name or "/" in name]:
+            raise ValueError(f"a score is called {strange[0]!r}, but HDF5 keeps no such name")
+        columns: dict[str, npt.NDArray[Any]] = {"orientation": self.orientation, "confidence": self.confidence}
+        for name, values in {**columns, **self.scores}.items():
+            if len(values) != n:
+                raise ValueError(f"there are {len(values)} values of `{name}`, but {n} of `phase`")
+        if n and not -1 <= self.phase.min() <= self.phase.max() < len(self.phases):
+            raise ValueError(f"`phase` lies in [{self.phase.min()}, {self.phase.max()}] for {len(self.phases)} phases")
+
+
+def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Return where a labelled `store` will be written: `out`, or without it the place of the store itself.
+
+    It is asked before the work that makes the labels, so that this is not done in vain.
+
+    Raises
+    ------
+    UserError
+        When `store` is none, when nothing can be written there, when there is no room for it, or when exact
+        orientations of a simulation would be lost.
+    """
+    source = existing(store, "the store").resolve()
+    with Store.open(store) as opened:
+        exact = opened.attrs.get("origin") == SIMULATED and LABELLED not in opened.attrs
+    target = source if out is None else replaceable_file(replaceable_store(out))
+    target = target.resolve()  # a link stays one, what it points to is replaced
+    if exact and target == source:
+        raise UserError(
+            f"'{store}' holds the exact orientations of a simulation, which labels would replace; give --out"
+        )
+    replaceable_file(target)
+    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise UserError(
+            f"the labelled store needs {needed / 1e9:,.1f} GB beside the old one, but {free / 1e9:,.1f} GB are free in"
+            f" '{target.parent}'; make room, or choose another --out"
+        )
+    return target
+
+
+def write_labels(store: str | os.PathLike[str], labels: Labels, out: str | os.PathLike[str] | None = None) -> Path:
+    """Write a copy of `store` with these labels to `out`, or without it in the place of the store itself.
+
+    Patterns, positions, groups, splits and the calibration stay; orientation, confidence, phase, scores, the phases'
+    CIF text and what is known of overlapping grains are replaced.
+
+    Returns
+    -------
+    path
+        Where the labelled store is.
+
+    Raises
+    ------
+    UserError
+        As `label_target`, and when the disk becomes full.
+    """
+    source, target = existing(store, "the store").resolve(), label_target(store, out)
+    with Store.open(source) as opened:
+        if opened.n != len(labels.phase):
+            raise ValueError(f"there are labels for {len(labels.phase)} patterns, but '{store}' holds {opened.n}")
+    try:
+        with whole_file(target) as part:
+            shutil.copyfile(source, part)
+            shutil.copymode(source, part)
+            with h5py.File(part, "r+") as file:
+                _replace(file, labels)
+                file.flush()
+                os.fsync(file.id.get_vfd_handle())
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk is full, so '{target}' was not written; make room, or choose another --out"
+        ) from None
+    return target
+
+
+def with_truth(
+    labelled: str | os.PathLike[str],
+    truth: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    split: npt.NDArray[np.int8] | None = None,
+) -> Path:
+    """Write a copy of a labelled store whose validation and test patterns carry their true orientations.
+
+    So that what is learned from labels is judged by what is known: labels train, the truth validates.
+
+    Parameters
+    ----------
+    labelled
+        The store with the labels.
+    truth
+        The store with the same patterns and their exact orientations.
+    out
+        The store to write.
+    split
+        New splits (n,): train (0), validation (1), test (2); left out, those of `labelled`.
+
+    Raises
+    ------
+    UserError
+        When the two do not hold the same number of patterns, or `out` cannot be written.
+    """
+    target = label_target(labelled, out)
+    with Store.open(labelled) as ours, Store.open(truth) as exact:
+        if ours.n != exact.n:
+            raise UserError(
+                f"'{labelled}' holds {ours.n} patterns, but '{truth}' {exact.n}; give the scan it came from"
+            )
+        dealt = ours.split if split is None else np.asarray(split, dtype=COLUMNS["split"][1])
+        held = (dealt > 0) & (exact.phase >= 0)
+        columns = {"split": np.where((dealt > 0) & (exact.phase < 0), 0, dealt).astype(dealt.dtype)}
+        for name, values in (("orientation", exact.orientation), ("confidence", 1.0), ("phase", exact.phase)):
+            mine = np.array(getattr(ours, name))
+            mine[held] = values[held] if isinstance(values, np.ndarray) else values
+            columns[name] = mine
+    with whole_file(target) as part:
+        shutil.copyfile(labelled, part)
+        with h5py.File(part, "r+") as file:
+            for name, values in columns.items():
+                _put(file, name, np.asarray(values, dtype=COLUMNS[name][1]))
+    return target
+
+
+def _replace(file: h5py.File, labels: Labels) -> None:
+    """Put the labels into an open store, in the place of those it has."""
+    for name in ("orientation", "confidence", "phase"):
+        _put(file, name, np.asarray(getattr(labels, name), dtype=COLUMNS[name][1]))
+    for name in (*OVERLAP, "scores"):
+        if name in file:
+            del file[name]
+    for name, values in labels.scores.items():
+        file[f"scores/{name}"] = np.asarray(values, dtype=np.float32)
+    set_attribute(file, "phases_name", [phase.name for phase in labels.phases])
+    set_attribute(file, "phases_cif", [phase.cif for phase in labels.phases])
+    set_attribute(file, LABELLED, {**labels.facts, "stemtune": __version__})
+
+
+def _put(file: h5py.File, name: str, values: npt.NDArray[Any]) -> None:
+    """Write a column into its place in the file, or anew where it has another type."""
+    if file[name].dtype == values.dtype:
+        file[name][...] = values
+    else:
+        del file[name]
+        file[name] = values

@@ -1,0 +1,185 @@
+"""Which patterns of a store are trained on, and which validate: splits, guard band, cuts on the labels' scores.
+
+Neighbours of a scan show nearly the same pattern. A model that was trained on one is not tested by the other, so a
+split takes whole groups, and a band of patterns around those of validation and test is left out of training.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from stemtune.config import DataConfig, read_cuts
+from stemtune.crystal.phase import Phase
+from stemtune.dataset.store import SPLITS, Store
+from stemtune.errors import UserError, did_you_mean
+
+Rows = npt.NDArray[np.intp]
+
+CONFIDENCE = "confidence"
+"""The score that every store has; others have the names that the labeller gave them."""
+
+_RANDOM_SHARES = (0.8, 0.9)  # where, of labels in random order, training ends and validation ends
+_ALIKE = 0.03  # relative difference of two lattices below which they may be the same crystal
+
+
+def split_rows(
+    store: Store, learnable: npt.NDArray[np.bool_], data: DataConfig, told: bool = True
+) -> tuple[Rows, Rows]:
+    """Return the rows of `store` to train on and to validate on.
+
+    Parameters
+    ----------
+    store
+        The store.
+    learnable
+        Which patterns (n,) have a label to learn from.
+    data
+        `data.split` and `data.guard` are read. Where the split goes by groups, patterns of a scan that are at most
+        `data.guard` rows and columns away from a labelled one of validation or test are not trained on.
+    told
+        Whether the user is warned of a random split, on stderr.
+
+    Raises
+    ------
+    UserError
+        When a split has no labelled patterns, or the guard band leaves none.
+    """
+    if data.split == "random":
+        if told:
+            print(
+                "warning: `data.split` is random: neighbours in the scan stand on both sides, so validation flatters"
+                " the model",
+                file=sys.stderr,
+            )
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(learnable))
+        ends = [math.ceil(share * len(rows)) for share in _RANDOM_SHARES]
+        train, validation = np.sort(rows[: ends[0]]), np.sort(rows[ends[0] : ends[1]])
+        if not len(validation):
+            raise UserError(f"'{store.path}' has {len(rows)} labelled patterns, too few for a validation split")
+        return train, validation
+    train, validation = (_rows_of_split(store, learnable, split) for split in (0, 1))
+    kept = train[~guarded(store, learnable & (store.split > 0), data.guard)[train]]
+    if not len(kept):
+        raise UserError(
+            f"`data.guard` is {data.guard}, and every training pattern of '{store.path}' is that near to one of"
+            " validation or test; lower it, or use a store with larger groups"
+        )
+    return kept, validation
+
+
+def guarded(store: Store, held: npt.NDArray[np.bool_], guard: int) -> npt.NDArray[np.bool_]:
+    """Tell (n,) which patterns of a scan are at most `guard` rows and columns away from one of those in `held` (n,).
+
+    None where `guard` is 0 or the store is no scan.
+    """
+    row, column = store.position.astype(np.intp).T
+    placed = (row >= 0) & (column >= 0)
+    if not guard or store.scan_shape is None or not (held & placed).any():
+        return np.zeros(store.n, dtype=bool)
+    near = np.zeros((row.max() + 1, column.max() + 1), dtype=np.uint8)
+    near[row[held & placed], column[held & placed]] = 1
+    near = ndimage.maximum_filter(near, size=2 * guard + 1, mode="constant")
+    return np.asarray(placed & (near[row, column] > 0))
+
+
+def score_of(store: Store, name: str, setting: str) -> npt.NDArray[np.float64]:
+    """Return the score (n,) of the labels that is called `name`, larger is better; -inf where there is none.
+
+    Parameters
+    ----------
+    store
+        The store.
+    name
+        "confidence", or a name in the store's `scores`.
+    setting
+        The setting that names it, for the error.
+
+    Raises
+    ------
+    UserError
+        When the store has no such score; the message lists those that it has.
+    """
+    known = (CONFIDENCE, *store.scores)
+    if name not in known:
+        raise UserError(
+            f"`{setting}` asks for the score '{name}', but the labels of '{store.path}' have {', '.join(known)}"
+            f"{did_you_mean(name, known)}"
+        )
+    score = store.confidence if name == CONFIDENCE else store.scores[name]
+    return np.nan_to_num(np.asarray(score, dtype=np.float64), nan=-np.inf)
+
+
+def confident_rows(store: Store, rows: Rows, data: DataConfig) -> Rows:
+    """Return the rows whose labels pass `data.cut`, `data.min_confidence` and `data.keep_fraction`.
+
+    The last two go by the score `data.score`. `data.keep_fraction` is a share of what the other two leave. The rows
+    come in the order of use: by falling score where `data.order` is "confidence", else by row. A label without a
+    score counts as the least confident.
+
+    Raises
+    ------
+    UserError
+        For a score that the store does not have, and when no label passes.
+    """
+    for cut in read_cuts(data.cut) or []:
+        score = score_of(store, cut.score, "data.cut")[rows]
+        rows = rows[score >= cut.limit if cut.equal else score > cut.limit]
+    if not len(rows):
+        raise UserError(f"`data.cut` is '{data.cut}', but no training label of '{store.path}' passes")
+    score = score_of(store, data.score, "data.score")[rows]
+    if data.min_confidence > 0:
+        rows, score = rows[score >= data.min_confidence], score[score >= data.min_confidence]
+        if not len(rows):
+            raise UserError(
+                f"`data.min_confidence` is {data.min_confidence:g}, but no training label of '{store.path}' reaches it"
+                + (f" ({data.score})" if data.score != CONFIDENCE else "")
+            )
+    best_first = rows[np.argsort(-score, kind="stable")]
+    kept = best_first[: math.ceil(data.keep_fraction * len(rows))]
+    return kept if data.order == "confidence" else np.sort(kept)
+
+
+def phase_of(store: Store) -> tuple[int, Phase]:
+    """Return number and crystal of the phase that most labelled patterns have; the others are not trained on."""
+    if not store.labelled.any():
+        raise UserError(
+            f"'{store.path}' has no labelled patterns; `stemtune label` labels measured ones, `stemtune simulate` makes"
+            " labelled ones"
+        )
+    number = int(np.bincount(store.phase[store.labelled]).argmax())
+    if number >= len(store.phases):
+        raise UserError(f"'{store.path}' labels patterns as phase {number}, but holds {len(store.phases)} phases")
+    return number, store.phases[number]
+
+
+def rows_of_crystal(store: Store, phase: Phase, setting: str) -> Rows:
+    """Return the labelled rows of a further store, which the setting called `setting` names.
+
+    Raises
+    ------
+    UserError
+        When its crystal is another than `phase`: another Laue class, or a lattice that differs by more than 3 %.
+    """
+    number, found = phase_of(store)
+    lengths = [np.array([crystal.a, crystal.b, crystal.c]) for crystal in (found, phase)]
+    if found.symmetry.proper != phase.symmetry.proper or (abs(lengths[0] / lengths[1] - 1) > _ALIKE).any():
+        raise UserError(
+            f"`{setting}` is '{store.path}', whose labels are orientations of {found.name}, not of {phase.name}"
+        )
+    return np.flatnonzero(store.labelled & (store.phase == number))
+
+
+def _rows_of_split(store: Store, learnable: npt.NDArray[np.bool_], split: int) -> Rows:
+    rows = np.flatnonzero(learnable & (store.split == split))
+    if not len(rows):
+        groups = len(np.unique(store.group[learnable]))
+        raise UserError(
+            f"the {SPLITS[split]} split of '{store.path}' has no labelled patterns (it has {groups} groups, "
+            "and a split takes whole groups); use a store with more of them"
+        )
+    return rows

@@ -1,0 +1,354 @@
+"""Stores of simulated patterns: random orientations to train on, and a polycrystal whose truth is known.
+
+Patterns come in blocks, each with a random generator of its own made from the seed and the block's number, so the
+same seed gives the same store whatever the number of worker processes, and whether or not it was made in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stemtune._parallel import Spread, over_processes
+from stemtune.config import SimulateConfig, Span
+from stemtune.crystal.phase import Phase, phase_from
+from stemtune.crystal.sampling import random_orientations
+from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map, grain_thickness, neighbours
+from stemtune.dataset.schema import SIMULATED
+from stemtune.dataset.writer import ResumableWriter
+from stemtune.diffraction import overlap
+from stemtune.diffraction.conditions import Conditions, draw_conditions
+from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
+from stemtune.diffraction.overlap import Overlap
+from stemtune.diffraction.simulator import simulator_for
+from stemtune.errors import UserError
+
+BLOCK = 4 * CHUNK
+"""Patterns that are simulated and written at once."""
+
+GROUP = 16
+"""Patterns of one group, which stays on one side of a split."""
+
+STEP_NM = 10.0
+"""Scan step of a simulated polycrystal."""
+
+_SATURATION = 65535
+_PER_SCAN = (
+    "precession_rad",
+    "convergence_rad",
+    "shape_width",
+    "intensity_power",
+    "dose",
+    "background",
+    "background_width",
+    "background_weight",
+    "disk_px",
+    "blur_px",
+    "stop_px",
+    "distortion",
+)
+"""Conditions of the microscope and the support film, which stay the same over a scan."""
+
+
+def simulate_store(
+    cif: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    patterns: int,
+    simulate: SimulateConfig,
+    seed: int = 0,
+    workers: int = 1,
+    device: str = "cpu",
+    restart: bool = False,
+    spread: Spread | None = None,
+) -> Path:
+    """Write a store of simulated patterns at uniformly random orientations, or go on with an unfinished one.
+
+    Parameters
+    ----------
+    cif
+        Path of the phase's CIF; "" or "linio2" is the LiNiO2 that ships.
+    out
+        Path of the store; it appears when it is complete. Until then, and after an interrupt, what there is of it
+        lies in `OUT.part`, and the same call goes on from there.
+    patterns
+        How many.
+    simulate
+        The microscope.
+    seed
+        The same seed gives the same store, whatever the number of workers.
+    workers
+        Processes that simulate on a CPU; torch's threads are shared out among them. A GPU is used by one process.
+    device
+        Where patterns are simulated: cpu, cuda, or auto: a GPU if there is one. Random numbers are the device's own.
+    restart
+        Begin anew, even if there is an unfinished store.
+    spread
+        What simulates the blocks, instead of worker processes here: the nodes of a Ray cluster for instance. Then
+        `device` is theirs.
+
+    Returns
+    -------
+    out
+        The store: uint16 counts, or float32 where `simulate.dose` is 0; phase 0, confidence 1, a group for every 16
+        patterns, the orientation of the strongest grain and those of the others where `simulate.overlap` is above 0.
+
+    Raises
+    ------
+    UserError
+        For what cannot be simulated or written, and when the unfinished store was made with other settings.
+    Interrupted
+        After Ctrl-C, when there is something to go on with.
+    """
+    if patterns < 1:
+        raise UserError(f"{patterns} patterns are asked for, but it must be at least 1")
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), device if spread else _device(device)
+    simulator = simulator_for(phase, geometry, simulate, "cpu" if spread else device)
+    attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
+    with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
+        plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in _missing(writer)]
+        spread = spread or over_processes(workers if device == "cpu" else 1)
+        with closing(spread(_prepare, (simulator.phase.cif, simulate, device), _work, plan)) as blocks:
+            _stream(writer, zip((BLOCK * number for _, number, _ in plan), blocks, strict=True))
+    return Path(out)
+
+
+Block = tuple[npt.NDArray[Any], dict[str, Any]]
+"""Patterns (n, size, size) as stored, and their columns."""
+
+
+def _writer(
+    out: str | os.PathLike[str],
+    count: int,
+    simulator: KinematicSimulator,
+    attrs: dict[str, Any],
+    seed: int,
+    restart: bool,
+) -> ResumableWriter:
+    simulate = simulator.simulate
+    several, kind = simulate.overlap > 0, _kind(simulate)
+    return ResumableWriter(
+        out, count, simulator.geometry, [simulator.phase], kind, attrs, seed, several, restart=restart
+    )
+
+
+def _missing(writer: ResumableWriter) -> list[int]:
+    """Return the numbers of the blocks that are not written yet."""
+    return [start // BLOCK for start in range(0, writer.n, BLOCK) if not writer.done[start : start + BLOCK].all()]
+
+
+def _stream(writer: ResumableWriter, blocks: Iterable[tuple[int, Block]]) -> None:
+    """Write blocks, each with its first row, as they come; show rate and time left."""
+    done = int(writer.done.sum())
+    if done:
+        print(f"going on with '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
+    with tqdm(total=writer.n, initial=done, unit="pattern", desc="simulate", disable=None) as bar:
+        for start, (images, columns) in blocks:
+            writer.write(start, images, **columns)
+            bar.update(len(images))
+
+
+def _block(simulator: KinematicSimulator, seed: int, number: int, count: int) -> Block:
+    generator = _generator(seed, number)
+    orientation = random_orientations(count, generator)
+    several = overlap.draw_overlap(simulator.simulate, count, generator) if simulator.simulate.overlap > 0 else None
+    images = overlap.patterns(simulator, orientation, several, generator)
+    columns = {
+        "orientation": orientation.numpy(),
+        "confidence": np.ones(count),
+        "phase": np.zeros(count),
+        "group": (number * BLOCK + np.arange(count)) // GROUP,
+        **_overlap_columns(several),
+    }
+    return _stored(images, simulator.simulate), columns
+
+
+def _overlap_columns(several: Overlap | None) -> dict[str, Any]:
+    if several is None:
+        return {}
+    return {"overlap_orientation": several.orientation.numpy(), "overlap_weight": several.weight.numpy()}
+
+
+def _prepare(given: tuple[str, SimulateConfig, str]) -> KinematicSimulator:
+    cif, simulate, device = given
+    return simulator_for(Phase.from_cif_text(cif), Geometry.of(simulate), simulate, device)
+
+
+def _work(simulator: KinematicSimulator, plan: tuple[int, int, int]) -> Block:
+    return _block(simulator, *plan)
+
+
+def simulate_polycrystal(
+    cif: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    shape: tuple[int, int],
+    grains: int,
+    simulate: SimulateConfig,
+    seed: int = 0,
+    workers: int = 1,
+    device: str = "cpu",
+    restart: bool = False,
+    spread: Spread | None = None,
+) -> Path:
+    """Write a store that is a scan over a particle of Voronoi grains in vacuum, with the true orientations.
+
+    The microscope and the support film (dose, precession, blur, distortion, background ...) are drawn once for the
+    scan, the thickness once for each grain (it varies by 5 % inside), the share of the direct beam, the error of the
+    centre and dead pixels for every position. Inside a grain the lattice turns smoothly by up to
+    about `GRAIN_SPREAD_DEG` towards its edge. Where `simulate.overlap` is above 0, that share of the positions
+    beside another grain shows the other grain too.
+
+    Parameters
+    ----------
+    cif, out, simulate, seed, workers, device, restart, spread
+        As in `simulate_store`.
+    shape
+        Rows and columns of the scan.
+    grains
+        How many grains; `group` is the grain.
+
+    Returns
+    -------
+    out
+        The store. Vacuum has the direct beam only, phase -1, an orientation of NaN, confidence NaN, and a group of
+        its own after those of the grains.
+    """
+    generator = _generator(seed, 0)
+    grain, seeds = grain_map(shape, grains, generator)
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
+    simulator = simulator_for(phase, geometry, simulate, device)
+    scan = _draw_scan(simulator, grain, Lattices.draw(grain, seeds, generator), generator)
+    attrs = {
+        **_attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device),
+        "scan_shape": list(shape),
+        "step_nm": STEP_NM,
+    }
+    with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
+        numbers = _missing(writer)
+        spread = spread or over_processes(workers if device == "cpu" else 1)
+        given = ((simulator.phase.cif, simulate, device), scan, grains, seed)
+        with closing(spread(_prepare_scan, given, _work_scan, numbers)) as blocks:
+            _stream(writer, zip((BLOCK * number for number in numbers), blocks, strict=True))
+    return Path(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scan:
+    """What there is to see: grain number (rows, columns), then orientation, thickness and overlap per position (N,)."""
+
+    grain: npt.NDArray[np.int64]
+    orientation: Tensor
+    thickness_angstrom: Tensor
+    overlap: Overlap | None
+    microscope: Conditions
+
+
+def _draw_scan(
+    simulator: KinematicSimulator, grain: npt.NDArray[np.int64], lattices: Lattices, generator: torch.Generator
+) -> _Scan:
+    simulate, flat = simulator.simulate, torch.from_numpy(grain).view(-1)
+    of_grain = grain_thickness(len(lattices.seeds), simulate.thickness, generator)
+    varied = 1 + 0.05 * (2 * torch.rand(grain.size, generator=generator) - 1)
+    microscope = draw_conditions(simulate, simulator.geometry, 1, generator, simulator.device)
+    several = None
+    if simulate.overlap > 0:
+        other = neighbours(grain)
+        beside = torch.from_numpy(other).view(2, -1)
+        weight = overlap.draw_weights(simulate, (beside != VACUUM).sum(0), generator)
+        orientation = torch.stack([lattices.over(one) for one in other], dim=1)
+        orientation = orientation.masked_fill((weight[:, 1:] == 0)[..., None], torch.nan)
+        several = Overlap(weight, orientation, (of_grain[beside] * varied).T)
+    return _Scan(grain, lattices.over(grain), of_grain[flat] * varied, several, microscope)
+
+
+def _prepare_scan(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (_prepare(given[0]), *given[1:])
+
+
+def _work_scan(state: tuple[Any, ...], number: int) -> Block:
+    simulator, scan, grains, seed = state
+    return _scan_block(simulator, scan, grains, seed, number)
+
+
+def _scan_block(simulator: KinematicSimulator, scan: _Scan, grains: int, seed: int, number: int) -> Block:
+    """Return the patterns of scan positions; those without an orientation are vacuum."""
+    block = slice(number * BLOCK, min((number + 1) * BLOCK, scan.grain.size))
+    place = np.arange(block.start, block.stop)
+    orientation, thickness = scan.orientation[block], scan.thickness_angstrom[block].to(simulator.device)
+    several = scan.overlap.part(block) if scan.overlap else None
+    vacuum = orientation.isnan().any(dim=1)
+    lit, empty = orientation.to(simulator.device, torch.float32), vacuum.to(simulator.device)
+    further = Overlap(*(values.to(simulator.device) for values in several)) if several else None
+
+    def make(rows: slice, own: torch.Generator) -> Tensor:
+        count = rows.stop - rows.start
+        drawn = draw_conditions(simulator.simulate, simulator.geometry, count, own, simulator.device)
+        fixed = {name: getattr(scan.microscope, name).expand_as(getattr(drawn, name)) for name in _PER_SCAN}
+        conditions = dataclasses.replace(
+            drawn,
+            thickness_angstrom=thickness[rows],
+            direct_beam=torch.where(empty[rows], 1.0, drawn.direct_beam),
+            **{**fixed, "background": torch.where(empty[rows], 0.0, fixed["background"])},
+        )
+        if further is None:
+            return simulator.expose(lit[rows], conditions, own)
+        return simulator.detect(
+            overlap.diffracted(simulator, lit[rows], further.part(rows), conditions), conditions, own
+        )
+
+    images = simulator.in_chunks(len(place), _generator(seed, 1 + number), make)
+    inside, columns = ~vacuum.numpy(), scan.grain.shape[1]
+    return _stored(images, simulator.simulate), {
+        "orientation": orientation.numpy(),
+        "confidence": np.where(inside, 1.0, np.nan),
+        "phase": np.where(inside, 0, -1),
+        "position": np.stack((place // columns, place % columns), axis=1),
+        "group": np.where(inside, scan.grain.reshape(-1)[block], grains),
+        **_overlap_columns(several),
+    }
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Return the random generator of block `number`."""
+    mixed = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def _device(name: str) -> str:
+    """Return "cpu" or "cuda" for one of these or "auto", which is a GPU if there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device is cuda, but torch sees no GPU here; leave it out to simulate on the CPU")
+    return name
+
+
+def _kind(simulate: SimulateConfig) -> str:
+    return "uint16" if simulate.dose.high > 0 else "float32"
+
+
+def _stored(images: Tensor, simulate: SimulateConfig) -> npt.NDArray[Any]:
+    """Return the patterns as they are stored; counts saturate where uint16 does."""
+    images = images.cpu()
+    if _kind(simulate) == "float32":
+        return images.numpy()
+    return images.clamp_(max=_SATURATION).to(torch.int32).numpy().astype(np.uint16)
+
+
+def _attributes(cif: str | os.PathLike[str], simulate: SimulateConfig, **options: Any) -> dict[str, Any]:
+    settings = {
+        f"simulate.{item.name}": str(value) if isinstance(value := getattr(simulate, item.name), Span) else value
+        for item in dataclasses.fields(simulate)
+    }
+    return {"origin": SIMULATED, "options": {"cif": str(cif), **options, **settings}}

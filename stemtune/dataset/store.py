@@ -1,0 +1,255 @@
+"""The store: patterns and their labels in one HDF5 file that anyone can open with plain h5py.
+
+`patterns` lies contiguous and uncompressed in the file, so it is memory-mapped instead of read: a shuffled reader
+fetches single patterns, a whole-scan reader streams, and every process on a node shares the one copy in the page
+cache. A store that somebody else wrote in chunks is read through h5py instead, slower but the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from stemtune._files import existing
+from stemtune.dataset.schema import COLUMNS, OVERLAP, check_layout, open_hdf5, plain
+from stemtune.dataset.splits import make_splits
+from stemtune.dataset.writer import StoreWriter
+from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
+
+if TYPE_CHECKING:
+    from stemtune.crystal.phase import Phase
+
+__all__ = ["SPLITS", "Store", "StoreWriter", "make_splits"]
+
+SPLITS = ("train", "validation", "test")
+"""Names of the values 0, 1, 2 of `split`."""
+
+_PIECE = 2**22  # bytes at a time of what is only read into the page cache
+_SAMPLED = 64  # patterns that enter the content hash, and whose counts are checked
+
+
+class Store:
+    """A store opened for reading; use `Store.open`.
+
+    Attributes
+    ----------
+    path
+        The file.
+    n, size
+        Number of patterns; their width and height in pixels.
+    geometry
+        Calibration that all patterns of the store share.
+    attrs
+        All attributes of the file as plain Python values.
+    """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self._file = file
+        self.attrs: dict[str, Any] = {name: plain(value) for name, value in file.attrs.items()}
+        self.n, self.size = (int(length) for length in file["patterns"].shape[:2])
+        try:
+            self.geometry = Geometry.from_dict({**self.attrs, "size": self.size})
+        except UserError as problem:
+            raise UserError(f"'{path}' is not a stemtune store: {problem}") from None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """Open the store at `path`.
+
+        Raises
+        ------
+        UserError
+            When the file is missing, truncated, no HDF5, not laid out as a store, or holds NaN or negative counts
+            (of those stored as float32 a sample is looked at).
+        """
+        found = existing(path, "the store")
+        file = open_hdf5(found)
+        try:
+            check_layout(found, file)
+            store = cls(found, file)
+            store._check_counts()
+            return store
+        except BaseException:
+            file.close()
+            raise
+
+    def _check_counts(self) -> None:
+        if self._file["patterns"].dtype.kind != "f":
+            return
+        rows = _spread(self.n)
+        wrong = ~(np.isfinite(sample := self.take(rows)) & (sample >= 0)).all(axis=(1, 2))
+        if wrong.any():
+            raise UserError(
+                f"'{self.path}' has NaN or negative counts in pattern {rows[wrong.argmax()]}, but counts must be finite"
+                " and 0 or more; make the store again with `stemtune ingest`"
+            )
+
+    def close(self) -> None:
+        """Close the file; arrays already handed out stay valid."""
+        self._file.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Store.open, (str(self.path),))
+
+    @cached_property
+    def patterns(self) -> Any:
+        """Patterns (n, size, size): a read-only memory-mapped array, or an `h5py.Dataset` if stored in chunks."""
+        data = self._file["patterns"]
+        offset = data.id.get_offset()  # None for chunks
+        if offset is None or data.external:
+            return data
+        with self.path.open("rb") as raw:
+            self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
+        self._map_offset = offset
+        return np.frombuffer(self._map, data.dtype, data.size, offset).reshape(data.shape)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether `patterns` comes from the page cache without copies of its own."""
+        return isinstance(self.patterns, np.ndarray)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """Return the patterns of `rows` (any order, repeats allowed) as a new array in native byte order."""
+        if self.is_mapped:
+            taken = np.take(self.patterns, rows, axis=0)
+        else:
+            unique, back = np.unique(rows, return_inverse=True)
+            taken = self.patterns[unique][back]
+        return np.asarray(taken, dtype=taken.dtype.newbyteorder("="))
+
+    def expect(self, rows: npt.NDArray[np.intp]) -> None:
+        """Ask the system to read the patterns of `rows` from disk into the page cache, all at once, without waiting.
+
+        Reading patterns one after the other as they are touched leaves a disk idle most of the time.
+        """
+        if not self.is_mapped:
+            return
+        length = self.size * self.size * self.patterns.dtype.itemsize
+        for row in rows:
+            start = self._map_offset + int(row) * length
+            page = start - start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, start + length - page)
+
+    def read_through(self) -> None:
+        """Read the file once from its beginning to its end, so that the page cache holds all of it.
+
+        This is as fast as the disk, and the kernel caches what is read in order in large pages: shuffled reading from
+        them is as fast as from an array in memory, from the small pages of single patterns about a tenth slower.
+        """
+        piece = bytearray(_PIECE)
+        with self.path.open("rb", buffering=0) as raw:
+            while raw.readinto(piece):
+                pass
+
+    @cached_property
+    def orientation(self) -> npt.NDArray[np.float64]:
+        """Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where unlabelled."""
+        return np.asarray(self._file["orientation"][()], dtype=np.float64)
+
+    @cached_property
+    def confidence(self) -> npt.NDArray[np.float32]:
+        """Confidence of each label (n,), larger is better; NaN where unlabelled."""
+        return np.asarray(self._file["confidence"][()], dtype=np.float32)
+
+    @cached_property
+    def phase(self) -> npt.NDArray[np.int16]:
+        """Index (n,) into `phases`; -1 where not indexed."""
+        return np.asarray(self._file["phase"][()], dtype=np.int16)
+
+    @cached_property
+    def position(self) -> npt.NDArray[np.int32]:
+        """Scan (row, column) of each pattern (n, 2); -1 where the patterns are no scan."""
+        return np.asarray(self._file["position"][()], dtype=np.int32)
+
+    @cached_property
+    def group(self) -> npt.NDArray[np.int32]:
+        """Group (n,) of each pattern: one group never stands on both sides of a split."""
+        return np.asarray(self._file["group"][()], dtype=np.int32)
+
+    @cached_property
+    def split(self) -> npt.NDArray[np.int8]:
+        """0 train, 1 validation, 2 test (n,)."""
+        return np.asarray(self._file["split"][()], dtype=np.int8)
+
+    @cached_property
+    def overlap_orientation(self) -> npt.NDArray[np.float64] | None:
+        """Orientations (n, 2, 4) of the second and third strongest grain, NaN: there is none; None: no overlaps."""
+        return self._file["overlap_orientation"][()] if "overlap_orientation" in self._file else None
+
+    @cached_property
+    def overlap_weight(self) -> npt.NDArray[np.float32] | None:
+        """Shares (n, 3) of the grains, strongest first, in the diffracted intensity; None: no overlaps."""
+        return self._file["overlap_weight"][()] if "overlap_weight" in self._file else None
+
+    @cached_property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        """Which patterns (n,) have an orientation to learn from: finite, and of a phase."""
+        return np.isfinite(self.orientation).all(axis=1) & (self.phase >= 0)
+
+    @cached_property
+    def scores(self) -> dict[str, npt.NDArray[Any]]:
+        """The labeller's own scores (n,) under the names it gave them."""
+        return {name: data[()] for name, data in self._file["scores"].items()} if "scores" in self._file else {}
+
+    @cached_property
+    def calibration(self) -> dict[str, npt.NDArray[Any]]:
+        """What shows how a measured scan was calibrated, by name (see `scan.plan`); empty where nothing is kept."""
+        group = self._file.get("calibration")
+        return {name: data[()] for name, data in group.items()} if isinstance(group, h5py.Group) else {}
+
+    @property
+    def scan_shape(self) -> tuple[int, int] | None:
+        """Rows and columns of the scan; None when the patterns are no scan."""
+        shape = self.attrs.get("scan_shape")
+        return (int(shape[0]), int(shape[1])) if shape else None
+
+    @property
+    def step_nm(self) -> tuple[float, float] | None:
+        """Distance between scan rows and between scan columns in nm; None when it is not known."""
+        step = self.attrs.get("step_nm")
+        if not step:
+            return None
+        return (float(step), float(step)) if isinstance(step, int | float) else (float(step[0]), float(step[1]))
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The crystal phases, rebuilt from the CIF text in the store."""
+        from stemtune.crystal.phase import Phase  # here, because opening a store needs no crystallography
+
+        return [Phase.from_cif_text(text, f"a CIF in '{self.path}'") for text in self.attrs.get("phases_cif", [])]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content: calibration, phases, all labels, and patterns sampled evenly over the store."""
+        digest = hashlib.sha256()
+        facts = {name: self.attrs.get(name) for name in ("phases_cif", "scan_shape", "step_nm")}
+        digest.update(json.dumps([self.n, self.geometry.to_dict(), facts]).encode())
+        for name in (*COLUMNS, *(OVERLAP if self.overlap_weight is not None else ())):
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        digest.update(self.take(_spread(self.n)).tobytes())
+        return digest.hexdigest()
+
+
+def _spread(n: int) -> npt.NDArray[np.intp]:
+    """Return rows spread evenly over a store of `n` patterns."""
+    return np.unique(np.linspace(0, n - 1, _SAMPLED).astype(np.intp))

@@ -1,0 +1,1 @@
+"""From patterns to orientations: prediction, template matching, refinement, overlapping crystals and phases."""

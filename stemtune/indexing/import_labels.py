@@ -1,0 +1,90 @@
+"""`stemtune label --from MAP`: a map made elsewhere becomes the labels of a store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stemtune.crystal_map.frames import AUTO
+from stemtune.crystal_map.io.reading import read_map
+from stemtune.crystal_map.phase_matching import label_map_of
+from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_pattern_frame
+from stemtune.dataset.label_map import laid_on
+from stemtune.dataset.labels import label_target, write_labels
+from stemtune.dataset.store import Store
+from stemtune.indexing.template_matching import chosen_phases
+
+
+def label_from_map(
+    store: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    cifs: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    *,
+    frame: str = AUTO,
+) -> dict[str, Any]:
+    """Label the patterns of a store with the orientations of a map; what the map leaves open goes to stderr.
+
+    Parameters
+    ----------
+    store
+        The store, a scan.
+    source
+        The map: `.ang`, `.ctf` or `.h5`, see `crystal_map.io.reading.read_map`.
+    cifs
+        The crystals, as `crystal.phase.phase_from` takes them; without any, those of the store. Each phase that the map
+        uses has to be one of them.
+    out
+        The labelled store; left out, it takes the place of `store`.
+    frame
+        The frame of the map, a key of `crystal_map.frames.FRAMES`, or "auto".
+
+    Returns
+    -------
+    dict
+        `store`, `patterns`, `indexed`, `frame`, `program`.
+
+    Raises
+    ------
+    UserError
+        For unusable input, a map of another shape for instance, before anything is written.
+    """
+    foreign = read_map(source, frame)
+    name = Path(source).name
+    for note in foreign.notes:
+        print(f"note: {name}: {note}", file=sys.stderr)
+    target = label_target(store, out)
+    with Store.open(store) as opened:
+        label_map = label_map_of(foreign, chosen_phases(opened, cifs), f"'{source}'")
+        facts = {
+            "method": "map",
+            "store": Path(store).name,
+            "map": name,
+            "map_sha256": _sha256(source),
+            "program": foreign.program,
+            "frame": foreign.frame,
+            "cif": [Path(cif).name for cif in cifs],
+            "notes": foreign.notes,
+        }
+        labels = laid_on(opened, label_map, facts)
+        rotation = scan_rotation_deg(opened.attrs)  # a map is in the scan's frame, a store's labels in the patterns'
+        labels = replace(labels, orientation=to_pattern_frame(labels.orientation, rotation))
+    write_labels(store, labels, target)
+    return {
+        "store": str(target),
+        "patterns": len(labels.phase),
+        "indexed": int((labels.phase >= 0).sum()),
+        "frame": foreign.frame,
+        "program": foreign.program,
+    }
+
+
+def _sha256(path: str | os.PathLike[str]) -> str:
+    found = Path(path).expanduser()
+    with (found / "map.h5" if found.is_dir() else found).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,124 @@
+"""Overlapping grains in a map: the second crystal of every pattern that holds two, as layers and as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stemtune.crystal.symmetry import disorientation_deg
+from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_scan_frame
+from stemtune.indexing.overlap import OverlapFinder, Overlapped
+from stemtune.indexing.phase_choice import Chosen
+from stemtune.indexing.predictor import Predictor
+from stemtune.learning.model import DIFFERENT_DEG
+from stemtune.plot.figures import draw_scalar
+
+SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
+"""Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
+
+
+def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> Overlapped:
+    """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
+    row."""
+    finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
+    parts: list[Overlapped] = []
+    done = 0
+    for patterns in predictor.resampled(rows, "overlaps"):
+        parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
+        done += len(patterns)
+    return Overlapped(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
+
+
+def with_overlaps(
+    orientation_map: OrientationMap,
+    predictors: Sequence[Predictor],
+    chosen: Chosen,
+    pixel: npt.NDArray[np.intp],
+) -> OrientationMap:
+    """Return a copy of the map that tells where patterns hold two crystals of one phase.
+
+    Where they do, the stronger crystal is the pixel's best answer.
+
+    Parameters
+    ----------
+    orientation_map
+        The map.
+    predictors
+        One for each phase.
+    chosen
+        The answers to the patterns (m), and which predictor gave them.
+    pixel
+        Where each pattern stands (m,).
+    """
+    n = len(orientation_map.phase)
+    second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)
+    answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
+    goodness = None if orientation_map.goodness is None else orientation_map.goodness.copy()
+    for index, predictor in enumerate(predictors):
+        rows = np.flatnonzero(chosen.model == index)
+        if not len(rows):
+            continue
+        found = find_overlaps(predictor, rows, chosen.answered.answers[rows, 0])
+        two = found.two.numpy()
+        place = pixel[rows[two]]
+        pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)
+        pair = torch.from_numpy(to_scan_frame(pair.numpy(), scan_rotation_deg(orientation_map.attrs)))
+        second[place], weight[place] = pair[:, 1].numpy(), found.weight[two, 1].numpy()
+        off = disorientation_deg(pair[:, :1], torch.from_numpy(answers[place]), predictor.model.phase.symmetry).numpy()
+        off = np.nan_to_num(off, nan=np.inf)
+        known = off.min(axis=1) < DIFFERENT_DEG
+        _first(place[known], off.argmin(axis=1)[known], answers, confidence, goodness)
+        new = place[~known]  # one that the model has not named: it says nothing of its confidence
+        answers[new, 0], confidence[new, 0] = pair[~known, 0].numpy(), 0
+        if goodness is not None:
+            goodness[new, 0] = np.nan
+    return dataclasses.replace(
+        orientation_map,
+        answers=answers,
+        answer_confidence=confidence,
+        goodness=goodness,
+        layers={**orientation_map.layers, SECOND_LAYER: second, WEIGHT_LAYER: weight},
+    )
+
+
+def _first(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt.NDArray[Any] | None) -> None:
+    """Let the answer at `place` of `rows` and the best one change places."""
+    for values in columns:
+        if values is not None:
+            values[rows, 0], values[rows, place] = values[rows, place].copy(), values[rows, 0].copy()
+
+
+def overlap_figures(orientation_map: OrientationMap) -> dict[str, Any]:
+    """Return how many pixels hold two crystals, their share of the indexed ones, and the median weight of the second
+    (None without any)."""
+    weight = orientation_map.layers[WEIGHT_LAYER]
+    two = np.isfinite(weight)
+    return {
+        "pixels": int(two.sum()),
+        "share_of_indexed": float(two.sum() / max(int(orientation_map.indexed.sum()), 1)),
+        "median_weight": float(np.median(weight[two])) if two.any() else None,
+    }
+
+
+def draw_overlaps(orientation_map: OrientationMap, path: str | os.PathLike[str]) -> None:
+    """Draw the share of the second crystal as a PNG: 0 where a pattern holds one, grey where not indexed."""
+    weight = np.where(orientation_map.indexed, np.nan_to_num(orientation_map.layers[WEIGHT_LAYER]), np.nan)
+    draw_scalar(
+        weight.reshape(orientation_map.shape),
+        path,
+        step=orientation_map.step_nm,
+        title="Overlapping grains: share of the second crystal",
+        label="share of the scattered counts",
+        note="Share of the weaker of two crystals in the pattern; 0: a single one. Grey: not indexed.",
+        limits=(0.0, 0.5),
+    )
+
+
+__all__ = ["SECOND_LAYER", "WEIGHT_LAYER", "draw_overlaps", "find_overlaps", "overlap_figures", "with_overlaps"]

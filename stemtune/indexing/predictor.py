@@ -1,0 +1,242 @@
+"""A model run over a store: patterns are read ahead while the model works, answers are checked against the patterns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stemtune._parallel import Spread
+from stemtune._threads import map_chunks
+from stemtune.dataset.store import Store
+from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.resampling import Resampling
+from stemtune.indexing.refine import Refiner
+from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
+from stemtune.learning.checkpoint import load_model
+from stemtune.learning.fit import chosen_precision, default_device
+from stemtune.learning.inference import answer
+from stemtune.learning.model import Answers, OrientationModel
+
+_CHUNK = 64  # patterns that are checked at once on a CPU
+_AHEAD = 2  # batches that wait, read, while the model works
+
+
+class Answered(NamedTuple):
+    """Answers to n patterns, in the order asked.
+
+    `answers` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
+    the crystal of the best answer; `signal` and `fit` (n,) float32, see `indexing.spot_check`. Of refined answers,
+    `goodness` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refined`.
+    """
+
+    answers: npt.NDArray[np.float64]
+    confidence: npt.NDArray[np.float32]
+    indexed: npt.NDArray[np.bool_]
+    signal: npt.NDArray[np.float32]
+    fit: npt.NDArray[np.float32]
+    goodness: npt.NDArray[np.float32] | None = None
+    scale: npt.NDArray[np.float32] | None = None
+    centre_px: npt.NDArray[np.float32] | None = None
+
+
+class Answerer:
+    """A model that answers patterns of one calibration, and checks its answers against them.
+
+    Parameters
+    ----------
+    model
+        The model; it is moved to `device` and set to evaluation.
+    geometry
+        Calibration of the patterns; any that the model's can be resampled from.
+    alternatives
+        Answers per pattern.
+    device
+        Where to work; left out, the GPU if there is one.
+    refine
+        Whether the model's answers are fitted to the patterns (`indexing.refine`); their order stays.
+
+    Attributes
+    ----------
+    notes
+        What the user ought to know about patterns and model, one sentence each.
+
+    Raises
+    ------
+    UserError
+        When the patterns do not reach far enough for the model.
+    """
+
+    def __init__(
+        self,
+        model: OrientationModel,
+        geometry: Geometry,
+        alternatives: int = 5,
+        device: torch.device | str | None = None,
+        refine: bool = False,
+    ) -> None:
+        self.device = default_device() if device is None else torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.alternatives = alternatives
+        self.precision = chosen_precision(model.config.train.precision, self.device)
+        self._resampled = Resampling(geometry, model.geometry)
+        self._check = SpotCheck(model.phase, geometry, self.device)
+        self._refiner = Refiner(model.config, model.phase, geometry, self.device, model.spread_deg) if refine else None
+        self.notes = self._resampled.notes
+
+    @torch.inference_mode()
+    def answer(self, patterns: Tensor) -> tuple[Tensor, ...]:
+        """Return the columns of `Answered` for patterns (B, H, W), still on the device; refined ones are eight."""
+        counts = patterns.to(self.device, non_blocking=True)
+        orientation, confidence = self.bare(self._resampled(counts), self.alternatives)
+        further: tuple[Tensor, ...] = ()
+        if self._refiner is not None:
+            orientation, *found = self._refiner.refine(counts, Answers(orientation, confidence))
+            further = tuple(found)
+        scores = self._checked(counts, orientation[:, 0])
+        return orientation, confidence, is_crystal(scores), scores.signal, scores.fit, *further
+
+    def _checked(self, counts: Tensor, orientation: Tensor) -> SpotScores:
+        """Return the scores of answers (B, 4), on a CPU with a thread to each chunk of patterns."""
+        if counts.device.type != "cpu":
+            return self._check(counts, orientation)
+        parts = map_chunks(
+            lambda rows: self._check(*rows),
+            list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True)),  # type: ignore[no-untyped-call]
+        )
+        return SpotScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    @torch.inference_mode()
+    def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+        """Return the model's `count` best orientations (B, n, 4) and confidences (B, n), and do nothing else."""
+        found = answer(self.model, patterns, count, self.precision)
+        return found.orientation, found.confidence
+
+    def read(self, patterns: npt.NDArray[Any]) -> Answered:
+        """Return the answers to patterns (n, H, W) at hand."""
+        return _answered([tuple(column.cpu() for column in self.answer(torch.from_numpy(patterns)))])
+
+    @torch.inference_mode()
+    def proposals(self, patterns: Tensor, count: int) -> Answers:
+        """Return the model's `count` best answers to patterns of its own geometry."""
+        return Answers(*self.bare(patterns, count))
+
+
+class Predictor(Answerer):
+    """Runs a model over the patterns of a store.
+
+    Parameters
+    ----------
+    model
+        As `Answerer`.
+    store
+        Patterns of any size and calibration that the model's can be resampled from.
+    batch
+        Patterns at a time.
+    alternatives, device, refine
+        As `Answerer`.
+
+    Raises
+    ------
+    UserError
+        When the patterns do not reach far enough for the model.
+    """
+
+    def __init__(
+        self,
+        model: OrientationModel,
+        store: Store,
+        batch: int = 256,
+        alternatives: int = 5,
+        device: torch.device | str | None = None,
+        refine: bool = False,
+    ) -> None:
+        super().__init__(model, store.geometry, alternatives, device, refine)
+        self.store, self.batch = store, batch
+
+    def run(self, rows: npt.NDArray[np.intp] | None = None, progress: bool = True) -> Answered:
+        """Return the answers to the patterns `rows` of the store; all of them when left out."""
+        wanted = np.arange(self.store.n) if rows is None else rows
+        parts: list[tuple[Tensor, ...]] = []
+        with tqdm(total=len(wanted), unit="pattern", desc="predict", disable=None if progress else True) as bar:
+            for patterns in read_ahead(self.store, wanted, self.batch, self.device):
+                parts.append(tuple(column.cpu() for column in self.answer(patterns)))
+                bar.update(len(patterns))
+        return _answered(parts)
+
+    def over(self, spread: Spread, folder: str | os.PathLike[str], progress: bool = True) -> Answered:
+        """Return the answers to all patterns from workers that load the model in `folder` and open the store.
+
+        Batches are those of `run`, so the answers are the same.
+        """
+        plan = [np.arange(start, min(start + self.batch, self.store.n)) for start in range(0, self.store.n, self.batch)]
+        given = (str(folder), str(self.store.path), self.batch, self.alternatives, self._refiner is not None)
+        bar = tqdm(total=self.store.n, unit="pattern", desc="predict", disable=None if progress else True)
+        parts: list[Answered] = []
+        with bar, closing(spread(_prepare, given, _run, plan)) as answers:
+            for part in answers:
+                parts.append(part)
+                bar.update(len(part.answers))
+        return joined(parts)
+
+    def resampled(self, rows: npt.NDArray[np.intp], doing: str) -> Iterator[Tensor]:
+        """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
+        with tqdm(total=len(rows), unit="pattern", desc=doing, disable=None) as bar:
+            for patterns in read_ahead(self.store, rows, self.batch, self.device):
+                yield self._resampled(patterns.to(self.device, non_blocking=True))
+                bar.update(len(patterns))
+
+
+def _answered(parts: Sequence[tuple[Tensor, ...]]) -> Answered:
+    """Return what `Answerer.answer` made of batch after batch, as one."""
+    answers, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
+    answers = answers.double()
+    return Answered(
+        (answers / answers.norm(dim=-1, keepdim=True)).numpy(),
+        confidence.float().numpy(),
+        indexed.numpy(),
+        *(column.float().numpy() for column in further),
+    )
+
+
+def joined(parts: Iterable[Answered]) -> Answered:
+    """Return answers to several runs of patterns, one after the other, as one."""
+    columns = zip(*parts, strict=True)
+    whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
+    return Answered(*whole)
+
+
+def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
+    folder, path, batch, alternatives, refine = given
+    return Predictor(load_model(folder), Store.open(path), batch, alternatives, refine=refine)
+
+
+def _run(predictor: Predictor, rows: npt.NDArray[np.intp]) -> Answered:
+    return predictor.run(rows, progress=False)
+
+
+def read_ahead(
+    store: Store, rows: npt.NDArray[np.intp], batch: int, device: torch.device | None = None
+) -> Iterator[Tensor]:
+    """Yield the patterns of `rows` of a store, `batch` at a time, reading the next ones in another thread meanwhile."""
+
+    def read(start: int) -> Tensor:
+        patterns = torch.from_numpy(store.take(rows[start : start + batch]))
+        return patterns.pin_memory() if device is not None and device.type == "cuda" else patterns
+
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        waiting: list[Future[Tensor]] = []
+        for start in range(0, len(rows), batch):
+            waiting.append(reader.submit(read, start))
+            if len(waiting) > _AHEAD:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

@@ -1,0 +1,109 @@
+"""`stemtune label --method model`: a model's confident answers become labels, to train on in the next round.
+
+A model that was pretrained on simulation and reads some measured patterns with confidence teaches itself the detector,
+the background and the intensities of the others. It also learns its own mistakes where it is confident of them, so
+only answers above a calibrated confidence are kept, and patterns without the predicted spots never are (`indexing`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stemtune._parallel import Spread
+from stemtune.dataset.labels import Labels, label_target, write_labels
+from stemtune.dataset.store import Store
+from stemtune.errors import UserError
+from stemtune.indexing.predictor import Predictor
+from stemtune.learning.checkpoint import load_model
+
+LEAST_CONFIDENCE = 0.9
+"""Smallest confidence, the probability of being within 5 degrees, of an answer that becomes a label."""
+
+
+def label_by_model(
+    store: str | os.PathLike[str],
+    model_folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    min_confidence: float = LEAST_CONFIDENCE,
+    refine: bool = False,
+    batch: int = 256,
+    device: torch.device | str | None = None,
+    spread: Spread | None = None,
+) -> dict[str, Any]:
+    """Label the patterns of a store by what a model answers with confidence.
+
+    Parameters
+    ----------
+    store
+        The store, of any calibration that the model's can be resampled from.
+    model_folder
+        The model.
+    out
+        The labelled store; left out, it takes the place of `store`.
+    min_confidence
+        Answers with a lower confidence are no labels.
+    refine, batch, device, spread
+        As in `map_folder.predict.predict`.
+
+    Returns
+    -------
+    dict
+        `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The scores kept
+        are `signal`, `fit` and, refined, `goodness`, for every pattern, as well as `answered`, the confidence of those
+        that were not labelled too.
+
+    Raises
+    ------
+    UserError
+        For unusable input, or when no answer is confident enough; nothing is written then.
+    """
+    if not 0 <= min_confidence <= 1:
+        raise UserError(f"--min-confidence is {min_confidence:g}, but a confidence lies in [0, 1]")
+    model = load_model(model_folder)
+    target = label_target(store, out)
+    with Store.open(store) as opened:
+        predictor = Predictor(model, opened, batch, 1, device, refine)
+        began = time.perf_counter()
+        answered = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
+        rate = opened.n / (time.perf_counter() - began)
+    confidence = answered.confidence[:, 0]
+    kept = answered.indexed & (confidence >= min_confidence)
+    if not kept.any():
+        seen = f"{confidence[answered.indexed].max():.4f}" if answered.indexed.any() else "none, for nothing is indexed"
+        raise UserError(
+            f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
+            " --min-confidence, or train the model further"
+        )
+    scores = {"signal": answered.signal, "fit": answered.fit, "answered": confidence}
+    if answered.goodness is not None:
+        scores["goodness"] = answered.goodness[:, 0]
+    labels = Labels(
+        orientation=np.where(kept[:, None], answered.answers[:, 0], np.nan),
+        confidence=np.where(kept, confidence, np.nan).astype(np.float32),
+        phase=np.where(kept, 0, -1).astype(np.int16),
+        phases=[model.phase],
+        scores=scores,
+        facts={
+            "method": "model",
+            "store": Path(store).name,
+            "model": str(model_folder),
+            "architecture": model.config.model.name,
+            "min_confidence": min_confidence,
+            "refine": refine,
+        },
+    )
+    write_labels(store, labels, target)
+    return {
+        "store": str(target),
+        "patterns": len(kept),
+        "indexed": int(kept.sum()),
+        "patterns_per_second": rate,
+        "notes": predictor.notes,
+    }

@@ -1,0 +1,349 @@
+"""`stemtune label --method template`: orientations by template matching, for one phase or several, with their scores.
+
+The engine is the model `matched`, one bank of templates per phase at the store's own calibration. All phases are
+compared with a pattern in the same polar cells, so that their correlations can be compared with each other: the phase
+whose best template fits best is the pattern's. The templates' small power makes a spot that a phase predicts and the
+pattern lacks cost much, which is what tells a phase from another that has some of the same spots.
+
+Scores
+------
+Q
+    How well the best template fits: the correlation coefficient of pattern and template in polar cells, each cell
+    raised to the power `data.gamma`, every ring's mean subtracted and cells weighted with their area, at the top of
+    the parabola through the templates around. 0, no likeness, to 1, the same up to a factor. Patterns of a crystal
+    reach 0.3 to 0.7 with the default settings, the vacuum beside the cathode particle 0.2.
+R
+    The reliability: how far the best orientation is ahead of the best different one of the same phase, further away
+    than 5 degrees and the crystal's symmetry, 100 (1 - Q2 / Q1), from 0, another fits as well, to 100. The formula is
+    that of the field's precession maps. A zero-layer pattern fits its twin, turned half about the beam, as well.
+R_phase
+    With several phases the same between the best phase and the next: 100 (1 - Q(other phase) / Q1).
+signal, fit
+    Whether the predicted spots are there at all, see `indexing.spot_check`. They decide what is *not indexed*.
+goodness
+    With refinement only, see `indexing.refine`.
+
+References
+----------
+E. F. Rauch, L. Dupuy, Arch. Metall. Mater. 50 (2005) 87: template matching with a correlation index. E. F. Rauch et
+al., Z. Kristallogr. 225 (2010) 103: the reliability.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stemtune._parallel import Spread
+from stemtune.config import Config
+from stemtune.crystal.phase import Phase, phase_from
+from stemtune.dataset.labels import Labels, label_target, write_labels
+from stemtune.dataset.store import Store
+from stemtune.errors import UserError
+from stemtune.indexing.predictor import read_ahead
+from stemtune.indexing.refine import Refiner
+from stemtune.indexing.spot_check import SpotCheck, is_crystal
+from stemtune.learning.calibration import Calibration
+from stemtune.learning.checkpoint import read_description
+from stemtune.learning.fit import default_device
+from stemtune.learning.model import Answers
+from stemtune.learning.models.matched import Matched, confidence_of
+from stemtune.learning.models.polar_templates import inner_radius
+
+SETTINGS = (
+    "data.gamma",
+    "model.grid_step",
+    "model.angles",
+    "model.radii",
+    "model.reach",
+    "model.template_power",
+    "model.template_width",
+    "model.template_spot",
+    "model.centring",
+)
+"""The knobs that matching has."""
+
+SCORES = ("Q", "R", "signal", "fit")
+
+
+class Matches(NamedTuple):
+    """Labels of B patterns.
+
+    `orientation` (B, 4) and `phase` (B,) of the best answer whether indexed or not, `confidence` (B,), `indexed` (B,),
+    and `scores`, each (B,), by name.
+    """
+
+    orientation: Tensor
+    phase: Tensor
+    confidence: Tensor
+    indexed: Tensor
+    scores: dict[str, Tensor]
+
+
+class TemplateLabeller:
+    """Matches patterns of one calibration with the templates of some phases.
+
+    Parameters
+    ----------
+    phases
+        The crystals that a pattern may be of.
+    store
+        Its calibration is that of the patterns.
+    config
+        The settings called `SETTINGS`.
+    refine
+        Whether the best answer is fitted to the pattern (`indexing.refine`).
+    calibration
+        Makes matching's own confidence a probability; left out, it stays as it is.
+    device
+        Where to work; left out, the GPU if there is one.
+
+    Raises
+    ------
+    UserError
+        When no reflection of a phase falls on the patterns.
+    """
+
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        store: Store,
+        config: Config | None = None,
+        refine: bool = False,
+        calibration: Calibration | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = default_device() if device is None else torch.device(device)
+        self.phases, self.config, geometry = list(phases), config or Config(), store.geometry
+        self.calibration = calibration or Calibration()
+        inner = min(inner_radius(phase, geometry) for phase in phases)
+        self.models = [Matched(self.config, phase, geometry, inner).to(self.device).eval() for phase in phases]
+        self.checks = [SpotCheck(phase, geometry, self.device) for phase in phases]
+        self.refiners = [
+            Refiner(self.config, phase, geometry, self.device, model.spread_deg)
+            for phase, model in zip(phases, self.models, strict=True)
+            if refine
+        ]
+
+    @torch.inference_mode()
+    def __call__(self, patterns: Tensor) -> Matches:
+        """Return the labels of patterns (B, H, W) of counts."""
+        counts = patterns.to(self.device, non_blocking=True)
+        tops = [model.tops(counts) for model in self.models]
+        best_BP = torch.stack([each.score[:, 0] for each in tops], dim=1)
+        phase_B = best_BP.argmax(1)
+        rows = torch.arange(len(counts), device=self.device)
+        orientation_B4 = torch.stack([each.orientation[:, 0] for each in tops], dim=1)[rows, phase_B]
+        every_BM = torch.cat([each.score for each in tops], dim=1).sort(dim=1, descending=True).values
+        confidence_B = self.calibration(confidence_of(every_BM))[:, 0]
+        own_BPr = torch.stack([each.score for each in tops], dim=1)[rows, phase_B]
+        scores = {"Q": own_BPr[:, 0].clamp(0, 1).nan_to_num(0.0), "R": ahead(own_BPr[:, 0], own_BPr[:, 1])}
+        if len(self.phases) > 1:
+            scores["R_phase"] = ahead(*best_BP.topk(2, dim=1).values.unbind(1))
+        orientation_B4, further = self._checked(counts, phase_B, orientation_B4, confidence_B)
+        indexed_B = further.pop("indexed") > 0
+        return Matches(orientation_B4, phase_B, confidence_B, indexed_B, scores | further)
+
+    def _checked(
+        self, counts_BHW: Tensor, phase_B: Tensor, orientation_B4: Tensor, confidence_B: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the answers, refined where asked for, and what a look at their spots says; each phase on its own."""
+        orientation_B4 = orientation_B4.clone()
+        names = ("indexed", "signal", "fit", *(("goodness",) if self.refiners else ()))
+        found = {name: torch.zeros(len(phase_B), device=self.device) for name in names}
+        for number, check in enumerate(self.checks):
+            mine = (phase_B == number).nonzero()[:, 0]
+            if not len(mine):
+                continue
+            counts, answers = counts_BHW[mine], orientation_B4[mine]
+            if self.refiners:
+                asked = Answers(answers[:, None], confidence_B[mine, None])
+                answers, goodness, *_ = self.refiners[number].refine(counts, asked)
+                answers = answers[:, 0]
+                orientation_B4[mine], found["goodness"][mine] = answers, goodness[:, 0]
+            scores = check(counts, answers)
+            found["indexed"][mine] = is_crystal(scores).float()
+            found["signal"][mine], found["fit"][mine] = scores.signal, scores.fit
+        return orientation_B4, found
+
+    def on_cpu(self, patterns: Tensor) -> Matches:
+        """Return the labels of patterns (B, H, W) of counts, moved to the CPU."""
+        found = self(patterns)
+        scores = {name: values.cpu() for name, values in found.scores.items()}
+        return Matches(found.orientation.cpu(), found.phase.cpu(), found.confidence.cpu(), found.indexed.cpu(), scores)
+
+    def run(self, store: Store, batch: int = 256) -> Generator[Matches]:
+        """Yield the labels of all patterns of a store, `batch` at a time."""
+        for patterns in read_ahead(store, np.arange(store.n), batch, self.device):
+            yield self.on_cpu(patterns)
+
+
+class _Given(NamedTuple):
+    """What a worker makes its labeller from; it opens the store itself."""
+
+    phases: list[Phase]
+    store: str
+    settings: Mapping[str, object]
+    refine: bool
+    calibration: Calibration
+    device: torch.device | str | None
+
+
+def _prepare(given: _Given) -> tuple[TemplateLabeller, Store]:
+    store = Store.open(given.store)
+    config = Config.from_flat(given.settings)
+    return TemplateLabeller(given.phases, store, config, given.refine, given.calibration, given.device), store
+
+
+def _work(state: tuple[TemplateLabeller, Store], rows: npt.NDArray[np.intp]) -> Matches:
+    labeller, store = state
+    return labeller.on_cpu(torch.from_numpy(store.take(rows)))
+
+
+def _over(spread: Spread, given: _Given, count: int, batch: int) -> Generator[Matches]:
+    """Yield the labels of all `count` patterns from the workers of `spread`: batches are those of `run`."""
+    plan = [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
+    with closing(spread(_prepare, given, _work, plan)) as found:
+        yield from found
+
+
+def _joined(parts: Iterable[Matches], phases: list[Phase], count: int, facts: Mapping[str, Any]) -> Labels:
+    """Return the labels of `count` patterns from what batch after batch gave."""
+    kept: list[Matches] = []
+    with tqdm(total=count, unit="pattern", desc="label", disable=None) as bar:
+        for part in parts:
+            kept.append(part)
+            bar.update(len(part.phase))
+    indexed = torch.cat([part.indexed for part in kept])
+    orientation = torch.cat([part.orientation for part in kept]).double()
+    orientation = orientation / orientation.norm(dim=1, keepdim=True)
+    confidence = torch.cat([part.confidence for part in kept]).float()
+    scores = {name: torch.cat([part.scores[name] for part in kept]).float() for name in kept[0].scores}
+    return Labels(
+        orientation=orientation.where(indexed[:, None], torch.nan).numpy(),
+        confidence=confidence.where(indexed, torch.nan).numpy(),
+        phase=torch.cat([part.phase for part in kept]).where(indexed, -1).short().numpy(),
+        phases=phases,
+        scores={name: values.numpy() for name, values in scores.items()},
+        facts=facts,
+    )
+
+
+def ahead(first: Tensor, second: Tensor) -> Tensor:
+    """Return the reliability 100 (1 - second / first), from 0 to 100; 0 where nothing fits, 100 where no rival does."""
+    share = second.clamp_min(0) / first.clamp_min(1e-6)
+    return torch.where(first > 0, 100 * (1 - share).clamp(0, 1), 0.0)
+
+
+def label_by_templates(
+    store: str | os.PathLike[str],
+    cifs: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    *,
+    settings: Mapping[str, object] | None = None,
+    model_folder: str | os.PathLike[str] | None = None,
+    refine: bool = False,
+    batch: int = 256,
+    device: torch.device | str | None = None,
+    spread: Spread | None = None,
+) -> dict[str, Any]:
+    """Label the patterns of a store by template matching.
+
+    Parameters
+    ----------
+    store
+        The store.
+    cifs
+        The phases, as `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's.
+    out
+        The labelled store; left out, it takes the place of `store`.
+    settings
+        Settings of matching (`SETTINGS`) that differ from the defaults, or from those of the model.
+    model_folder
+        A model of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of
+        its confidence count.
+    refine, batch, device, spread
+        As in `map_folder.predict.predict`; the workers of `spread` have to see the store.
+
+    Returns
+    -------
+    dict
+        `store`, `patterns`, `indexed`, `patterns_per_second`, and the medians `Q` and `R` of the indexed patterns.
+
+    Raises
+    ------
+    UserError
+        For unusable input, before anything is written.
+    """
+    flat, calibration = chosen_settings(settings or {}, model_folder)
+    target = label_target(store, out)
+    with Store.open(store) as opened:
+        phases = chosen_phases(opened, cifs, model_folder)
+        facts = {
+            "method": "template",
+            "store": Path(store).name,
+            "cif": [Path(cif).name for cif in cifs],
+            "model": None if model_folder is None else str(model_folder),
+            "refine": refine,
+            "settings": {name: value for name, value in Config.from_flat(flat).to_flat().items() if name in SETTINGS},
+        }
+        given = _Given(phases, str(Path(store).resolve()), flat, refine, calibration, device)
+        parts = _prepare(given)[0].run(opened, batch) if spread is None else _over(spread, given, opened.n, batch)
+        began = time.perf_counter()
+        labels = _joined(parts, phases, opened.n, facts)
+        rate = opened.n / (time.perf_counter() - began)
+    write_labels(store, labels, target)
+    indexed = labels.phase >= 0
+    middle = {name: float(np.median(labels.scores[name][indexed])) if indexed.any() else None for name in ("Q", "R")}
+    return {
+        "store": str(target),
+        "patterns": len(indexed),
+        "indexed": int(indexed.sum()),
+        "patterns_per_second": rate,
+        **middle,
+    }
+
+
+def chosen_phases(store: Store, cifs: Sequence[str], model_folder: str | os.PathLike[str] | None = None) -> list[Phase]:
+    """Return the phases that the CIFs name; where there are none, those of the store, or else that of the model."""
+    if not cifs and store.phases:
+        return store.phases
+    if not cifs and model_folder is not None:
+        return [Phase.from_cif_text(read_description(model_folder)["phase"]["cif"], f"the CIF in '{model_folder}'")]
+    if not cifs:
+        raise UserError(f"'{store.path}' does not say which crystal it shows; give --cif CIF")
+    phases = [phase_from(cif) for cif in cifs]
+    for number, phase in enumerate(phases):
+        if phase in phases[:number]:
+            first = cifs[phases.index(phase)]
+            raise UserError(f"--cif {cifs[number]} is the same crystal as --cif {first}; give each phase once")
+    return phases
+
+
+def chosen_settings(
+    settings: Mapping[str, object], model_folder: str | os.PathLike[str] | None
+) -> tuple[dict[str, object], Calibration]:
+    """Return the settings of matching that differ from the defaults, and the calibration of its confidence."""
+    for name in settings:
+        if name not in SETTINGS:
+            raise UserError(f"--set {name}: matching has no such setting; it has {', '.join(SETTINGS)}")
+    if model_folder is None:
+        return dict(settings), Calibration()
+    described = read_description(model_folder)
+    if described.get("architecture") != "matched":
+        raise UserError(
+            f"the model '{model_folder}' is a '{described.get('architecture')}', but template matching takes its"
+            " settings from a `matched`; give a champion of search_spaces/matching.yaml"
+        )
+    kept = {name: value for name, value in described["config"].items() if name in SETTINGS}
+    return {**kept, **settings}, Calibration.from_dict(described.get("calibration", {}))

@@ -1,0 +1,85 @@
+"""From patterns to answers, the same for every model: several views of a pattern if wanted, and believable confidences.
+
+Training, prediction and evaluation all ask here, so that none of them sees another confidence than the others.
+
+Shape legend: B patterns, H x W pixels with H = W, V views of a pattern, n answers per pattern.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from stemtune.crystal.rotations import inverse, multiply
+from stemtune.dataset.augment import turn_orientation
+from stemtune.learning.grid import most_probable
+from stemtune.learning.model import Answers, OrientationModel, Output
+
+VIEWS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
+"""The eight exact views of a pattern: quarter turns counter-clockwise, then a mirror left-right; itself first."""
+
+
+def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return the context that runs a forward pass in `precision`; None means float32."""
+    return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
+
+
+def answer(model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None) -> Answers:
+    """Return the model's `n` best different orientations of patterns (B, H, W), with calibrated confidences.
+
+    Parameters
+    ----------
+    model
+        The model, in evaluation mode; its `calibration` and the setting `model.test_time` act here.
+    patterns
+        Counts of any numeric type on the model's device, of the model's geometry.
+    n
+        Number of answers.
+    precision
+        Number format of the forward pass; None means float32.
+    """
+    _, found = raw_answer(model, patterns, n, precision)
+    return Answers(found.orientation, model.calibration(found.confidence))
+
+
+def raw_answer(
+    model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None
+) -> tuple[Output, Answers]:
+    """Return the raw output for the patterns as they are, and the answers with the model's own confidences."""
+    with autocast(patterns.device, precision):
+        output = model(patterns)
+    plain = model.answers(output, n)
+    if model.config.model.test_time == "none":
+        return output, plain
+    views = [plain]
+    for quarters, mirrored in VIEWS[1:]:
+        with autocast(patterns.device, precision):
+            turned = model(view_of(patterns, quarters, mirrored))
+        views.append(model.answers(turned, n))
+    return output, merged(views, n, model)
+
+
+def view_of(patterns_BHW: Tensor, quarters: int, mirrored: bool) -> Tensor:
+    """Return the patterns turned by `quarters` x 90 degrees counter-clockwise, then mirrored left-right."""
+    turned = torch.rot90(patterns_BHW, quarters, (-2, -1))
+    return turned.flip(-1) if mirrored else turned
+
+
+def merged(views: list[Answers], n: int, model: OrientationModel) -> Answers:
+    """Return the `n` best answers to the patterns from the answers to each of their `VIEWS`.
+
+    Every answer is brought back to the pattern as it was, and counts with its confidence, shared among the views:
+    answers within 5 degrees of each other become one, and their confidences add up.
+    """
+    orientation, confidence = [], []
+    for (quarters, mirrored), found in zip(VIEWS, views, strict=True):
+        same = found.orientation.new_tensor([[1.0, 0.0, 0.0, 0.0]])
+        turn_14 = turn_orientation(same, same.new_tensor([90.0 * quarters]), torch.tensor([mirrored]))
+        orientation.append(multiply(found.orientation, inverse(turn_14)))
+        confidence.append(found.confidence / len(VIEWS))
+    g_BM4, share_BM = torch.cat(orientation, 1), torch.cat(confidence, 1)
+    present_BM = g_BM4.isfinite().all(-1)
+    g_BM4 = g_BM4.where(present_BM[..., None], g_BM4.new_tensor([1.0, 0.0, 0.0, 0.0]))
+    return most_probable(g_BM4, share_BM.where(present_BM, 0.0), n, model.phase.symmetry)

@@ -1,0 +1,383 @@
+"""One scan while it is being written: its frames are answered as they land, kept on disk, and become a map at the end.
+
+The direct beam, bad pixels and whatever else is corrected are found in the first rows and stay as they are. When the
+scan is whole, they are found anew in all of it, as `predict` does; patterns that come out otherwise are answered
+again, so the map is the one that `predict` makes.
+
+What was answered lies in a folder beside the maps, a file for each run of frames, written whole or not at all: a
+watcher that was killed goes on behind the last of them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stemtune._files import whole_file
+from stemtune.dataset.ingest import kept_window, pair, plan_for
+from stemtune.errors import UserError
+from stemtune.indexing.predictor import Answered, Answerer, Predictor, joined
+from stemtune.learning.model import OrientationModel
+from stemtune.live.growing_file import Growing, NotYet
+from stemtune.map_folder.predict import predict
+from stemtune.plot.ipf import ipf_colours
+from stemtune.scan.blocks import Window, sound, stored_type
+from stemtune.scan.corrections import Corrections, Wanted
+
+RUN = 64
+"""Frames that are answered at a time: few enough that other scans do not wait long for their turn."""
+
+_PLANNED_FROM = 48  # frames that the corrections are found in
+_TRIED_ON = 16  # times as many rows, after which the first rows are no longer to blame
+_MARKS = 4  # numbers that a pattern is recognised by
+_SAME = 1e-5  # relative difference of two marks below which the patterns are the same
+_PIXELS = 320  # least edge of the live picture
+_EMPTY = (0.12, 0.13, 0.16)
+_CORRECTING = ("descan", "ellipse", "bad_pixels", "beam_stop", "background", "flip", "scan_rotation", "calibrate")
+
+
+@dataclass(frozen=True)
+class How:
+    """How scans are answered: the model and its folder, `refine` as in `predict`, and `calibration` as `ingest`."""
+
+    model: OrientationModel
+    folder: str
+    refine: bool = False
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> Wanted:
+        """The corrections; a descan surface through a few rows says nothing of the rest."""
+        given = {name: self.calibration.get(name) for name in _CORRECTING}
+        return replace(Wanted.of(given), descan="off")
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The scan's shape, where it was given."""
+        shape = self.calibration.get("shape")
+        return None if shape is None else pair(shape, "--shape")
+
+    def warm_up(self) -> None:
+        """Let the model answer something, so that what is made at the first answer is there before a scan lands."""
+        size = self.model.geometry.size
+        noise = np.random.default_rng(0).poisson(1.0, (RUN, size, size)).astype(np.uint16)
+        answered = Answerer(self.model, self.model.geometry, refine=self.refine).read(noise)
+        ipf_colours(answered.answers[:, 0], self.model.phase)
+
+    def key(self) -> dict[str, Any]:
+        """What answers depend on, to be compared with that of answers on disk."""
+        return {
+            "model": str(Path(self.folder).expanduser().absolute()),
+            "refine": self.refine,
+            **{name: value for name, value in self.calibration.items() if value is not None},
+        }
+
+
+class LiveScan:
+    """A scan that is answered as it lands.
+
+    Parameters
+    ----------
+    file
+        The scan's file.
+    room
+        The folder of what has been answered; `map.png` in it is the picture so far.
+    how
+        How to answer.
+
+    Attributes
+    ----------
+    done
+        How many frames, of those that are kept, have been answered.
+    landed
+        How many of them are on the disk.
+    waiting
+        What is waited for, in words; empty while frames come.
+    latency_s
+        Of each run of frames, how long its oldest line had to wait at most.
+    anew
+        How many frames were answered again when the scan was whole.
+    """
+
+    def __init__(self, file: Growing, room: Path, how: How) -> None:
+        self.file, self.room, self.how = file, room, how
+        self.done = self.landed = self.anew = 0
+        self.waiting = ""
+        self.latency_s: deque[float] = deque(maxlen=10_000)
+        self._window = Window(0, 0, 0, 0)
+        self._rows = 0  # that the corrections are found in
+        self._looked: float | None = None
+        self._landings: list[tuple[int, float]] = []
+        self._answerer: Answerer | None = None
+        self._corrections: Corrections
+        self._parts: list[Answered] = []
+        self._marks: list[npt.NDArray[np.float64]] = []
+        self._picture: npt.NDArray[np.float64] | None = None
+        self._drawn = 0
+        self._seconds = 0.0
+        self._recalled = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that are kept, as far as is known."""
+        return self._window.bottom - self._window.top, self._window.right - self._window.left
+
+    @property
+    def total(self) -> int:
+        """Frames that are kept of the whole scan, as far as is known."""
+        return math.prod(self.shape)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the scan is there and answered to its last frame."""
+        return self.file.whole and self.done == self.total > 0
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the file has not grown for so long that it seems to have been given up."""
+        return not self.file.whole and self.file.quiet_s() > self.file.stall_s and self.done >= self._lines(self.landed)
+
+    def turn(self) -> bool:
+        """Look at the file and answer what has landed, at most `RUN` frames; return whether there were any.
+
+        Raises
+        ------
+        UserError
+            When the file never will be a scan, or the options do not suit it.
+        """
+        now = time.monotonic()
+        try:
+            self.file.look()
+            self._landed(now)
+            return self._answered_some()
+        except NotYet as reason:
+            self.waiting = f"waits for {reason}"
+            return False
+
+    def _landed(self, now: float) -> None:
+        """Take note of the frames that are new, and of when the file was last looked at without them."""
+        if self.file.layout is None:
+            return
+        self._window = kept_window(self.how.calibration.get("keep"), self.file.layout[:2])
+        landed = int(np.searchsorted(self._places(0, self.total), self.file.frames))
+        if landed > self.landed:
+            self._landings.append((landed, self._looked if self._looked is not None else math.inf))
+            self.waiting = ""
+        self.landed, self._looked = landed, now
+
+    def _places(self, first: int, end: int) -> npt.NDArray[np.intp]:
+        """Return the numbers in the file of the kept frames from `first` to before `end`."""
+        assert self.file.layout is not None
+        row, column = np.divmod(np.arange(first, end), max(1, self.shape[1]))
+        return (row + self._window.top) * self.file.layout[1] + column + self._window.left
+
+    def _lines(self, frames: int) -> int:
+        """Return how many of the first `frames` kept frames are in whole lines."""
+        return frames - frames % max(1, self.shape[1])
+
+    def _answered_some(self) -> bool:
+        if self._answerer is None and not self._planned():
+            return False
+        lines = self._lines(self.landed)
+        end = min(self.done + RUN, lines if lines > self.done else self.landed)
+        if lines <= self.done and end - self.done < RUN:
+            return False
+        self._answer(self.done, end)
+        return True
+
+    def _planned(self) -> bool:
+        """Find the corrections in the first rows, once there are enough of them; return whether they are known."""
+        if not self.total:
+            return False
+        if not self._recalled:
+            self._recall()
+        columns = self.shape[1]
+        self._rows = min(self._rows or -(-_PLANNED_FROM // columns), self.shape[0])
+        there = self.landed // columns
+        if self.file.quiet_s() > self.file.stall_s:  # no more will come
+            self._rows = min(self._rows, there)
+        if not self._rows or there < self._rows:
+            self.waiting = self.waiting or f"waits for the first {self._rows} rows, to find the beam in them"
+            return False
+        top, left, _, right = self._window
+        given = {name: self.how.calibration.get(name) for name in ("kv", "scale", "size")}
+        centre = self.how.calibration.get("centre") or "auto"
+        scan = self.file.scan(top + self._rows)
+        try:
+            planned, geometry = plan_for(
+                scan, Window(top, left, top + self._rows, right), self.how.wanted, **given, centre=centre
+            )
+        except UserError as problem:
+            if self._rows >= min(self.shape[0], _TRIED_ON * _PLANNED_FROM // columns + 1):
+                raise
+            self._rows *= 2
+            self.waiting = f"waits for {self._rows} rows, because in those that are there: {problem}"
+            return False
+        self._corrections = planned.corrections
+        self._answerer = Answerer(self.how.model, geometry, refine=self.how.refine)
+        self.waiting = ""
+        self._recall_parts()
+        return True
+
+    def _patterns(self, first: int, end: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+        """Return the kept frames from `first` to before `end` as the store has them, and their places in the scan."""
+        places = self._places(first, end)
+        counts = self.file.read(int(places[0]), int(places[-1]) + 1)[places - places[0]]
+        if not sound(counts):
+            raise UserError(f"{self.file.path.name} has counts that are negative or no numbers; mend the file")
+        counts = np.ascontiguousarray(counts, dtype=stored_type(counts.dtype))
+        place = np.stack(np.divmod(np.arange(first, end), self.shape[1]), axis=1)
+        return self._corrections(counts, place), place
+
+    def _answer(self, first: int, end: int) -> None:
+        """Answer the kept frames from `first` to before `end`, and write the answers down."""
+        assert self._answerer is not None
+        started = time.perf_counter()
+        patterns, place = self._patterns(first, end)
+        answered, marks = self._answerer.read(patterns), marks_of(patterns)
+        self._seconds += time.perf_counter() - started
+        columns = {name: value for name, value in answered._asdict().items() if value is not None}
+        with whole_file(self.room / f"{first:09d}-{end:09d}.npz") as part, part.open("wb") as file:
+            np.savez(file, marks=marks, seconds=time.perf_counter() - started, **columns)
+        self._take(answered, marks, place)
+        self.done = end
+        line = self._lines(first) + self.shape[1]  # the first line that ends among these frames
+        seen = bisect.bisect_left(self._landings, (min(line, end), -math.inf))
+        since = self._landings[seen][1] if seen < len(self._landings) else math.inf
+        if since < math.inf:  # else it lay there before the watch began
+            self.latency_s.append(time.monotonic() - since)
+
+    def _take(self, answered: Answered, marks: npt.NDArray[np.float64], place: npt.NDArray[np.intp]) -> None:
+        self._parts.append(answered)
+        self._marks.append(marks)
+        rows, columns = self.shape
+        if self._picture is None or len(self._picture) < rows:
+            before = self._picture
+            self._picture = np.full((rows, columns, 3), _EMPTY)
+            if before is not None:
+                self._picture[: len(before)] = before
+        best = np.where(answered.indexed[:, None], answered.answers[:, 0], np.nan)
+        self._picture[place[:, 0], place[:, 1]] = ipf_colours(best, self.how.model.phase)
+
+    def draw(self) -> None:
+        """Bring the picture, IPF along the beam, up to date: grey is not indexed, dark not there yet."""
+        if self._picture is None or self._drawn == self.done:
+            return
+        from matplotlib.image import imsave
+
+        grow = max(1, -(-_PIXELS // max(self._picture.shape[:2])))
+        large = self._picture.repeat(grow, axis=0).repeat(grow, axis=1)
+        with whole_file(self.room / "map.png") as part:
+            imsave(part, np.clip(large, 0, 1))
+        self._drawn = self.done
+
+    def _recall(self) -> None:
+        """Look whether frames were answered before, in the same way and of the same file; else begin anew."""
+        if not self.file.frames:
+            return
+        key = {**self.how.key(), "first": marks_of(self.file.read(0, 1))[0].tolist()}
+        self._recalled = True
+        told = self.room / "state.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = json.loads(told.read_text())
+            if known["key"] == json.loads(json.dumps(key)):
+                self._rows = int(known["rows"])
+                return
+        shutil.rmtree(self.room, ignore_errors=True)
+        self.room.mkdir(parents=True)
+        self._key = key
+
+    def _recall_parts(self) -> None:
+        """Take up the answers on disk, as far as they follow each other; write down how they are to be recognised."""
+        told = self.room / "state.json"
+        if not told.exists():
+            with whole_file(told) as part:
+                part.write_text(json.dumps({"key": self._key, "rows": self._rows}) + "\n")
+        for entry in sorted(self.room.glob("[0-9]*-*.npz")):
+            first, end = (int(number) for number in entry.stem.split("-"))
+            if first != self.done or end > self.landed:
+                break
+            with np.load(entry, allow_pickle=False) as held:
+                answered = Answered(*(held.get(name) for name in Answered._fields))
+                self._seconds += float(held["seconds"])
+                place = np.stack(np.divmod(np.arange(first, end), self.shape[1]), axis=1)
+                self._take(answered, held["marks"], place)
+            self.done = end
+
+    def finish(self, out: Path) -> dict[str, Any]:
+        """Write the map folder of the scan, or of the whole lines of it that are there, and return its summary."""
+        assert self.file.layout is not None
+        rows = self._window.top + self.done // self.shape[1]
+        if rows <= self._window.top:
+            raise UserError(f"{self.file.path.name} has not a single line, so there is no map of it")
+        calibration = dict(self.how.calibration)
+        if calibration.get("keep") is not None:
+            top, left, _, right = self._window
+            calibration["keep"] = f"{top}:{rows},{left}:{right}"
+        kept = KnownAnswers(self.how.model, joined(self._parts), np.concatenate(self._marks), self._seconds)
+        scan = self.file.scan(rows if self._window.bottom > rows else self.file.layout[0])
+        summary = predict(scan, self.how.folder, out, refine=self.how.refine, known=kept, **calibration)
+        self.anew = kept.anew
+        return summary
+
+    def forget(self) -> None:
+        """Remove what was kept of the scan, for it has become a map."""
+        shutil.rmtree(self.room, ignore_errors=True)
+        self._parts, self._marks, self._picture = [], [], None
+
+
+class KnownAnswers:
+    """Answers given while a scan was written, and the marks (`marks_of`) of the patterns that they were given to."""
+
+    def __init__(
+        self, model: OrientationModel, answered: Answered, marks: npt.NDArray[np.float64], seconds: float
+    ) -> None:
+        self.model, self._answered, self._marks, self._seconds = model, answered, marks, seconds
+        self.anew = 0
+
+    def answers(self, predictor: Predictor) -> tuple[Answered, float]:
+        """Return the answers to the patterns of the predictor's store; those given to other patterns are given anew."""
+        started = time.perf_counter()
+        n = predictor.store.n
+        columns = [None if column is None else column[:n].copy() for column in self._answered]
+        other = np.zeros(n, dtype=bool)
+        for start in range(0, n, RUN):
+            rows = np.arange(start, min(start + RUN, n))
+            marks, kept = marks_of(predictor.store.take(rows)), self._marks[rows]
+            size = np.maximum(np.abs(marks), np.abs(kept)).max(axis=1, keepdims=True)
+            other[rows] = (np.abs(marks - kept) > _SAME * size).any(axis=1)
+        self.anew = int(other.sum())
+        if self.anew:
+            fresh = predictor.run(np.flatnonzero(other), progress=False)
+            for column, new in zip(columns, fresh, strict=True):
+                if column is not None:
+                    column[other] = new
+        answered = Answered(*columns)  # type: ignore[arg-type]
+        return answered, self._seconds + time.perf_counter() - started
+
+
+def marks_of(patterns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return numbers (n, `_MARKS` + 1) that patterns (n, H, W) are recognised by, whatever the order of summing them.
+
+    The projections on a few fixed directions and the length: another pattern, or the same one moved a little, has
+    others.
+    """
+    flat = patterns.reshape(len(patterns), -1).astype(np.float64)
+    return np.column_stack((flat @ _directions(flat.shape[1]), np.linalg.norm(flat, axis=1)))
+
+
+@cache
+def _directions(pixels: int) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(0).standard_normal((pixels, _MARKS))

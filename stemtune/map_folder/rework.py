@@ -1,0 +1,98 @@
+"""A map folder made anew from what it holds: with other grains, cleaned up, or with the clean-up undone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from stemtune._files import replaceable_folder, whole_folder
+from stemtune.analysis.cleanup import clean_figures, cleaned, undone
+from stemtune.analysis.evaluation.evaluate import COMPARED
+from stemtune.config import CleanConfig, GrainsConfig
+from stemtune.crystal_map.orientation_map import OrientationMap, map_file
+from stemtune.map_folder.grain_files import analyse, grain_figures, retell, write_grains
+from stemtune.map_folder.predict import FILES, write_map
+from stemtune.plot.report import write_report
+
+
+def clean_map(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    clean: CleanConfig | None,
+    grains: GrainsConfig,
+    twins: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Clean up the map at `path` by what neighbours say, or undo that, and return the figures that are new.
+
+    Parameters
+    ----------
+    path
+        A map folder, or the `map.h5` in it.
+    out
+        The map folder to write; left out, the map is replaced.
+    clean
+        How; None undoes an earlier clean-up.
+    grains, twins
+        How grains are found.
+
+    Returns
+    -------
+    dict
+        `cleaned`, pixels by what was done to them (None when it was undone), `indexed_fraction` and `grains`.
+    """
+    file = map_file(path)
+    folder = replaceable_folder(file.parent, FILES, "a map")
+    before = OrientationMap.read(file)
+    changed = undone(before) if clean is None else cleaned(before, clean)
+    analysis = analyse(changed, grains, twins)
+    measured = changed.measured
+    figures = {
+        "cleaned": None if clean is None else clean_figures(changed),
+        "indexed_fraction": float(changed.indexed[measured].mean()),
+        "grains": grain_figures(analysis),
+    }
+    with whole_folder(folder if out is None else replaceable_folder(out, FILES, "a map")) as part:
+        for entry in folder.iterdir():
+            shutil.copy2(entry, part / entry.name)
+        write_map(analysis, part)
+        write_report(analysis, part, retell(part, figures, stale=COMPARED))
+    return figures
+
+
+def regrain(path: str | os.PathLike[str], settings: GrainsConfig, twins: Sequence[str] = ()) -> dict[str, Any]:
+    """Find the grains of the map at `path` anew and put them into its folder in place of those that are there.
+
+    Parameters
+    ----------
+    path
+        A map folder, or the `map.h5` in it.
+    settings, twins
+        See `analyse`.
+
+    Returns
+    -------
+    dict
+        See `grain_figures`.
+    """
+    file = map_file(path)
+    folder = replaceable_folder(file.parent, FILES, "a map")
+    analysis = analyse(OrientationMap.read(file), settings, twins)
+    figures = {"grains": grain_figures(analysis)}
+    with whole_folder(folder) as part:
+        for entry in folder.iterdir():
+            if entry.name != file.name:
+                shutil.copy2(entry, part / entry.name)
+        analysis.orientation_map.write(part / file.name)
+        write_grains(analysis, part)
+        write_report(analysis, part, retell(part, figures))
+    return figures["grains"]
+
+
+def made_by(path: str | os.PathLike[str]) -> list[str]:
+    """Return the ids of the MLflow runs whose models made the map at `path`; none where they came from no run."""
+    return list(OrientationMap.read(map_file(path)).attrs.get("model_runs") or [])
+
+
+__all__ = ["clean_map", "made_by", "regrain"]

@@ -1,1 +1,0 @@
-"""From orientations to what a microscopist reads: maps, pictures, exports and figures of merit."""

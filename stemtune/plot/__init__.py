@@ -1,0 +1,1 @@
+"""Pictures of maps: inverse pole figures, grains, pole figures, and the report."""

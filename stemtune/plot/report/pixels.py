@@ -1,0 +1,82 @@
+"""What a report knows of every pixel, small enough to travel inside a page: typed arrays in base64."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stemtune.crystal.rotations import to_euler_deg
+from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.indexing.overlap_layers import WEIGHT_LAYER
+
+ANGLE_STEP_DEG = 0.01
+"""To how much angles are rounded: 360 degrees in a 16-bit number."""
+
+_SHARE_STEP = 1 / 250
+
+
+def pixel_data(orientation_map: OrientationMap) -> dict[str, Any]:
+    """Return what the page's script reads, ready for JSON.
+
+    Returns
+    -------
+    dict
+        `rows`, `columns`, `step` (between rows and columns) and `unit`, `phases` (names), and `layers`: of each name
+        the numbers of all pixels, row by row, as `data` (base64 of little-endian numbers of `type`), `per` numbers a
+        pixel; a number n means n * `step`, but `missing` means that nothing is known. `euler` are Bunge's angles in
+        degrees, lab to crystal, of pixels that are indexed.
+    """
+    indexed = orientation_map.indexed
+    euler = np.full((len(indexed), 3), np.nan)
+    euler[indexed] = to_euler_deg(torch.from_numpy(orientation_map.orientation[indexed])).numpy()
+    shown = {
+        "euler": _angles(euler),
+        "phase": _packed(orientation_map.phase, "int16", missing=-1),
+        "confidence": _shares(np.where(indexed, orientation_map.confidence, np.nan)),
+        "fit": _shares(np.where(indexed, orientation_map.fit, np.nan)),
+    }
+    layers = orientation_map.layers
+    if "grain" in layers:
+        shown["grain"] = _packed(layers["grain"], "int32", missing=-1)
+    shown |= {name.removesuffix("_deg"): _angles(layers[name]) for name in ("kam_deg", "grod_deg") if name in layers}
+    if WEIGHT_LAYER in layers:
+        shown["second"] = _shares(layers[WEIGHT_LAYER])
+    dy, dx = orientation_map.step_nm or (1.0, 1.0)
+    return {
+        "rows": orientation_map.shape[0],
+        "columns": orientation_map.shape[1],
+        "step": [dy, dx],
+        "unit": orientation_map.scan_unit,
+        "phases": [phase.name for phase in orientation_map.phases],
+        "layers": shown,
+    }
+
+
+def _angles(values: npt.NDArray[Any]) -> dict[str, Any]:
+    missing = 65535
+    whole = np.where(np.isfinite(values), np.round(np.nan_to_num(values) / ANGLE_STEP_DEG), missing)
+    return _packed(whole, "uint16", missing=missing, step=ANGLE_STEP_DEG)
+
+
+def _shares(values: npt.NDArray[Any]) -> dict[str, Any]:
+    missing = 255
+    whole = np.where(np.isfinite(values), np.round(np.clip(np.nan_to_num(values), 0, 1) / _SHARE_STEP), missing)
+    return _packed(whole, "uint8", missing=missing, step=_SHARE_STEP)
+
+
+def _packed(values: npt.NDArray[Any], kind: str, missing: int, step: float = 1) -> dict[str, Any]:
+    data = np.ascontiguousarray(values, dtype=np.dtype(kind).newbyteorder("<")).tobytes()
+    return {
+        "type": kind,
+        "per": 1 if values.ndim == 1 else values.shape[1],
+        "step": step,
+        "missing": missing,
+        "data": base64.b64encode(data).decode("ascii"),
+    }
+
+
+__all__ = ["ANGLE_STEP_DEG", "pixel_data"]

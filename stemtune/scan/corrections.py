@@ -1,0 +1,208 @@
+"""What is done to the patterns of a measured scan before they are stored, planned from a sample and applied in blocks.
+
+In this order: bad pixels are mended, pixels behind the beam stop set to 0, the direct beam moved to the middle
+(of every pattern where the beam wanders), an ellipse taken out, the background subtracted, the picture flipped. What
+is not needed is not done: a centred scan of a sound detector is copied bit for bit.
+
+Frames. Options speak of the picture as the file has it, x to the right and y up. `flip` brings that picture into
+the lab frame: it says which mirror the detector's readout, or the program that wrote the file, has put in, "x" left
+and right exchanged, "y" up and down, "transpose" rows and columns. `scan_rotation_deg` is then the angle from the
+pattern's x to the scan's x (along a scan line, towards larger columns), anticlockwise as one looks at the pattern:
+looked at side by side, the scan image turned by it anticlockwise stands as the patterns do. Patterns are not turned by
+it; the orientations are, when the map is made: g_map = g * Rz(rotation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stemtune.errors import UserError
+from stemtune.scan.background import RadialBackground
+from stemtune.scan.bad_pixels import BadPixels, mend
+from stemtune.scan.beam_center import Centre, Resampling
+from stemtune.scan.descan import Descan
+from stemtune.scan.ellipse import Ellipse, Warp
+
+FLIPS = ("none", "x", "y", "transpose")
+"""Mirrors that bring a picture into the lab frame; two of them are a turn, which `scan_rotation_deg` says."""
+
+_CHOICES = {
+    "descan": ("off", "auto", "on"),
+    "bad_pixels": ("off", "on"),
+    "background": ("off", "on"),
+    "flip": FLIPS,
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for.
+
+    Parameters
+    ----------
+    descan
+        Centre of every pattern from a smooth surface: never, "auto" where the beam wanders by more than 0.5 px and the
+        surface says how, or always.
+    ellipse
+        "off"; "auto", which needs `calibrate`; or ellipticity and azimuth in degrees as "0.02,35".
+    bad_pixels
+        Mend hot and dead pixels.
+    beam_stop
+        "off", "auto" (found in the patterns), or a shape as `beamstop.StopShape.given` reads it.
+    background
+        Subtract the radial median.
+    flip, scan_rotation
+        See the module.
+    calibrate
+        CIF of the crystal that scale and ellipse are found from; "" none.
+    """
+
+    descan: str = "auto"
+    ellipse: str = "auto"
+    bad_pixels: str = "on"
+    beam_stop: str = "off"
+    background: str = "off"
+    flip: str = "none"
+    scan_rotation: float = 0.0
+    calibrate: str = ""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Wanted:
+        """Return the options given (None counts as not given), checked.
+
+        Raises
+        ------
+        UserError
+            For a value that an option does not take.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        unknown = set(given) - {field.name for field in fields(cls)}
+        if unknown:
+            raise TypeError(f"ingest has no option {sorted(unknown)[0]}")
+        for name, choices in _CHOICES.items():
+            if name in given and given[name] not in choices:
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} is '{given[name]}', but must be one of {', '.join(choices)}")
+        wanted = cls(**given)
+        if not math.isfinite(wanted.scan_rotation):
+            raise UserError(f"--scan-rotation is {wanted.scan_rotation}, but must be an angle in degrees")
+        return wanted
+
+    @property
+    def given_ellipse(self) -> Ellipse | None:
+        """The ellipse that was given in numbers; none where it is off or to be found."""
+        return None if self.ellipse in ("off", "auto") else Ellipse.given(self.ellipse)
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Brings the patterns of a scan into the store's form.
+
+    Parameters
+    ----------
+    shape, size
+        Height and width of the measured patterns; width and height of the stored ones.
+    beam
+        The direct beam in the file.
+    bad
+        Hot and dead pixels (H, W).
+    hidden
+        Pixels (H, W) behind the beam stop; None: there is none.
+    descan
+        Surface of the beam's place over the scan; None: it stands still.
+    ellipse
+        The distortion of the measured patterns; None: a circle.
+    background
+        Whether the radial median is subtracted.
+    beam_px
+        Radius of the direct beam in stored pixels, which the background leaves alone.
+    flip
+        See the module.
+    """
+
+    shape: tuple[int, int]
+    size: int
+    beam: Centre
+    bad: BadPixels
+    hidden: npt.NDArray[np.bool_] | None = None
+    descan: Descan | None = None
+    ellipse: Ellipse | None = None
+    background: bool = False
+    beam_px: float = 3.0
+    flip: str = "none"
+
+    @cached_property
+    def _still(self) -> Resampling:
+        return Resampling(self.shape, (self.beam.row, self.beam.column), self.size)
+
+    @cached_property
+    def _warp(self) -> Warp | None:
+        if self.descan is None and self.ellipse is None:
+            return None
+        return Warp(self.shape, self.size, self.ellipse or Ellipse(0.0, 0.0))
+
+    @property
+    def factor(self) -> float:
+        """Old pixels per stored pixel along an edge."""
+        return self._still.factor
+
+    @property
+    def exact(self) -> bool:
+        """Whether counts stay counts: pixels are moved and mended, not mixed."""
+        return self._warp is None and self._still.exact and not self.background
+
+    def __call__(self, patterns: npt.NDArray[Any], position: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return `patterns` (B, H, W) at scan `position` (B, 2) as (B, size, size): of their type, if `exact`."""
+        if self.bad.any:
+            patterns = mend(patterns, self.bad.hot | self.bad.dead, self.hidden)
+        if self.hidden is not None:
+            patterns = np.where(self.hidden, np.zeros((), patterns.dtype), patterns)
+        moved = self._moved(patterns, position)
+        if self.background:
+            moved = self._ground(moved)
+        return flipped(moved, self.flip)
+
+    def _moved(self, patterns: npt.NDArray[Any], position: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self._warp is None:
+            return self._still(patterns)
+        return self._warp(patterns, self.centres(position))
+
+    def centres(self, position: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the direct beam's (row, column) (n, 2) in the file's patterns at scan `position` (n, 2)."""
+        if self.descan is None:
+            return np.tile([self.beam.row, self.beam.column], (len(position), 1))
+        return self.descan.at(position)
+
+    @cached_property
+    def _ground(self) -> RadialBackground:
+        return RadialBackground(self.size, self._hidden_after(), self.beam_px)
+
+    def _hidden_after(self) -> npt.NDArray[np.bool_] | None:
+        """Return the stored pixels (size, size), before the flip, that are hidden anywhere in the scan."""
+        if self.hidden is None:
+            return None
+        rows, columns = self.descan.shape if self.descan else (1, 1)
+        corners = np.array([(a * (rows - 1), b * (columns - 1)) for a in (0, 0.5, 1) for b in (0, 0.5, 1)])
+        mask = np.repeat(self.hidden[None].astype(np.float32), len(corners), axis=0)
+        return np.asarray((self._moved(mask, corners) > 0.01).any(axis=0))
+
+    @property
+    def hidden_stored(self) -> npt.NDArray[np.bool_] | None:
+        """Stored pixels (size, size) that the beam stop hides anywhere in the scan; None: there is none."""
+        hidden = self._hidden_after()
+        return None if hidden is None else flipped(hidden[None], self.flip)[0]
+
+
+def flipped(patterns: npt.NDArray[Any], flip: str) -> npt.NDArray[Any]:
+    """Return `patterns` (B, S, S), the beam in the middle, mirrored: see `FLIPS`; each mirror undoes itself."""
+    if flip == "none":
+        return patterns
+    turned = {"x": patterns[:, :, ::-1], "y": patterns[:, ::-1], "transpose": patterns.swapaxes(1, 2)}[flip]
+    return np.ascontiguousarray(turned)

@@ -1,0 +1,83 @@
+"""Reading a scan: many kinds of files as one lazy stack of patterns with whatever calibration the file has.
+
+rosettasciio reads what microscopes write (`rosetta.py`). HDF5 that is not hyperspy's is read here, piece by piece
+(`hdf5.py`): DECTRIS, py4DSTEM and EMD data cubes, any array of it; so are Bragg peaks (`bragg.py`), .npy, .npz and
+EMPAD's .raw (`arrays.py`). Nothing is loaded but headers; `Scan.data` is a dask array that reads what is computed.
+"""
+
+from __future__ import annotations
+
+import os
+
+from stemtune._files import existing
+from stemtune.errors import UserError
+from stemtune.scan.readers.scan import Scan, reciprocal_factor
+
+__all__ = ["Scan", "read_scan", "reciprocal_factor"]
+
+_HDF5_ENDINGS = (".h5", ".hdf5", ".emd", ".nxs")
+_HDF5_START, _NPY_START, _ZIP_START = b"\x89HDF\r\n\x1a\n", b"\x93NUMPY", b"PK\x03\x04"
+
+
+def read_scan(
+    path: str | os.PathLike[str],
+    shape: tuple[int, int] | None = None,
+    dataset: str | None = None,
+    size: int | None = None,
+    scale: float | None = None,
+) -> Scan:
+    """Open the scan at `path` by its ending, and by its first bytes where the ending says nothing.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shape
+        Rows and columns of the scan, for a file that is only a stack of frames.
+    dataset
+        Which array of an HDF5 or .npz file is the scan, where there are several.
+    size, scale
+        Width and height in pixels, and 1/Å per pixel, of the patterns that Bragg peaks are drawn on; without them
+        a grid that holds every peak. Other files do not need them.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, damaged, of an unknown format, no stack of patterns, or not of `shape`.
+    """
+    found = existing(path, "the scan")
+    ending, start = found.suffix.lower(), b""
+    if found.is_file():
+        if not found.stat().st_size:
+            raise UserError(f"{found.name} is empty; copy it again")
+        with found.open("rb") as file:
+            start = file.read(8)
+    if ending == ".npy" or (not ending and start.startswith(_NPY_START)):
+        from stemtune.scan.readers.arrays import read_npy
+
+        _no_choice(found.name, dataset)
+        return read_npy(found, shape)
+    if ending == ".npz" or (not ending and start.startswith(_ZIP_START)):
+        from stemtune.scan.readers.arrays import read_npz
+
+        return read_npz(found, shape, dataset)
+    if ending == ".hdr" and found.with_suffix(".mib").exists():
+        raise UserError(f"{found.name} is only the header of a scan; give {found.with_suffix('.mib').name}")
+    if ending == ".raw":
+        from stemtune.scan.readers.arrays import read_raw
+
+        _no_choice(found.name, dataset)
+        return read_raw(found, shape)
+    if ending in _HDF5_ENDINGS or (start == _HDF5_START and (not ending or dataset)):
+        from stemtune.scan.readers.hdf5 import read_hdf5
+
+        return read_hdf5(found, shape, dataset, size, scale)
+    from stemtune.scan.readers.rosetta import read_by_rosettasciio
+
+    _no_choice(found.name, dataset)
+    return read_by_rosettasciio(found, shape)
+
+
+def _no_choice(name: str, dataset: str | None) -> None:
+    if dataset is not None:
+        raise UserError(f"{name} holds one scan, so there is nothing to choose; leave out --dataset")

@@ -1,0 +1,245 @@
+"""Scale and ellipse of a scan from the distances of its diffraction spots, when the crystal is known.
+
+A spot of a known phase stands at one of the phase's |g| from the direct beam, whatever the orientation (out-of-plane
+parts shorten it by a few parts in ten thousand). So scale and ellipse are those with which the spots of many patterns
+fall onto the phase's rings: the most likely ones, where every spot may lie on any ring or, in part, anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from stemtune.scan.ellipse import Ellipse
+from stemtune.scan.peaks import Found
+
+if TYPE_CHECKING:
+    from stemtune.crystal.phase import Phase
+
+FloatArray = npt.NDArray[np.float64]
+
+LEAST_SPOTS = 60
+"""Spots below which nothing is fitted."""
+
+NEARBY = 0.08
+"""How far off, relatively, a scale that is known may be."""
+
+LEAST_SHARE, LEAST_GAIN, LEAST_LEAD = (0.2, 0.5), (0.06, 0.3), 0.025
+"""What can be believed: share of the spots on rings and gain, each where a scale was known before and where not; lead.
+
+On simulated LiNiO2 patterns the right phase has a share of 0.7 to 0.95 and a gain of 0.5 to 0.8 (0.25 and 0.07 at 300
+to 1,000 electrons), silicon and nickel up to 0.15 and 0.05 near the true scale, and up to 0.45 and 0.4 at any other.
+"""
+
+LARGEST_ERROR = 0.004
+"""Standard error of the scale (relative), and half of the ellipticity's, above which a fit says nothing."""
+
+_UNKNOWN = (3e-3, 0.1)  # 1/Å per pixel, for 128 pixels on an edge: scales that are tried where none is known
+_STAGES = ((0.015, 0.4), (0.008, 0.25), (0.004, 0.15), (0.002, 0.1))  # ring widths: relative, and in pixels
+_FARTHEST, _REFLECTIONS = 2.5, 20_000  # 1/Å; reflections: rings beyond lie too densely to tell anything
+_OUTLIER = 0.2  # share of spots that lie anywhere: noise, double scattering, another phase
+_FAINT = 0.03  # rings with less of the strongest ring's structure factor are left out
+_ENOUGH = 1500  # spots that the search looks at
+_OTHERS = 3  # further places that it climbs from
+_PARTS = 4  # the spots are dealt into this many parts, whose answers say how sure the whole is
+
+
+class RingFit(NamedTuple):
+    """What `fit_rings` found.
+
+    Attributes
+    ----------
+    scale_inv_angstrom, ellipse
+        1/Å per pixel, and the distortion.
+    scale_error, ellipticity_error
+        Their standard errors: the scale's relative, the ellipticity's absolute.
+    spots
+        Spots that were looked at.
+    share
+        The most likely share of them that lies on rings of the phase; the rest may lie anywhere.
+    gain
+        How much likelier than anywhere they lie so, in nats per spot.
+    lead
+        How much less the best other answer has, which differs by 0.5 % in scale or 1 % in ellipticity or more.
+    distance
+        Distances (M,) of the spots in 1/Å with this scale and ellipse.
+    """
+
+    scale_inv_angstrom: float
+    ellipse: Ellipse
+    scale_error: float
+    ellipticity_error: float
+    spots: int
+    share: float
+    gain: float
+    lead: float
+    distance: FloatArray
+
+    def doubt(self, known: bool) -> str:
+        """Return what speaks against the fit, in words, or nothing; `known` says whether a scale was known before."""
+        share, gain = LEAST_SHARE[not known], LEAST_GAIN[not known]
+        if self.share < share or self.gain < gain:
+            return f"only {self.share:.0%} of {self.spots:,} spots lie on its rings, hardly more than by chance"
+        if self.lead < LEAST_LEAD:
+            return "another scale or ellipse fits its rings nearly as well"
+        if max(self.scale_error, self.ellipticity_error / 2) > LARGEST_ERROR:
+            return f"{self.spots:,} spots leave the scale uncertain by {self.scale_error:.1%}"
+        return ""
+
+
+def shells(phase: Phase, reach: float) -> tuple[FloatArray, FloatArray]:
+    """Return |g| (K,) of the phase's rings up to `reach` (1/Å), and their strengths: sums of |F| over each ring."""
+    listed = phase.reflections(reach)
+    length = listed.g.norm(dim=1).numpy()
+    amplitude = listed.structure_factor.abs().numpy()
+    if not len(length):
+        return np.zeros(0), np.zeros(0)
+    first = np.concatenate(([True], np.diff(length) > 1e-4 * length[1:]))
+    start = np.flatnonzero(first)
+    strongest = np.maximum.reduceat(amplitude, start)
+    kept = strongest > _FAINT * strongest.max()
+    return length[start][kept], np.add.reduceat(amplitude, start)[kept]
+
+
+def fit_rings(
+    found: Found, phase: Phase, scale: float | None, size: int, ellipse: bool = True, nearby: float = NEARBY
+) -> RingFit | None:
+    """Return the scale and ellipse with which spots lie best on the rings of `phase`; None for too few spots.
+
+    Parameters
+    ----------
+    found
+        Spots of many patterns, in pixels from their beams.
+    phase
+        The crystal.
+    scale
+        1/Å per pixel that is believed, within `nearby` (relative); None searches over all that a microscope has.
+    size
+        Pixels along the shorter edge of a pattern.
+    ellipse
+        Whether to fit the ellipse too; otherwise it is a circle.
+    """
+    if len(found.x) < LEAST_SPOTS:
+        return None
+    low, high = (scale * (1 - nearby), scale * (1 + nearby)) if scale else (bound * 128 / size for bound in _UNKNOWN)
+    offset = np.column_stack((found.x, found.y))
+    some = offset[:: math.ceil(len(offset) / _ENOUGH)]
+    starts = _search(some, phase, np.exp(np.arange(math.log(low), math.log(high), 0.003)), ellipse)
+    circle = min(starts, key=lambda start: abs(start[1]) + abs(start[2]))
+    for stage in _STAGES:
+        contrast = _Contrast(offset, phase, math.exp(starts[0][0]), *stage)
+        circle = _climbed(some, contrast, circle, False)  # a coarse view may lead all others to one wrong ellipse
+        starts = _different([_climbed(some, contrast, start, ellipse) for start in (*starts, circle)])
+    gains = [contrast.share(np.log(_distance(some, start)))[1] for start in starts]
+    start = _climbed(offset, contrast, starts[int(np.argmax(gains))], ellipse)
+    lead = float(np.subtract(*np.sort(gains)[:-3:-1])) if len(gains) > 1 else math.inf
+    parts = [
+        _climbed(offset[found.pattern % _PARTS == part], contrast, start, ellipse)
+        for part in range(_PARTS)
+        if (found.pattern % _PARTS == part).sum() > LEAST_SPOTS / (2 * _PARTS)
+    ]
+    error = np.std(parts, axis=0, ddof=1) / math.sqrt(len(parts)) if len(parts) > 1 else np.full(3, np.inf)
+    distance = _distance(offset, start)
+    share, gain = contrast.share(np.log(distance))
+    return RingFit(
+        math.exp(start[0]),
+        Ellipse.of(start[1], start[2]),
+        float(error[0]),
+        float(np.hypot(*error[1:])),
+        len(offset),
+        share,
+        gain,
+        lead,
+        distance,
+    )
+
+
+def _distance(offset: FloatArray, parameters: FloatArray) -> FloatArray:
+    """Return the distances (M,) in 1/Å of spots at `offset` (M, 2) px under (log scale, e cos 2a, e sin 2a)."""
+    inverse = np.linalg.inv(Ellipse.of(parameters[1], parameters[2]).matrix())
+    return np.asarray(math.exp(parameters[0]) * np.hypot(*(offset @ inverse).T))
+
+
+class _Contrast:
+    """How much denser the rings of a phase lie at a distance than on the average around it.
+
+    Rings are Gaussians on a logarithmic axis, as wide as `width` (relative) and `spot_px` together. Where they lie too
+    densely to be told apart, as beyond the last of them, spots say nothing: the gain is 0.
+    """
+
+    def __init__(self, offset: FloatArray, phase: Phase, scale: float, width: float, spot_px: float) -> None:
+        farthest = min(_FARTHEST, (_REFLECTIONS / (4 / 3 * math.pi * phase.volume)) ** (1 / 3))
+        length, strength = shells(phase, min(farthest, 1.3 * scale * float(np.hypot(*offset.T).max())))
+        self._gain, self._denser = np.zeros(2), np.ones(2)
+        self._low, self.step = 0.0, width / 4
+        if not len(length):
+            return
+        self._low = math.log(length[0]) - 0.5
+        grid = np.arange(self._low, math.log(length[-1]), self.step)
+        near, far = np.zeros(len(grid)), np.zeros(len(grid))
+        for ring, weight in zip(np.log(length), strength / length, strict=True):
+            sigma = math.hypot(width, spot_px * scale / math.exp(ring))
+            for into, spread in ((near, sigma), (far, max(5 * sigma, 0.1))):
+                first, last = np.searchsorted(grid, (ring - 4 * spread, ring + 4 * spread))
+                away = (grid[first:last] - ring) / spread
+                into[first:last] += weight / spread * np.exp(-(away**2) / 2)
+        self._denser = near / np.maximum(far, 1e-3 * far.max())
+        self._gain = np.log(_OUTLIER + (1 - _OUTLIER) * self._denser)
+
+    def __call__(self, log_distance: FloatArray) -> float:
+        """Return the mean log-likelihood of spots at distances (M,) over that of spots anywhere."""
+        place = (log_distance - self._low) / self.step
+        return float(np.interp(place, np.arange(len(self._gain)), self._gain, left=self._gain[0], right=0.0).mean())
+
+    def share(self, log_distance: FloatArray) -> tuple[float, float]:
+        """Return the most likely share of spots on rings, and the mean log-likelihood with it, which is 0 or more."""
+        place = (log_distance - self._low) / self.step
+        denser = np.interp(place, np.arange(len(self._gain)), self._denser, left=0.0, right=1.0)
+        shares = np.linspace(0, 0.95, 20)
+        gain = np.log(1 + shares[:, None] * (denser - 1)).mean(axis=1)
+        return float(shares[gain.argmax()]), float(gain.max())
+
+
+def _search(offset: FloatArray, phase: Phase, scales: FloatArray, ellipse: bool) -> list[FloatArray]:
+    """Return parameters to start from: for ellipses on a grid the best scale, and the best others of all."""
+    middle = math.sqrt(scales[0] * scales[-1])
+    contrast = _Contrast(offset, phase, middle if scales[-1] < 1.5 * scales[0] else scales[-1], *_STAGES[0])
+    logarithm = np.log(scales)
+    first_choice: list[tuple[float, FloatArray]] = []
+    second_choice: list[tuple[float, FloatArray]] = []
+    for first, second in [(a, b) for a in (-0.03, 0, 0.03) for b in (-0.03, 0, 0.03)] if ellipse else [(0.0, 0.0)]:
+        distance = np.log(_distance(offset, np.array([0.0, first, second])))
+        score = np.array([contrast(distance + scale) for scale in logarithm])
+        for choice in (first_choice, second_choice):
+            best = int(score.argmax())
+            if np.isfinite(score[best]):
+                choice.append((float(score[best]), np.array([logarithm[best], first, second])))
+            score[np.abs(logarithm - logarithm[best]) < 0.03] = -np.inf
+    others = sorted(second_choice, key=lambda pair: -pair[0])[:_OTHERS]
+    return [start for _, start in sorted(first_choice, key=lambda pair: -pair[0]) + others]
+
+
+def _different(parameters: list[FloatArray]) -> list[FloatArray]:
+    """Return those that differ from the ones before by 0.5 % in scale or 1 % in ellipticity."""
+    kept: list[FloatArray] = []
+    for values in parameters:
+        if all((np.abs(values - other) > (0.005, 0.01, 0.01)).any() for other in kept):
+            kept.append(values)
+    return kept
+
+
+def _climbed(offset: FloatArray, contrast: _Contrast, start: FloatArray, ellipse: bool) -> FloatArray:
+    """Return the parameters (3,) of the highest contrast near `start`."""
+    free = 3 if ellipse else 1
+
+    def cost(values: FloatArray) -> float:
+        return -contrast(np.log(_distance(offset, np.concatenate((values, start[free:])))))
+
+    simplex = np.vstack((start[:free], start[:free] + 4 * contrast.step * np.eye(free)))
+    options = {"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-7}
+    found = optimize.minimize(cost, start[:free], method="Nelder-Mead", options=options)
+    return np.concatenate((found.x, start[free:]))

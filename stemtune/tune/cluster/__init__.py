@@ -1,0 +1,1 @@
+"""Ray clusters: joining one, checking its nodes, and spreading work over it."""

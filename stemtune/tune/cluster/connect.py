@@ -1,0 +1,243 @@
+"""Joining or starting Ray, quietly, and whether it holds what a trial asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from stemtune._files import refuse_readable
+from stemtune.errors import UserError
+from stemtune.tune.cluster.node_check import held
+from stemtune.tune.run.trial import ENVIRONMENT
+from stemtune.tune.space.space import SearchSpace
+
+HEAD = "node:__internal_head__"
+"""Ray's own resource of the head node: trial drivers take a thousandth of it, and so no CPU from the workers."""
+
+LOCAL = "use --local to run on this machine alone"
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def connect(local: bool = False) -> dict[str, float]:
+    """Start Ray on this machine, or join the Ray that runs here, and return its resources.
+
+    A Ray of our own listens on the loopback address alone and asks for a token that only this process and its
+    children know.
+
+    Parameters
+    ----------
+    local
+        Start a Ray of our own even where one is running. Without it the Ray of `RAY_ADDRESS`, else the one that
+        was started on this machine last (as on a cluster's head node), is joined, and only where there is none is
+        one started.
+
+    Raises
+    ------
+    UserError
+        When the Ray to join does not answer, refuses the token, or is of another version.
+    """
+    for name, value in {**QUIET, **ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+    _hush()
+    if not ray.is_initialized():
+        options: dict[str, Any] = {
+            "logging_level": logging.ERROR,
+            "log_to_driver": bool(os.environ.get("STEMTUNE_RAY_LOGS")),
+            "runtime_env": {"env_vars": dict(ENVIRONMENT)},
+        }
+        where = None if local else running()
+        if where is None:
+            _keep_to_ourselves()
+            options |= {"address": "local", "include_dashboard": False}
+        else:
+            greet(where)
+            options |= {"address": where}
+        try:
+            ray.init(**options)
+        except Exception as problem:
+            if where is None:
+                raise UserError(
+                    f"Ray did not start on this machine ({_in_short(problem)}); try again when it is less busy, or see"
+                    " Ray's own logs in /tmp/ray/session_latest/logs"
+                ) from None
+            raise UserError(f"cannot join the Ray at {where} ({_in_short(problem)}); {LOCAL}") from None
+    _hush()
+    resources: dict[str, float] = ray.cluster_resources()
+    return resources
+
+
+def _hush() -> None:
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _keep_to_ourselves() -> None:
+    """Have a Ray of our own listen on the loopback address, with a token in our environment and nowhere else.
+
+    The address is Ray's own rule where a cluster is not wanted: it reads the variable when it is imported.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def running() -> str | None:
+    """Return the address of the Ray to join, `host:port`, or None where there is none.
+
+    Raises
+    ------
+    UserError
+        When `RAY_ADDRESS` is none that a sweep can join.
+    """
+    given = os.environ.get("RAY_ADDRESS", "")
+    if "://" in given:
+        raise UserError(
+            f"RAY_ADDRESS is '{given}', but a sweep runs on a node of the cluster; unset it and use"
+            " `ray submit cluster/hpc.yaml stemtune/sweep.py -- SPACE.yaml`, or give the head node's HOST:PORT"
+        )
+    if given not in ("", "auto", "local"):
+        if not given.rpartition(":")[2].isdigit() or ":" not in given:
+            raise UserError(f"RAY_ADDRESS is '{given}', but must be the head node's HOST:PORT")
+        return given
+    from ray._private.services import canonicalize_bootstrap_address
+
+    where = canonicalize_bootstrap_address(None)
+    return str(where) if where else None
+
+
+def greet(where: str) -> None:
+    """See that the Ray at `where` answers and takes our token: Ray itself would try for minutes, and log each time.
+
+    Raises
+    ------
+    UserError
+        When nothing answers, or the token is missing, wrong, or in a file that others can read.
+    """
+    host, _, port = where.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            pass
+    except (OSError, ValueError) as problem:
+        raise UserError(f"no Ray answers at {where} ({problem}); start it there, or {LOCAL}") from None
+    from ray.exceptions import RayError
+
+    try:
+        if not (_let_in(where) or (use_token() and _let_in(where))):
+            raise UserError(
+                f"the Ray at {where} refuses us: the token is missing or wrong; copy the head node's ~/.ray/auth_token"
+                f" to {token_file()} (mode 600) and set RAY_AUTH_MODE=token"
+            )
+    except RayError as problem:
+        raise UserError(f"what answers at {where} is no Ray that we know ({_in_short(problem)}); {LOCAL}") from None
+
+
+def _let_in(where: str) -> bool:
+    """Whether the Ray at `where` takes the token that we show, if any."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    try:
+        with _silent_stderr():
+            GcsClient(address=where)
+    except AuthenticationError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep what Ray's own library writes on stderr, past Python, from the user's eyes: its exception says it again."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def use_token() -> bool:
+    """Show the token of the token file from now on, unless `RAY_AUTH_MODE` says otherwise; return whether it does.
+
+    Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody; we do
+    not.
+
+    Raises
+    ------
+    UserError
+        When others can read the file and we cannot change that.
+    """
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    file = token_file()
+    if file.exists() and not os.environ.get("RAY_AUTH_TOKEN"):
+        with contextlib.suppress(OSError):
+            file.chmod(0o600)
+        refuse_readable(file, "the token of Ray")
+    return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
+
+
+def token_file() -> Path:
+    """Return where Ray looks for the token when the environment does not hold it."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def _in_short(problem: Exception) -> str:
+    """Return what Ray says in one line; of a version mismatch all of it, which it spreads over several."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    if not lines:
+        return type(problem).__name__
+    return " ".join(lines)[:300] if lines[0].startswith("Version mismatch") else lines[0]
+
+
+def concurrency(space: SearchSpace, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many trials can run at a time on `nodes`, each given as its resources.
+
+    Raises
+    ------
+    UserError
+        When the largest trial fits nowhere: it would wait for ever.
+    """
+    fewest, most, _ = space.extremes
+    each = {"CPU": space.resources.cpus_per_worker, "GPU": space.resources.gpus_per_worker}
+    room = sum(held(node, each) for node in nodes)
+    if most > room:
+        asked = " and ".join(f"{need:g} {kind}s" for kind, need in each.items() if need)
+        there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind, need in each.items() if need}
+        has = " and ".join(f"{value:g} {kind}s" for kind, value in there.items())
+        spread = f" on {len(nodes)} nodes, which hold {room} such worker(s)" if len(nodes) > 1 else ""
+        raise UserError(
+            f"a trial of {most} worker(s) asks for {asked} each, but Ray has {has}{spread}; lower"
+            " resources.cpus_per_worker or resources.gpus_per_worker (fractions share) or the number of workers"
+        )
+    if most > 1 and 0 < each["GPU"] < 1:
+        raise UserError(
+            f"a trial of {most} workers with {each['GPU']:g} GPUs each would put two of them on one GPU, which NCCL"
+            " refuses; give each a whole one (resources.gpus_per_worker: 1), or take one worker"
+        )
+    limits = [space.budget.trials, room // fewest]
+    if space.budget.concurrent:
+        limits.append(space.budget.concurrent)
+    return max(1, min(limits))

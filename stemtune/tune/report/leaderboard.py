@@ -1,0 +1,223 @@
+"""A sweep's records as figures: the leaderboard, the architectures side by side, what mattered, what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from stemtune.tracking.query import SweepRecord, TrialRecord, tagged_json
+from stemtune.tune.report.importance import by_method, importances
+from stemtune.tune.run.trial_state import architecture, better
+
+BASELINE = "matched"
+_WITHIN = 8  # trials of one architecture from which its own settings are compared
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial of the leaderboard.
+
+    Attributes
+    ----------
+    best, best_epoch
+        Best value of the sweep's metric and the epoch it was reached in.
+    epochs
+        Epochs that were run.
+    wall_s, device_s, first_report_s
+        Wall time, wall time of the training times its devices, and time to the first report.
+    parameters, ms_per_pattern
+        Size of the model, and milliseconds per pattern in batches, on the machine that the trial ran on.
+    seed
+        Seed of its training.
+    alike
+        What it has in common with the trials that differ from it in the seed only.
+    curve
+        (epoch, value) of the metric.
+    """
+
+    number: int
+    trial: str
+    run_id: str
+    architecture: str
+    status: str
+    reason: str
+    best: float
+    best_epoch: int
+    epochs: int
+    wall_s: float
+    device_s: float
+    first_report_s: float
+    samples_per_s: float
+    parameters: float
+    ms_per_pattern: float
+    seed: str
+    alike: str
+    searched: dict[str, Any]
+    curve: list[tuple[int, float]]
+
+
+def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:
+    """Return the sweep's trials, best first; those without a figure come last."""
+    made = [_row(trial, metric, mode) for trial in sweep.trials]
+    return sorted(made, key=lambda row: (math.isnan(row.best), row.best if mode == "min" else -row.best, row.number))
+
+
+def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
+    best, best_epoch = math.nan, 0
+    for epoch, value in trial.curves.get(metric, []):
+        if math.isnan(best) or better(value, best, mode):
+            best, best_epoch = value, epoch
+    kept = tagged_json(trial.tags, "stemtune.optuna") or {}
+    return Row(
+        number=int(trial.tags.get("stemtune.number", 0)),
+        trial=trial.trial,
+        run_id=trial.run_id,
+        architecture=trial.tags.get("stemtune.architecture") or architecture(trial.params),
+        status=trial.status,
+        reason=trial.reason,
+        best=best,
+        best_epoch=best_epoch,
+        epochs=len({epoch for epoch, _ in trial.curves.get(metric, [])}),
+        wall_s=trial.last.get("time/wall_s", 0.0),
+        device_s=trial.last.get("time/device_s", 0.0),
+        first_report_s=trial.last.get("time/first_report_s", 0.0),
+        samples_per_s=trial.last.get("train/samples_per_s", math.nan),
+        parameters=trial.last.get("model/parameters", math.nan),
+        ms_per_pattern=trial.last.get("model/ms_per_pattern", math.nan),
+        seed=trial.params.get("train.seed", "0"),
+        alike=json.dumps({key: value for key, value in sorted(trial.params.items()) if key != "train.seed"}),
+        searched=kept.get("params", {}),
+        curve=trial.curves.get(metric, []),
+    )
+
+
+def architectures(ranked: list[Row], mode: str) -> list[dict[str, Any]]:
+    """Return one entry per architecture, best first; `matched` is marked as the baseline."""
+    groups: dict[str, list[Row]] = {}
+    for row in ranked:
+        groups.setdefault(row.architecture, []).append(row)
+    found = []
+    for name, group in groups.items():
+        values = [row.best for row in group if not math.isnan(row.best)]
+        best = (min(values) if mode == "min" else max(values)) if values else math.nan
+        found.append(
+            {
+                "architecture": name,
+                "baseline": name == BASELINE,
+                "trials": len(group),
+                "best": best,
+                "median": statistics.median(values) if values else math.nan,
+                "samples_per_s": max((row.samples_per_s for row in group if row.samples_per_s > 0), default=math.nan),
+                "device_s": sum(row.device_s for row in group),
+            }
+        )
+    return sorted(
+        found, key=lambda entry: (math.isnan(entry["best"]), entry["best"] if mode == "min" else -entry["best"])
+    )
+
+
+def what_mattered(sweep: SweepRecord, ranked: list[Row], mode: str) -> list[dict[str, Any]]:
+    """Return the importances over all trials, and within each architecture that has enough of them."""
+    kept = {trial.trial: tagged_json(trial.tags, "stemtune.optuna") for trial in sweep.trials}
+    groups = {"all trials": ranked}
+    for row in ranked:
+        groups.setdefault(row.architecture, []).append(row)
+    found = []
+    for name, group in groups.items():
+        if name != "all trials" and (len(group) < _WITHIN or len(group) == len(ranked)):
+            continue
+        points = [(kept[row.trial], row.best) for row in group if kept.get(row.trial) and not math.isnan(row.best)]
+        shares, method = importances(points, mode)
+        found.append(
+            {
+                "among": name,
+                "method": method,
+                "trials": len(points),
+                "importances": shares,
+                "by_method": by_method(points, mode),
+            }
+        )
+    return found
+
+
+def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
+    """Return the numbers of the trials on `front`."""
+    return [row.number for row in front(ranked, mode, price)]
+
+
+def front(ranked: list[Row], mode: str, price: str) -> list[Row]:
+    """Return the trials that no other beats in both the metric and `price`, cheapest first.
+
+    Parameters
+    ----------
+    ranked
+        The trials.
+    mode
+        "min" or "max", of the metric; of `price` less is better.
+    price
+        Name of a figure of `Row`: `parameters`, `ms_per_pattern` or `device_s`.
+    """
+    known = [row for row in ranked if not math.isnan(row.best) and getattr(row, price) > 0]
+    found: list[Row] = []
+    sign = 1 if mode == "min" else -1
+    for row in sorted(known, key=lambda row: (getattr(row, price), sign * row.best)):
+        if not found or better(row.best, found[-1].best, mode):
+            found.append(row)
+    return found
+
+
+def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
+    """Return, for settings that were run with several seeds, the spread of the metric over the seeds, best first."""
+    groups: dict[str, list[Row]] = {}
+    for row in ranked:
+        if not math.isnan(row.best) and row.status == "finished":
+            groups.setdefault(row.alike, []).append(row)
+    told = _that_vary([row for group in groups.values() for row in group])
+    return [
+        {
+            "architecture": group[0].architecture,
+            "settings": {key: group[0].searched[key] for key in told if key in group[0].searched},
+            "trials": [row.number for row in group],
+            "values": [row.best for row in group],
+            "mean": statistics.fmean(row.best for row in group),
+            "spread": statistics.stdev(row.best for row in group),
+        }
+        for group in groups.values()
+        if len({row.seed for row in group}) > 1
+    ]
+
+
+def _that_vary(ranked: list[Row]) -> list[str]:
+    """Return the searched settings, but for the seed, that tell the trials apart."""
+    names = dict.fromkeys(name for row in ranked for name in row.searched if name != "train.seed")
+    return [name for name in names if len({str(row.searched.get(name)) for row in ranked}) > 1]
+
+
+def rungs(params: dict[str, Any]) -> list[int]:
+    """Return the epochs after which ASHA decided, from the parameters of the sweep's run."""
+    try:
+        grace, reduction = float(params["budget.grace_epochs"]), float(params["budget.reduction"])
+        epochs = float(params.get("budget.epochs") or params.get("train.epochs") or 0)
+    except (KeyError, ValueError):
+        return []
+    found, at = [], grace
+    while at < epochs:
+        found.append(int(at))
+        at *= reduction
+    return found
+
+
+def cost(sweep: SweepRecord, ranked: list[Row]) -> dict[str, float]:
+    """Return what the sweep cost, in seconds."""
+    waits = [row.first_report_s for row in ranked if row.first_report_s > 0]
+    return {
+        "wall_s": sweep.last.get("time/wall_s", math.nan),
+        "device_s": sum(row.device_s for row in ranked),
+        "trial_wall_s": sum(row.wall_s for row in ranked),
+        "median_first_report_s": statistics.median(waits) if waits else math.nan,
+        "trials": float(len(ranked)),
+        "epochs": float(sum(row.epochs for row in ranked)),
+    }

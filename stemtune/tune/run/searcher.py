@@ -1,0 +1,283 @@
+"""The sampler: Optuna's TPE inside Ray Tune, with its study on disk and a memory that survives a crash."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import warnings
+import zlib
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from stemtune._files import whole_file
+from stemtune.config import Scalar
+from stemtune.tune.run.scheduler import UNTRAINED, TimeBudget
+from stemtune.tune.run.study import (
+    AGAIN,
+    SETTINGS,
+    SPACE,
+    STUDY,
+    SWEEP,
+    asked,
+    digest,
+    find_study,
+    join,
+    open_storage,
+)
+from stemtune.tune.run.trial import EARLIER
+from stemtune.tune.run.trial_state import unpacked
+from stemtune.tune.space.space import SearchSpace
+
+__all__ = ["STUDY", "Limiter", "StudySearch", "mend_study"]
+
+_REPEATS = 8  # proposals of settings that ran already before one is accepted
+_YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
+
+
+FINISHED: str = Searcher.FINISHED
+"""What Tune is told instead of settings when there are no more."""
+
+
+class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
+    """Proposes a trial only where the cluster that the sweep runs on has room for it: a resume may find another one."""
+
+    now: ClassVar[int] = 0
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the settings of the next trial, or None while there is no room."""
+        if Limiter.now:
+            self.max_concurrent: int = Limiter.now
+        return super().suggest(trial_id)
+
+
+class StudySearch(OptunaSearch):  # type: ignore[misc]
+    """Proposes trials from a `SearchSpace`.
+
+    Ray's class forgets what happened between Tune's last snapshot and a crash, while the study on disk knows it:
+    reporting to a trial that has ended raises, and trials that Tune never wrote down stay running for ever. This
+    class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
+    the best figure of a trial instead of its last.
+
+    Parameters
+    ----------
+    space
+        What is searched.
+    folder
+        The sweep's folder, for the study.
+    settings
+        What every trial is told besides its settings.
+    seed
+        Seed of the sampler.
+    sweep_id
+        The sweep's id, which marks its trials in a study.
+    study
+        The study to share with other sweeps (`stemtune.tune.run.study.find_study`); by default one of its own.
+    at_random
+        Draw at random instead of by TPE.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        folder: Path,
+        settings: dict[str, Any],
+        seed: int = 0,
+        sweep_id: str = "",
+        study: str = "",
+        at_random: bool = False,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if study:  # of two drivers with one seed both would draw the same
+                seed = (seed + zlib.crc32(folder.name.encode())) % 2**32
+            sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
+                seed=seed, multivariate=True, group=True, constant_liar=True
+            )
+            if at_random:
+                sampler = optuna.samplers.RandomSampler(seed=seed)
+        self.space = space
+        self.settings = settings
+        place = find_study(study, folder, space)
+        storage = open_storage(place)
+        joined = join(place, storage, space)
+        self._sweep = sweep_id
+        self._best: dict[str, float] = {}
+        self._others: dict[str, list[float]] = {}
+        self._baselines = [] if joined and study else space.baselines()  # who began the study runs them
+        self._numbers: dict[str, int] = {}
+        self._seen: set[str] = set()
+        self._again: set[str] = set()
+        super().__init__(
+            space=space.suggest,
+            metric=[metric for metric, _ in space.objectives] if space.also else space.metric,
+            mode=[mode for _, mode in space.objectives] if space.also else space.mode,
+            points_to_evaluate=[] if joined else space.enqueued(),
+            sampler=sampler,
+            study_name=place.name,
+            storage=storage,
+        )
+        if joined:
+            self._give_up_lost()
+        else:
+            self._ot_study.set_user_attr(SPACE, asked(space))
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Return the settings of the next trial, or that there is none when the sweep's time is over."""
+        if TimeBudget.over:
+            return FINISHED
+        self._numbers.setdefault(trial_id, len(self._numbers))
+        if self._baselines and trial_id not in self._ot_trials:
+            flat, optuna_part = self._baselines.pop(0), None
+        else:
+            flat, optuna_part = self._proposed(trial_id)
+        knobs = self.space.settings(flat)
+        self._seen.add(_fingerprint(knobs))
+        return {
+            "knobs": knobs,
+            "number": self._numbers[trial_id],
+            "optuna": optuna_part,
+            "sweep": self.settings,
+        }
+
+    def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
+        for attempt in range(_REPEATS):
+            trial = self._ot_study.ask()
+            trial.set_user_attr(SWEEP, self._sweep)
+            flat = self.space.suggest(trial)
+            settings = _fingerprint(self.space.settings(flat))
+            if settings in self._again:
+                self._again.discard(settings)
+                break
+            if attempt == _REPEATS - 1 or not (settings in self._seen or self._elsewhere(settings)):
+                break
+            self._ot_study.tell(
+                trial, state=TrialState.FAIL
+            )  # it ran already; a failed one teaches the sampler nothing
+        self._ot_trials[trial_id] = trial
+        trial.set_user_attr(SETTINGS, settings)
+        distributions = {name: json.loads(distribution_to_json(kind)) for name, kind in trial.distributions.items()}
+        return flat, {"params": dict(trial.params), "distributions": distributions}
+
+    def _elsewhere(self, settings: str) -> bool:
+        """Whether the study knows a trial of these settings, another sweep's perhaps."""
+        known = self._ot_study.get_trials(deepcopy=False)
+        return any(trial.user_attrs.get(SETTINGS) == settings for trial in known if trial.state != TrialState.FAIL)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell the study what a trial reported."""
+        for report in (*result.get(EARLIER, ()), unpacked(result)):
+            value = float(report[self.space.metric])
+            best = self._best.get(trial_id, value)
+            self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
+            if trial_id not in self._others or self._best[trial_id] != best:
+                self._others[trial_id] = [float(report[metric]) for metric, _ in self.space.also]
+            trial = self._ot_trials.get(trial_id)
+            if trial is None or self.space.also or self._ended(trial):
+                continue  # with several objectives a study takes no reports, only the end
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an epoch that is told again after a restart
+                trial.report(value, int(report.get("epoch", result["training_iteration"])))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study that a trial ended, and with which figure."""
+        if result and self.space.metric in result and not error:
+            self.on_trial_result(trial_id, result)
+        trial = self._ot_trials.get(trial_id)
+        self._completed_trials.add(trial_id)
+        if trial is None or self._ended(trial):
+            return
+        value = self._best.get(trial_id)
+        if error or value is None or not math.isfinite(value):
+            self._ot_study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._ot_study.tell(trial, [value, *self._others.get(trial_id, [])], state=TrialState.COMPLETE)
+
+    def _ended(self, trial: Any) -> bool:
+        frozen = self._ot_study._storage.get_trial(trial._trial_id)
+        return bool(frozen.state.is_finished())
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Take up the searcher's state from before a crash, and end the study's trials that Tune never knew."""
+        super().restore(checkpoint_path)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._give_up_lost()
+
+    def _give_up_lost(self) -> None:
+        """Plan anew what this sweep began and Tune, after a crash, does not know, whether it ended or not.
+
+        Trials that still run in the study are ended there. Those that had ended stay, for what they taught the sampler
+        is true. That they were planned again is written down: another crash must not plan them a third time.
+        """
+        known = {trial.number for trial in self._ot_trials.values()}
+        mark = f"{AGAIN}.{self._sweep}"
+        again = set(self._ot_study.user_attrs.get(mark, []))
+        trials = self._ot_study.get_trials(deepcopy=False)
+        going_on = {trial.user_attrs.get(SETTINGS) for trial in trials if trial.number in known}
+        for trial in trials:
+            if trial.number in known or not self._ours(trial):
+                continue
+            settings = trial.user_attrs.get(SETTINGS)
+            if trial.state == TrialState.RUNNING:
+                self._ot_study.tell(trial.number, state=TrialState.FAIL)
+            elif trial.state == TrialState.WAITING or not settings:
+                continue  # planned, or proposed twice and never begun
+            if trial.number in again:
+                if settings not in going_on:
+                    self._again.add(settings)
+                continue
+            planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            if planned:
+                self._ot_study.enqueue_trial(planned)  # what was lost is run again, whoever proposed it
+            if settings:
+                self._again.add(settings)
+                again.add(trial.number)
+        self._ot_study.set_user_attr(mark, sorted(again))
+
+    def _ours(self, trial: FrozenTrial) -> bool:
+        if SWEEP in trial.user_attrs:
+            return bool(trial.user_attrs[SWEEP] == self._sweep)
+        return trial.datetime_start is None or datetime.now() - trial.datetime_start > _YOUNG
+
+
+def mend_study(file: Path) -> None:
+    """Take lines out of a study's journal that a crash or a full disk cut short: Optuna would read no further."""
+    if not file.exists():
+        return
+    lock = JournalFileSymlinkLock(os.fspath(file))
+    lock.acquire()  # who writes holds it, so that no line is under way
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+        sound = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
+        if len(sound) < len(lines):
+            with whole_file(file) as part:
+                part.write_bytes(b"".join(sound))
+    finally:
+        lock.release()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _fingerprint(knobs: dict[str, Scalar]) -> str:
+    """Return what makes two trials the same; a model that is not trained has no optimiser and no head."""
+    shown = knobs
+    if knobs.get("model.name") in UNTRAINED:
+        shown = {key: value for key, value in knobs.items() if key.split(".")[0] in ("model", "data", "simulate")}
+    return digest(shown)

@@ -1,0 +1,153 @@
+"""Ray Tune set up for a sweep, or taken up again where an interrupted one stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from stemtune.tune.cluster.connect import HEAD, QUIET
+from stemtune.tune.run.callback import Watch
+from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
+from stemtune.tune.run.searcher import Limiter, StudySearch, mend_study
+from stemtune.tune.run.snapshots import FOLDER, hand_over
+from stemtune.tune.run.study import STUDY
+from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
+from stemtune.tune.run.trial_state import DRIVER, SHEET
+from stemtune.tune.space.space import SearchSpace
+
+_LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
+
+
+def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
+    """Return the function that Tune starts per trial; it takes no CPU, its workers do."""
+    return tune.with_resources(run, tune.PlacementGroupFactory([{HEAD: 0.001}]))
+
+
+def trial_name(trial: Any) -> str:
+    """Name a trial's own folder."""
+    return f"trial-{trial.trial_id}"
+
+
+def _snapshots(trials: int) -> None:
+    """Have Tune write its snapshot every 5 s, of a large sweep no more often than costs a twentieth of the time.
+
+    A snapshot holds all trials; what happened since the last is in the study and in MLflow's journal.
+    """
+    if trials > _LARGE and os.environ.get("TUNE_GLOBAL_CHECKPOINT_S") == QUIET["TUNE_GLOBAL_CHECKPOINT_S"]:
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "auto"
+
+
+def _begin(trials: int, at_once: int) -> None:
+    """Set what holds for the sweep that this process is about to run."""
+    _snapshots(trials)
+    TimeBudget.over, Limiter.now = False, at_once
+
+
+def made_tuner(
+    space: SearchSpace,
+    folder: Path,
+    watch: Watch,
+    at_once: int,
+    study: str = "",
+    run: Callable[[dict[str, Any]], None] = run_trial,
+    plain: bool = False,
+) -> Any:
+    """Return Tune set up for a new sweep of at most `at_once` trials at a time.
+
+    Parameters
+    ----------
+    space, folder, watch, at_once
+        The sweep.
+    study
+        The study to share with other sweeps, if any.
+    run
+        What a trial does, for measurements of what a sweep costs without training.
+    plain
+        Random search without stopping, to compare with.
+    """
+    _, _, epochs = space.extremes
+    _begin(space.budget.trials, at_once)
+    Watch.restored = True
+    settings = {
+        "folder": str(folder),
+        "metric": space.metric,
+        "objectives": [metric for metric, _ in space.objectives],
+        "mode": space.mode,
+        "workers_least": space.resources.workers_least,
+        "cpus_per_worker": space.resources.cpus_per_worker,
+        "gpus_per_worker": space.resources.gpus_per_worker,
+        "environment": passed_on(),
+    }
+    seed = space.fixed.get("train.seed", 0)
+    return tune.Tuner(
+        driver(run),
+        tune_config=tune.TuneConfig(
+            metric=space.metric,
+            mode=space.mode,
+            search_alg=Limiter(
+                StudySearch(space, folder, settings, int(seed), watch.sweep_id, study, at_random=plain), at_once
+            ),
+            scheduler=FIFOScheduler()
+            if plain or space.design == "grid"
+            else LearnersASHA(
+                time_attr="epoch",
+                max_t=epochs + 1,  # one more, or the last epoch would count as a stop
+                grace_period=space.budget.grace_epochs,
+                reduction_factor=space.budget.reduction,
+            ),
+            num_samples=space.budget.trials,
+            reuse_actors=True,  # the next trial's driver is a process that has imported everything
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=tune.RunConfig(
+            stop=TimeBudget(space.budget.hours) if space.budget.hours else None,
+            name=folder.name,
+            storage_path=str(folder.parent),
+            callbacks=[watch],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
+
+
+def restored_tuner(folder: Path, trials: int, at_once: int) -> Any | None:
+    """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing.
+
+    It runs `at_once` trials at a time from now on, for the cluster may be another one.
+    """
+    _begin(trials, at_once)
+    handed_over = hand_over(folder)
+    if not tune.Tuner.can_restore(str(folder)) or ((folder / FOLDER).exists() and not handed_over):
+        discard(folder)
+        return None
+    remove_notes(folder)
+    mend_study(folder / STUDY)
+    Watch.restored = False
+    return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
+
+
+def remove_notes(folder: Path) -> None:
+    """Forget why trials failed, so that a resumed sweep tries them again."""
+    for note in (folder / "train").glob(f"*/{FAILURE}"):
+        note.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Empty the folder of a sweep that has no snapshot: it died before the first, or all are damaged.
+
+    The study stays: another sweep may share it.
+    """
+    for entry in folder.iterdir():
+        if entry.name in (SHEET, DRIVER) or entry.name.startswith(("tracking.", STUDY)):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

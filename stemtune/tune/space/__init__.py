@@ -1,0 +1,1 @@
+"""Search spaces: read from YAML, checked, drawn from."""

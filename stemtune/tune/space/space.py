@@ -1,0 +1,390 @@
+"""A search space: one YAML file that asks one question.
+
+The blocks are `about`, `metric`, `mode`, `design`, `budget`, `resources`, `fixed`, `search` and `first`; every mistake
+that can be seen without training is caught when the file is loaded, as one line that names the place and the remedy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stemtune.config import METRICS, Config, Scalar, knob
+from stemtune.errors import UserError, did_you_mean
+from stemtune.tune.space.budget import Budget, Resources, read_budget, read_resources
+from stemtune.tune.space.forms import Branch, Choice, Constant, Draw, Form, Range, checked, combinations, read_form
+from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
+
+BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first")
+DESIGNS = ("sampler", "grid")
+_SAMPLES = 200  # configurations that are drawn at load to find mistakes that need several knobs at once
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What is searched, for how long, on what, and by which measure.
+
+    Attributes
+    ----------
+    name
+        Name of the sweep unless another is given: the file's name without its suffix.
+    metric, mode
+        One of `stemtune.config.METRICS`, and whether less ("min") or more ("max") of it is better.
+    also
+        Further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
+        ASHA and the champion go by `metric` alone.
+    design
+        "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order
+        written, and ASHA stops none.
+    fixed
+        Constants of every trial.
+    search
+        Forms by dotted knob name.
+    first
+        Trials to run before the sampler starts, as (partial) settings.
+    text
+        The file as it was written.
+    """
+
+    name: str
+    about: str
+    metric: str
+    mode: str
+    budget: Budget
+    resources: Resources
+    fixed: Mapping[str, Scalar]
+    search: Mapping[str, Form]
+    first: tuple[Mapping[str, Scalar], ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
+    design: str = "sampler"
+    text: str = field(default="", repr=False, compare=False)
+
+    @property
+    def objectives(self) -> tuple[tuple[str, str], ...]:
+        """Every metric that counts, with its mode; the first decides."""
+        return ((self.metric, self.mode), *self.also)
+
+    @property
+    def searched(self) -> list[str]:
+        """Names of the settings that differ between trials, outermost first."""
+        return list(dict.fromkeys(key for key, form, _ in _walk(self.search) if not isinstance(form, Constant)))
+
+    def suggest(self, draw: Draw) -> dict[str, Scalar]:
+        """Draw one trial's settings under their dotted names, constants included."""
+        flat = dict(self.fixed)
+        for key, form in self.search.items():
+            flat.update(self._drawn(key, form, draw, key))
+        return flat
+
+    def _drawn(self, key: str, form: Form, draw: Draw, name: str) -> dict[str, Scalar]:
+        if not isinstance(form, Branch):
+            return {key: form.draw(name, draw)}
+        label = (
+            draw.suggest_categorical(name, list(form.branches)) if len(form.branches) > 1 else next(iter(form.branches))
+        )
+        flat = {key: form.values[str(label)]}
+        for inner, inside in form.branches[str(label)].items():
+            flat.update(self._drawn(inner, inside, draw, self.registered(inner, str(label))))
+        return flat
+
+    @cached_property
+    def _shared(self) -> set[str]:
+        """Keys that stand with different forms in several branches: each branch registers its own."""
+        forms: dict[str, list[Form]] = {}
+        for key, form, _ in _walk(self.search):
+            forms.setdefault(key, []).append(form)
+        return {key for key, all_of in forms.items() if any(form != all_of[0] for form in all_of)}
+
+    def registered(self, key: str, branch: str) -> str:
+        """Return the name under which the sampler knows `key` in `branch`, `model.width@cnn` for instance."""
+        return f"{key}@{branch}" if key in self._shared else key
+
+    def enqueued(self) -> list[dict[str, Scalar]]:
+        """Return the `first` trials that lie in the space, under the sampler's names."""
+        return [self._registered_point(point) for point in self.first if self._inside(point)]
+
+    def baselines(self) -> list[dict[str, Scalar]]:
+        """Return the complete settings of the `first` trials whose branch is not searched, `matched` for instance."""
+        return [{**self.fixed, **point} for point in self.first if not self._inside(point)]
+
+    def _inside(self, point: Mapping[str, Scalar]) -> bool:
+        return all(
+            not isinstance(form, Branch) or key not in point or str(point[key]) in form.branches
+            for key, form in self.search.items()
+        )
+
+    def _registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Name the values as the sampler does; Optuna takes what is missing from the sampler."""
+        named: dict[str, Scalar] = {}
+        for key, form, branch in _walk(self.search):
+            if key in point and not isinstance(form, Constant):
+                chosen = all(str(point.get(parent)) == label for parent, label in branch)
+                if chosen:
+                    name = self.registered(key, branch[-1][1]) if branch else key
+                    named[name] = str(point[key]) if isinstance(form, Branch) else point[key]
+        return named
+
+    def with_settings(self, flat: Mapping[str, object]) -> SearchSpace:
+        """Return the space with the settings in `flat` made constant, as `--set` does."""
+        values = {key: checked(key, value) for key, value in flat.items()}
+        search = {key: form for key, form in self.search.items() if key not in values}
+        for key, value in values.items():
+            form = self.search.get(key)
+            if isinstance(form, Branch):
+                inside = form.branches.get(str(value), {})
+                search.update({inner: kind for inner, kind in inside.items() if inner not in values})
+        search = {key: _without(form, values) for key, form in search.items()}
+        first = tuple(
+            {key: value for key, value in point.items() if key not in values}
+            for point in self.first
+            if all(values[key] == value for key, value in point.items() if key in values)
+        )
+        budget, resources = self.budget, self.resources
+        if "train.epochs" in values:
+            epochs = int(values["train.epochs"])
+            budget = replace(budget, epochs=None, grace_epochs=min(budget.grace_epochs, epochs))
+        if "train.workers" in values:
+            resources = replace(resources, workers_given=False)
+        if self.design == "grid":
+            budget = replace(budget, trials=max(1, len(first)))
+        changed = replace(
+            self, fixed={**self.fixed, **values}, search=search, first=first, budget=budget, resources=resources
+        )
+        _check_whole(changed)
+        return changed
+
+    def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return a trial's settings completed by what budget and resources say: epochs and workers."""
+        whole = dict(flat)
+        if self.budget.epochs is not None:
+            whole["train.epochs"] = self.budget.epochs
+        whole.setdefault("train.workers", self.resources.workers)
+        return whole
+
+    @cached_property
+    def extremes(self) -> tuple[int, int, int]:
+        """Return the fewest and most workers of a trial and the most epochs."""
+        workers = set(_values("train.workers", self)) or {self.resources.workers}
+        epochs = {self.budget.epochs} if self.budget.epochs else set(_values("train.epochs", self))
+        longest = max((int(value) for value in epochs if value), default=Config().train.epochs)
+        return int(min(workers)), int(max(workers)), longest
+
+
+def _walk(
+    forms: Mapping[str, Form], above: tuple[tuple[str, str], ...] = ()
+) -> Iterator[tuple[str, Form, tuple[tuple[str, str], ...]]]:
+    """Yield every (key, form, branches it stands in) of a space, outermost first."""
+    for key, form in forms.items():
+        yield key, form, above
+        if isinstance(form, Branch):
+            for label, inside in form.branches.items():
+                yield from _walk(inside, (*above, (key, label)))
+
+
+def _without(form: Form, values: Mapping[str, Scalar]) -> Form:
+    if not isinstance(form, Branch):
+        return form
+    branches = {
+        label: {key: _without(kind, values) for key, kind in inside.items() if key not in values}
+        for label, inside in form.branches.items()
+    }
+    return Branch(branches, form.values)
+
+
+def _values(key: str, space: SearchSpace) -> list[float]:
+    """Return the values, for a range its ends, that `key` can take."""
+    found: list[Any] = [space.fixed[key]] if key in space.fixed else []
+    for name, form, _ in _walk(space.search):
+        if name == key and isinstance(form, Range):
+            found += [form.low, form.high]
+        elif name == key and isinstance(form, Choice | Constant):
+            found += list(form.values) if isinstance(form, Choice) else [form.value]
+    found += [point[key] for point in space.first if key in point]
+    return found
+
+
+def load_space(path: str | Path) -> SearchSpace:
+    """Read and check the search space in the YAML file `path`.
+
+    Raises
+    ------
+    UserError
+        For every mistake that can be seen before a trial runs.
+    """
+    file = Path(path).expanduser()
+    content = read_yaml(file)
+    try:
+        return _built(file.stem, content, file.read_text(encoding="utf-8"))
+    except UserError as mistake:
+        raise UserError(f"{path}: {mistake}") from None
+
+
+def space_from_text(text: str, name: str) -> SearchSpace:
+    """Read and check a search space from YAML text."""
+    return _built(name, read_yaml_text(text, name), text)
+
+
+def _built(name: str, content: Mapping[Any, Any], text: str) -> SearchSpace:
+    for block in content:
+        if block not in BLOCKS:
+            hint = did_you_mean(str(block), BLOCKS) or f"; the blocks are {', '.join(BLOCKS)}"
+            raise UserError(f"there is no block called '{block}'{hint}")
+    (metric, mode), *also = _objectives(content)
+    design = content.get("design", DESIGNS[0])
+    if design not in DESIGNS:
+        raise UserError(f"`design` is {design!r}, but must be {' or '.join(DESIGNS)}")
+    search = {str(key): read_form(str(key), form) for key, form in _block(content, "search").items()}
+    space = SearchSpace(
+        name=name,
+        about=str(content.get("about") or "").strip(),
+        metric=metric,
+        mode=mode,
+        budget=read_budget(_block(content, "budget")),
+        resources=read_resources(_block(content, "resources")),
+        fixed={str(key): checked(str(key), value) for key, value in _block(content, "fixed").items()},
+        search=search,
+        first=tuple(_points(content.get("first") or [])),
+        also=tuple(also),
+        design=design,
+        text=text,
+    )
+    if design == "grid":
+        points = (*space.first, *combinations(search))
+        space = replace(space, first=points, budget=replace(space.budget, trials=len(points)))
+    _check_whole(space)
+    return space
+
+
+def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
+    """Return the metrics with their modes; the blocks `metric` and `mode` may be lists."""
+    written = content.get("metric", METRICS[0])
+    metrics = written if isinstance(written, list) else [written]
+    modes = content.get("mode")
+    if modes is None:
+        modes = ["max" if "within" in str(metric) or "samples" in str(metric) else "min" for metric in metrics]
+    modes = modes if isinstance(modes, list) else [modes]
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(f"no trial reports the metric '{metric}'{did_you_mean(str(metric), METRICS) or _known()}")
+    for mode in modes:
+        if mode not in ("min", "max"):
+            raise UserError(f"`mode` is {mode!r}, but must be min or max")
+    if len(modes) != len(metrics) or len(set(metrics)) != len(metrics) or not metrics:
+        raise UserError(f"{len(metrics)} metrics have {len(modes)} modes; name each metric once, with a mode for each")
+    return list(zip(metrics, modes, strict=True))
+
+
+def _known() -> str:
+    return f"; it reports {', '.join(METRICS)}"
+
+
+def _block(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any]:
+    block = content.get(name)
+    if block is None:
+        return {}
+    if not isinstance(block, Mapping):
+        raise UserError(f"the block {name} is {block!r}, but must be settings with values")
+    return block
+
+
+def _points(written: object) -> list[dict[str, Scalar]]:
+    if not isinstance(written, Sequence) or isinstance(written, str):
+        raise UserError("the block first must be a list of settings, each - {model.name: cnn, ...}")
+    points = []
+    for number, point in enumerate(written, 1):
+        if not isinstance(point, Mapping):
+            raise UserError(f"first, trial {number} is {point!r}, but must be {{setting: value, ...}}")
+        points.append({str(key): checked(str(key), value) for key, value in point.items()})
+    return points
+
+
+def _check_whole(space: SearchSpace) -> None:
+    """Find the mistakes that need more than one line of the file."""
+    _check_keys(space)
+    for number, point in enumerate(space.first, 1):
+        _check_point(space, point, f"first, trial {number}")
+    _, most, longest = space.extremes
+    least = space.resources.workers_least
+    if least is not None and least > most:
+        raise UserError(f"`resources.workers_least` is {least}, but a trial has {most} worker(s) at most; lower it")
+    if space.budget.grace_epochs > longest:
+        raise UserError(
+            f"`budget.grace_epochs` is {space.budget.grace_epochs}, but must be at most the {longest} epochs of a trial"
+        )
+    for flat in [*samples(space, _SAMPLES), *space.baselines()]:
+        config = Config.from_flat(space.settings(flat))
+        if config.train.batch_size % config.train.workers:
+            raise UserError(
+                f"`train.batch_size` {config.train.batch_size} does not divide among {config.train.workers}"
+                " workers; choose batch sizes that are multiples of the number of workers"
+            )
+
+
+def _check_keys(space: SearchSpace) -> None:
+    for key, _, branch in _walk(space.search):
+        if key in space.fixed:
+            raise UserError(f"`{key}` is both fixed and searched; keep one of the two")
+        outer = [parent for parent, _ in branch]
+        if branch and (key in space.search or key in outer):
+            raise UserError(f"`{key}` is searched in the branch '{branch[-1][1]}' and above it; keep one of the two")
+    keys = {key for key, _, _ in _walk(space.search)} | set(space.fixed)
+    if "train.epochs" in keys and space.budget.epochs is not None:
+        raise UserError("`train.epochs` is given, and so is `budget.epochs`; keep one of the two")
+    if "train.workers" in keys and space.resources.workers_given:
+        raise UserError("`train.workers` is given, and so is `resources.workers`; keep one of the two")
+
+
+def _check_point(space: SearchSpace, point: Mapping[str, Scalar], place: str) -> None:
+    inside = space._inside(point)
+    known = {key: (form, branch) for key, form, branch in _walk(space.search) if _reached(point, branch)}
+    for key, value in point.items():
+        if key in space.fixed:
+            raise UserError(f"{place}: `{key}` is fixed, so leave it out")
+        if key not in known:
+            if inside:
+                names = {name for name, _, _ in _walk(space.search)}
+                hint = did_you_mean(key, names - {key}) if key not in names else "; it belongs to another branch"
+                raise UserError(f"{place}: `{key}` is not searched{hint}")
+            continue
+        form = known[key][0]
+        if not isinstance(form, Branch) and not form.holds(value):
+            raise UserError(f"{place}: `{key}` is {value!r}, but the search has {form}")
+
+
+def _reached(point: Mapping[str, Scalar], branch: Iterable[tuple[str, str]]) -> bool:
+    return all(str(point.get(parent)) == label for parent, label in branch)
+
+
+class _Dice:
+    """A plain random generator with the face of an Optuna trial."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_categorical(self, name: str, choices: list[Scalar]) -> Scalar:
+        return self._random.choice(choices)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if step:
+            return low + step * self._random.randint(0, round((high - low) / step))
+        return low * (high / low) ** self._random.random() if log else self._random.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            return min(high, int(low * ((high + 1) / low) ** self._random.random()))
+        return low + step * self._random.randint(0, (high - low) // step)
+
+
+def samples(space: SearchSpace, count: int, seed: int = 0) -> list[dict[str, Scalar]]:
+    """Draw `count` settings at random, without Optuna."""
+    dice = _Dice(seed)
+    return [space.suggest(dice) for _ in range(count)]
+
+
+__all__ = ["SearchSpace", "knob", "load_space", "samples", "space_from_text"]

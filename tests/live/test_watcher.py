@@ -1,0 +1,319 @@
+"""Scans that another process writes, answered as they land: nothing lost, nothing twice, the map that predict makes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from listening import listening
+
+from stemtune import cli
+from stemtune.config import Config, SimulateConfig, Span
+from stemtune.crystal.phase import linio2
+from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.dataset.simulate import simulate_polycrystal
+from stemtune.dataset.store import Store
+from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
+from stemtune.learning.checkpoint import load_model, save_model
+from stemtune.learning.models import build
+from stemtune.live.growing_file import NotYet, growing
+from stemtune.live.session import How
+from stemtune.live.status_page import Board, Shown, served
+from stemtune.live.watcher import Watch, watch
+from stemtune.map_folder.predict import predict
+from stemtune.scan.readers import read_scan
+
+WRITER = Path(__file__).with_name("scan_writer.py")
+MICROSCOPE = dataclasses.replace(
+    SimulateConfig(),
+    size=64,
+    scale=0.05,
+    dose=Span(20_000, 20_000),
+    precession=Span(0.7, 0.7),
+    background=Span(0.05, 0.1),
+    centre_error=0.0,
+)
+GIVEN = {"kv": 200.0, "scale": 0.05, "centre": "31.5,31.5"}
+SHAPE = (24, 24)
+
+
+@pytest.fixture(scope="module")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the patterns (24, 24, 64, 64) of a simulated polycrystal."""
+    folder = tmp_path_factory.mktemp("patterns")
+    simulate_polycrystal("", folder / "scan.h5", SHAPE, 4, MICROSCOPE, seed=1)
+    with Store.open(folder / "scan.h5") as store:
+        counts = np.array(store.patterns).reshape(*SHAPE, 64, 64).astype(np.uint16)
+    np.save(folder / "patterns.npy", counts)
+    return folder / "patterns.npy"
+
+
+@pytest.fixture(scope="module")
+def small(patterns: Path) -> Path:
+    """A file of (6, 10, 64, 64) of them."""
+    path = patterns.with_name("small.npy")
+    np.save(path, np.load(patterns)[:6, :10])
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = {"model.name": "matched", "model.grid_step": 4, "model.angles": 90, "model.radii": 24}
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(build(Config.from_flat(settings), linio2(), Geometry(64, 0.05, 200.0)), folder, {}, "")
+    return folder
+
+
+def writer(source: Path, out: Path, kind: str, rate: float, *further: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(WRITER), str(source), str(out), kind, str(rate), *map(str, further)])
+
+
+def same_maps(found: Path, wanted: Path) -> None:
+    """Compare two map folders: the same files, the same answers."""
+    assert {path.name for path in found.iterdir()} == {path.name for path in wanted.iterdir()}
+    one, other = OrientationMap.read(found), OrientationMap.read(wanted)
+    assert one.shape == other.shape
+    np.testing.assert_array_equal(one.indexed, other.indexed)
+    np.testing.assert_allclose(one.answer_confidence, other.answer_confidence, atol=1e-4)
+    alike = np.abs((one.answers[:, 0] * other.answers[:, 0]).sum(axis=-1))
+    assert np.nanmin(alike) > 1 - 1e-6
+    for name in ("origin_sha256", "geometry", "phase", "origin_centre_px"):
+        assert one.attrs[name] == other.attrs[name], name
+
+
+@pytest.mark.parametrize("kind", ["npy", "mib"])
+def test_half_a_frame_is_waited_for(kind: str, small: Path, tmp_path: Path) -> None:
+    counts, path = np.load(small), tmp_path / f"scan.{kind}"
+    assert writer(small, path, kind, 1e4).wait() == 0
+    whole = path.read_bytes()
+    frame = 64 * 64 * 2 + (384 if kind == "mib" else 0)
+    start = len(whole) - 60 * frame
+    path.write_bytes(whole[: start // 2])
+    file = growing(path)
+    assert file is not None
+    with pytest.raises(NotYet):
+        file.look()
+    for size, frames in ((start + 5 * frame - 1, 4), (start + 5 * frame, 5), (len(whole) - 7, 59), (len(whole), 60)):
+        path.write_bytes(whole[:size])
+        file.look()
+        assert (file.frames, file.whole) == (frames, frames == 60)
+    np.testing.assert_array_equal(file.read(7, 23), counts.reshape(60, 64, 64)[7:23])
+    read = read_scan(path)  # rosettasciio's way through a .mib
+    assert read.shape == (6, 10)
+    np.testing.assert_array_equal(file.scan(6).data.compute(), read.data.compute())
+
+
+def test_frames_of_a_file_of_full_size_count_when_the_next_has_begun(small: Path, tmp_path: Path) -> None:
+    counts = np.load(small)
+    mapped = np.lib.format.open_memmap(tmp_path / "scan.npy", "w+", counts.dtype, counts.shape)
+    file = growing(tmp_path / "scan.npy", stall_s=3)
+    assert file is not None
+    seen = []
+    for written in (0, 1, 4):
+        mapped.reshape(60, 64, 64)[:written] = counts.reshape(60, 64, 64)[:written]
+        mapped.flush()
+        file.look()
+        seen.append(file.frames)
+    assert seen == [0, 0, 3]
+    mapped[:] = counts
+    mapped.flush()
+    file.look()
+    assert (file.frames, file.whole) == (59, False)
+    time.sleep(1.1)
+    file.look()
+    assert file.whole
+
+
+@pytest.mark.parametrize("kind", ["swmr", "counted", "closing"])
+def test_hdf5_is_read_while_another_process_writes_it(kind: str, small: Path, tmp_path: Path) -> None:
+    path, seen = tmp_path / "scan.h5", set()
+    process = writer(small, path, kind, 60)
+    while not path.exists():
+        time.sleep(0.02)
+    file = growing(path, (6, 10))
+    assert file is not None
+    until = time.monotonic() + 60
+    while not file.whole and time.monotonic() < until:
+        try:
+            file.look()
+            if file.frames:
+                file.read(file.frames - 1, file.frames)
+        except (NotYet, FileNotFoundError):
+            pass
+        seen.add(file.frames)
+        time.sleep(0.03)
+    assert process.wait() == 0  # what looks on has not made it fail
+    assert file.frames == 60
+    assert len(seen) > 3
+    np.testing.assert_array_equal(file.read(0, 60), np.load(small).reshape(60, 64, 64))
+
+
+@pytest.mark.parametrize("centre", ["auto", pytest.param("31.5,31.5", marks=pytest.mark.slow)])
+def test_scan_is_answered_while_it_is_written(centre: str, small: Path, model: Path, tmp_path: Path) -> None:
+    """The writer stops for a while amid frame 53; the centre is found in the first rows, and then in all."""
+    (tmp_path / "scans").mkdir()
+    given = {**GIVEN, "centre": centre}
+    watching = Watch(tmp_path / "scans", tmp_path / "maps", How(load_model(model), str(model), calibration=given))
+    process = writer(small, tmp_path / "scans" / "scan.npy", "npy", 200, 53, 1.0)
+    seen: set[int] = set()
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        watching.turn()
+        entry = watching.entries.get("scan.npy")
+        if entry is not None and entry.scan is not None:
+            seen.add(entry.scan.done)
+            assert entry.scan.done <= entry.scan.landed <= 60
+        if entry is not None and entry.state == "done":
+            break
+        time.sleep(0.02)
+    watching.close()
+    assert process.wait() == 0
+    assert watching.entries["scan.npy"].state == "done"
+    assert 50 in seen  # and not 53
+    assert not list((tmp_path / "maps" / ".live").glob("*/*.npz"))
+    predict(tmp_path / "scans" / "scan.npy", model, tmp_path / "predicted", batch=20, **given)
+    same_maps(tmp_path / "maps" / "scan", tmp_path / "predicted")
+
+
+def test_stalled_scan_is_reported_and_goes_on_later(
+    small: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scan.npy"
+    assert writer(small, path, "npy", 1e4).wait() == 0
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 21 * 8192 - 4000])  # 38 frames and a half
+    (tmp_path / "bad.npy").write_bytes(b"no scan")
+    (tmp_path / "notes.txt").write_text("no scan either")
+    kept = {"shape": None, "port": None, **GIVEN}
+    states = watch(tmp_path, model, tmp_path / "maps", once=True, stall_s=1.5, **kept)
+    assert states == {"bad.npy": "failed", "scan.npy": "stalled"}
+    said = capsys.readouterr().err
+    assert "scan.npy has not grown for 1.5 s: 38 of 60 frames are there" in said
+    assert "bad.npy cannot be read" in said
+    assert OrientationMap.read(tmp_path / "maps" / "scan").shape == (3, 10)
+    answered = {entry.name: entry.stat().st_mtime_ns for entry in (tmp_path / "maps/.live/scan").glob("*.npz")}
+    assert "000000000-000000030.npz" in answered
+    path.write_bytes(whole)
+    states = watch(tmp_path, model, tmp_path / "maps", once=True, stall_s=1.5, **kept)
+    assert states == {"bad.npy": "failed", "scan.npy": "done"}
+    predict(path, model, tmp_path / "predicted", **GIVEN)
+    same_maps(tmp_path / "maps" / "scan", tmp_path / "predicted")
+
+
+def test_page_shows_the_scans_to_this_machine_only(tmp_path: Path) -> None:
+    picture = tmp_path / "map.png"
+    picture.write_bytes(b"picture")
+    board = Board("a <title>")
+    board.show([Shown("a & b.npy", "growing", "waits <", 3, 4, 10, 90.0, 0.2, 0.3, picture), Shown("c.npy", "done")])
+    with served(board, 0) as page:
+        text = urllib.request.urlopen(page).read().decode()
+        assert "a &amp; b.npy" in text
+        assert "3 of 10 frames (30%)" in text
+        assert "waits &lt;" in text
+        assert re.match(r"http://127\.0\.0\.1:\d+/$", page)
+        open_here = [place for _, place, port in listening(os.getpid()) if port == int(page.split(":")[2][:-1])]
+        assert open_here == ["127.0.0.1"]
+        assert urllib.request.urlopen(page + "picture/a%20%26%20b.npy?3").read() == b"picture"
+        assert json.load(urllib.request.urlopen(page + "status.json"))[0]["landed"] == 4
+        for path, host, code in (("picture/..%2Fmap.png", "", 404), ("", "elsewhere.example", 403)):
+            request = urllib.request.Request(page + path, headers={"Host": host} if host else {})
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request)
+            assert refused.value.code == code
+        with pytest.raises(UserError, match="choose another --port"), served(board, int(page.split(":")[2][:-1])):
+            pass
+
+
+def test_bad_options_are_said_in_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["watch", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "maps")]
+    for further, said in (
+        (["--stall", "0"], "'0' must be a number of seconds above 0"),
+        (["--port", "70000"], "from 0 (any free port) to 65535"),
+        (["--shape", "4"], "two whole numbers as ny,nx"),
+        (["--flip", "z"], "--flip"),
+    ):
+        assert cli.main([*command, *further, "--once"]) == 2
+        assert said in capsys.readouterr().err
+    assert cli.main(["watch", str(tmp_path / "gone"), *command[2:]]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def runs_of(room: Path, times: dict[str, float]) -> None:
+    """Note when each run of frames was written down."""
+    for path in list(room.glob("[0-9]*-*.npz")):
+        if path.name not in times:
+            with contextlib.suppress(FileNotFoundError):
+                times[path.name] = path.stat().st_mtime
+
+
+@pytest.mark.slow
+def test_watch_killed_and_restarted_keeps_up_with_a_camera(patterns: Path, model: Path, tmp_path: Path) -> None:
+    """Two scans of 24 x 24 frames at 100 per second, the real command; killed in the first and started again."""
+    scans, out = tmp_path / "scans", tmp_path / "maps"
+    scans.mkdir()
+    command = [sys.executable, "-m", "stemtune.cli", "watch", str(scans), "--model", str(model), "--out", str(out)]
+    command += ["--kv", "200", "--scale", "0.05", "--centre", "31.5,31.5"]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begun(said: Path) -> bytes:
+        with said.open("wb") as file:
+            started.append(subprocess.Popen(command, stderr=file))
+        return told(said, rb"http://\S+/")
+
+    def told(said: Path, wanted: bytes, meanwhile: Callable[[], object] = lambda: None) -> bytes:
+        until = time.monotonic() + 180
+        while (found := re.search(wanted, said.read_bytes())) is None:
+            assert time.monotonic() < until, said.read_text()
+            meanwhile()
+            time.sleep(0.02)
+        return found[0]
+
+    try:
+        begun(tmp_path / "said1")
+        camera = writer(patterns, scans / "first.npy", "npy", 100)
+        first: dict[str, float] = {}
+        while len(first) < 4:
+            runs_of(out / ".live" / "first", first)
+            time.sleep(0.02)
+        started[0].kill()
+        started[0].wait()
+        page = begun(tmp_path / "said2").decode()
+        after = dict(first)
+        told(tmp_path / "said2", rb"first.npy: 576 patterns", lambda: runs_of(out / ".live" / "first", after))
+        assert camera.wait() == 0
+        # The runs of frames follow each other without a gap: none was answered twice, and none is missing.
+        runs = sorted(tuple(map(int, name[:-4].split("-"))) for name in after)
+        assert [end for _, end in runs] == [*(start for start, _ in runs[1:]), 576]
+
+        camera = writer(patterns, scans / "second.npy", "npy", 100)
+        times: dict[str, float] = {}
+        told(tmp_path / "said2", rb"second.npy: 576 patterns", lambda: runs_of(out / ".live" / "second", times))
+        status = json.load(urllib.request.urlopen(page + "status.json"))
+        assert [(scan["name"], scan["state"]) for scan in status] == [("first.npy", "done"), ("second.npy", "done")]
+        assert urllib.request.urlopen(page + "picture/second.npy").read().startswith(b"\x89PNG")
+        started[1].send_signal(signal.SIGINT)
+        assert started[1].wait(60) == 0
+    finally:
+        for process in started:
+            process.kill()
+    landed = json.loads((scans / "second.npy.times").read_text())
+    ends = sorted((int(name[10:-4]), when) for name, when in times.items())
+    waits = [next(when for end, when in ends if end >= 24 * (line + 1)) - there for line, there in enumerate(landed)]
+    print(f"latency of {len(waits)} lines: median {np.median(waits):.2f} s, worst {max(waits):.2f} s")
+    assert max(waits) < 5.0  # 1 s on a machine of one's own
+    predict(scans / "first.npy", model, tmp_path / "predicted", **GIVEN)
+    same_maps(out / "first", tmp_path / "predicted")
