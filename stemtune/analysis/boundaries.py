@@ -20,8 +20,9 @@ from stemtune.analysis.grains import Grains
 from stemtune.analysis.neighbors import SIDES, Neighbourhood, in_parts, pairs
 from stemtune.config import GrainsConfig
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, inverse, multiply
-from stemtune.crystal.symmetry import Symmetry, closeness, disorientation_deg, pseudo_variants
+from stemtune.crystal.symmetry import Symmetry, closeness, disorientation_deg
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 

@@ -22,8 +22,9 @@ from stemtune.analysis.grains import mean_orientations, patches
 from stemtune.analysis.neighbors import Neighbourhood
 from stemtune.config import CleanConfig
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
-from stemtune.crystal.symmetry import beam180, closeness, pseudo_variants, reduce_to_fundamental_zone
+from stemtune.crystal.symmetry import beam180, closeness, reduce_to_fundamental_zone
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 

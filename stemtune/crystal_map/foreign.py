@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.crystal.phase import Lattice
-from stemtune.crystal.symmetry import LAUE_CLASSES, Symmetry
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.point_groups import LAUE_CLASSES
+from stemtune.crystal.symmetry import Symmetry
 
 NOT_INDEXED = -1
 """Phase of a pixel that has no orientation."""

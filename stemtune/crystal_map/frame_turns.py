@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stemtune.crystal.phase import Lattice
+from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.rotations import from_matrix, inverse, multiply
 from stemtune.crystal_map.frames import FRAMES
 

@@ -21,9 +21,10 @@ from stemtune.analysis.evaluation.risk import judge_labels, label_risk, risk_in_
 from stemtune.cli import main
 from stemtune.config import Config, SimulateConfig
 from stemtune.crystal.phase import linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import beam180, pseudo_variants
+from stemtune.crystal.symmetry import beam180
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.labels import Labels, write_labels
 from stemtune.dataset.simulate import simulate_polycrystal

@@ -14,9 +14,10 @@ from sample_maps import map_of
 from stemtune.analysis.cleanup import ALTERNATIVE, FILLED, TWIN, VARIANT, cleaned, undone
 from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.crystal.phase import linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import beam180, disorientation_deg, pseudo_variants
+from stemtune.crystal.symmetry import beam180, disorientation_deg
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map
 from stemtune.errors import UserError

@@ -19,7 +19,7 @@ from orix.quaternion import Rotation
 from orix.vector import Miller, Vector3d
 from scipy.spatial.transform import Rotation as ScipyRotation
 
-from stemtune.crystal.phase import Lattice
+from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.symmetry import Symmetry, disorientation_deg
 from stemtune.crystal_map.foreign import ForeignMap
 from stemtune.crystal_map.frame_turns import from_frame, to_frame

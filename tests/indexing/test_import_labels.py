@@ -12,7 +12,8 @@ from laue_phases import crystal
 from orix.quaternion import Rotation
 
 from stemtune.cli import main
-from stemtune.crystal.phase import Lattice, Phase
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.phase import Phase
 from stemtune.crystal.symmetry import Symmetry, disorientation_deg
 from stemtune.crystal_map.foreign import ForeignMap, ForeignPhase
 from stemtune.crystal_map.io.writing import export

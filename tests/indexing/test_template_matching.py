@@ -13,8 +13,9 @@ import torch
 from benchmarks import crystals, testset
 from stemtune import cli
 from stemtune.config import Config
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import LAUE_CLASSES, disorientation_beam180_deg, disorientation_deg
+from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
 from stemtune.dataset.labels import LABELLED
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry

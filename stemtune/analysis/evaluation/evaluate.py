@@ -16,8 +16,9 @@ from stemtune.analysis.evaluation.boundary_match import boundary_match
 from stemtune.analysis.evaluation.coverage import risk_coverage
 from stemtune.analysis.evaluation.ground_truth import Truth, map_or_labels, read_truth
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
-from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg, pseudo_variants
+from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 from stemtune.learning import calibration

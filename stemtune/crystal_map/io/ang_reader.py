@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.crystal.phase import Lattice
+from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.symmetry import Symmetry
 from stemtune.crystal_map.foreign import (
     NOT_INDEXED,

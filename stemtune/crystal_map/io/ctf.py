@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from stemtune._version import __version__
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import to_euler_deg
-from stemtune.crystal.symmetry import LAUE_CLASSES, disorientation_deg
+from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.crystal_map.frame_turns import to_frame
 from stemtune.crystal_map.io.ang import TOLERANCE_DEG
 from stemtune.crystal_map.io.ctf_reader import read_ctf

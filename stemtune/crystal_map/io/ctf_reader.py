@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.crystal.phase import Lattice
-from stemtune.crystal.symmetry import LAUE_CLASSES
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal_map.foreign import NOT_INDEXED, ForeignMap, ForeignPhase, on_hexagonal_axes, symmetry_of
 from stemtune.crystal_map.frames import AUTO
 from stemtune.crystal_map.grid import Header, lay

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.crystal.phase import Lattice
+from stemtune.crystal.lattice import Lattice
 from stemtune.crystal_map.foreign import (
     NOT_INDEXED,
     ForeignMap,
