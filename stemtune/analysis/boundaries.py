@@ -228,7 +228,7 @@ def find_boundaries(
     kind = np.where(np.isinf(angle), 2, angle >= settings.low_angle).astype(np.int16)
     names, nearest = [LOW, HIGH, PHASE], np.full(len(first), np.inf)
     orientation = torch.from_numpy(orientation_map.orientation)
-    for index, phase in enumerate(orientation_map.phases):
+    for index, phase in enumerate(orientation_map.crystals):
         own = np.flatnonzero((near.phase[first] == index) & (near.phase[second] == index))
         left, right = orientation[torch.from_numpy(first[own])], orientation[torch.from_numpy(second[own])]
         for relation in relations_of(phase, settings, twins):

@@ -42,7 +42,7 @@ MEANING = {
 CHANGED = "changed"
 BEFORE = ("before_orientation", "before_confidence", "before_phase", "before_rank")
 """Layers: what was done to each pixel; what was there before (NaN and -1 where nothing changed), and at which place
-among the answers that stands now (0: nowhere). Of a refined map also `before_goodness`."""
+among the answers that stands now (0: nowhere). Of a refined map also `before_ncc`."""
 
 _AROUND = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]
 
@@ -72,7 +72,7 @@ def cleaned(orientation_map: OrientationMap, settings: CleanConfig) -> Orientati
         answers=orientation_map.answers.copy(),
         answer_confidence=orientation_map.answer_confidence.copy(),
         phase=orientation_map.phase.copy(),
-        goodness=None if orientation_map.goodness is None else orientation_map.goodness.copy(),
+        ncc=None if orientation_map.ncc is None else orientation_map.ncc.copy(),
     )
     n = len(made.phase)
     changed = np.zeros(n, dtype=np.uint8)
@@ -82,14 +82,14 @@ def cleaned(orientation_map: OrientationMap, settings: CleanConfig) -> Orientati
         "before_phase": np.full(n, -1, dtype=np.int16),
         "before_rank": np.zeros(n, dtype=np.uint8),
     }
-    if orientation_map.goodness is not None:
-        before["before_goodness"] = np.full(n, np.nan, dtype=np.float32)
+    if orientation_map.ncc is not None:
+        before["before_ncc"] = np.full(n, np.nan, dtype=np.float32)
     near = Neighbourhood(orientation_map)
     patch = patches(near, settings.tolerance)
     trusted = (np.bincount(patch, minlength=n)[patch] > settings.patch) & orientation_map.indexed
     suspect = np.flatnonzero(orientation_map.indexed & ~trusted)
     around, there = _around(orientation_map.shape)
-    for index, phase in enumerate(orientation_map.phases):
+    for index, phase in enumerate(orientation_map.crystals):
         voter = trusted & (orientation_map.phase == index)
         own = suspect[orientation_map.phase[suspect] == index]
         if len(own):
@@ -114,18 +114,18 @@ def undone(orientation_map: OrientationMap) -> OrientationMap:
     layers = dict(orientation_map.layers)
     changed = layers.pop(CHANGED)
     orientation, confidence, phase, rank = (layers.pop(name) for name in BEFORE)
-    fitted = layers.pop("before_goodness", None)
+    fitted = layers.pop("before_ncc", None)
     answers, trust = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
-    goodness = None if orientation_map.goodness is None else orientation_map.goodness.copy()
+    ncc = None if orientation_map.ncc is None else orientation_map.ncc.copy()
     rows = np.flatnonzero(changed)
-    _swap(rows, rank[rows].astype(np.intp), answers, trust, goodness)
+    _swap(rows, rank[rows].astype(np.intp), answers, trust, ncc)
     answers[rows, 0], trust[rows, 0] = orientation[rows], confidence[rows]
-    if goodness is not None and fitted is not None:
-        goodness[rows, 0] = fitted[rows]
+    if ncc is not None and fitted is not None:
+        ncc[rows, 0] = fitted[rows]
     old = orientation_map.phase.copy()
     old[rows] = phase[rows]
     return dataclasses.replace(
-        orientation_map, answers=answers, answer_confidence=trust, phase=old, goodness=goodness, layers=layers
+        orientation_map, answers=answers, answer_confidence=trust, phase=old, ncc=ncc, layers=layers
     )
 
 
@@ -195,7 +195,7 @@ def _mend(
         _note(orientation_map, changed, before, rows, kind)
         given = kind == ALTERNATIVE
         before["before_rank"][rows[given]] = chosen[given] + 1
-        _swap(rows[given], chosen[given] + 1, made.answers, made.answer_confidence, made.goodness)
+        _swap(rows[given], chosen[given] + 1, made.answers, made.answer_confidence, made.ncc)
         other = rows[~given]
         picked = found[torch.from_numpy(np.flatnonzero(~given)), torch.from_numpy(chosen[~given])]
         _put(made, other, reduce_to_fundamental_zone(picked, phase.symmetry).numpy())
@@ -213,7 +213,7 @@ def _fill(
 ) -> None:
     """Fill single gaps with the model's answer that the neighbours share, or with the neighbours' mean."""
     around, counts = neighbours
-    phase, best = orientation_map.phases[index], torch.from_numpy(orientation_map.answers[:, 0])
+    phase, best = orientation_map.crystals[index], torch.from_numpy(orientation_map.answers[:, 0])
     voters, counted = best[torch.from_numpy(around[gaps])], torch.from_numpy(counts[gaps])
     between = _votes(voters, voters, counted, phase, settings.tolerance).numpy() * counts[gaps]
     lead, most = between.argmax(1), between.max(1)
@@ -232,7 +232,7 @@ def _fill(
     said = agrees.any(1).numpy()
     rank = agrees.to(torch.uint8).argmax(1).numpy()[said]
     before["before_rank"][gaps[said]] = rank
-    _swap(gaps[said], rank, made.answers, made.answer_confidence, made.goodness)
+    _swap(gaps[said], rank, made.answers, made.answer_confidence, made.ncc)
     _put(made, gaps[~said], mean.numpy()[~said])
     made.phase[gaps] = index
 
@@ -240,8 +240,8 @@ def _fill(
 def _put(made: OrientationMap, rows: npt.NDArray[np.intp], orientation: npt.NDArray[np.float64]) -> None:
     """Make `orientation` the best answer of `rows`; the model has not said how far it believes this, nor fitted it."""
     made.answers[rows, 0], made.answer_confidence[rows, 0] = orientation, 0
-    if made.goodness is not None:
-        made.goodness[rows, 0] = np.nan
+    if made.ncc is not None:
+        made.ncc[rows, 0] = np.nan
 
 
 def _note(
@@ -255,8 +255,8 @@ def _note(
     before["before_orientation"][rows] = orientation_map.answers[rows, 0]
     before["before_confidence"][rows] = orientation_map.answer_confidence[rows, 0]
     before["before_phase"][rows] = orientation_map.phase[rows]
-    if orientation_map.goodness is not None:
-        before["before_goodness"][rows] = orientation_map.goodness[rows, 0]
+    if orientation_map.ncc is not None:
+        before["before_ncc"][rows] = orientation_map.ncc[rows, 0]
 
 
 def _swap(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt.NDArray[Any] | None) -> None:

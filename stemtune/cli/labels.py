@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemtune.cli.parsing import Parser, command, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
-from stemtune.crystal_map.frames import AUTO, frames_in_words
+from stemtune.crystal_map.frames import AUTO, describe_frames
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _map_options(parser: Parser) -> None:
     parser.epilog = (
         f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
         "\n\nframes (x, y: lab axes on the map, whose rows run down, with z to the source; X, Z: crystal axes):"
-        f"\n{frames_in_words()}"
+        f"\n{describe_frames()}"
     )
 
 

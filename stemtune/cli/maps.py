@@ -216,11 +216,11 @@ def _grain_options(parser: Parser) -> None:
 
 def grains(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.map_folder.grain_files import in_words
+        from stemtune.analysis.grain_analysis import describe_grains
         from stemtune.map_folder.rework import regrain
 
         settings = settings_given(options, "grains", GrainsConfig)
-        print(in_words(regrain(options.map, settings, options.twin)))
+        print(describe_grains(regrain(options.map, settings, options.twin)))
         if not options.no_log:
             keep_again(options.map)
 
@@ -240,7 +240,7 @@ def grains(commands: Commands) -> None:
 
 def clean(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.map_folder.grain_files import in_words
+        from stemtune.analysis.grain_analysis import describe_grains
         from stemtune.map_folder.rework import clean_map
 
         how = None if options.undo else settings_given(options, "clean", CleanConfig)
@@ -249,7 +249,7 @@ def clean(commands: Commands) -> None:
         )
         for meaning, pixels in (figures["cleaned"] or {}).items():
             print(f"{pixels:8,} pixels: {meaning}")
-        print(in_words(figures["grains"]))
+        print(describe_grains(figures["grains"]))
         if not options.no_log:
             keep_again(options.out or options.map)
 
@@ -270,16 +270,19 @@ def clean(commands: Commands) -> None:
 
 
 def _draw_difference(options: argparse.Namespace) -> None:
-    from stemtune.analysis.evaluation.difference import differ
+    from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
+    from stemtune.plot.evaluation import draw_difference
 
-    differ(options.map, options.truth or options.other, png=options.difference)
+    draw_difference(map_or_labels(options.map), read_truth(options.truth or options.other), options.difference)
 
 
 def _differ(options: argparse.Namespace) -> None:
-    from stemtune.analysis.evaluation.difference import differ, differ_in_words
+    from stemtune.analysis.evaluation.agreement import describe_difference, differ
 
     _without_truth(options)
-    print(differ_in_words(differ(options.map, options.other, json=options.json, png=options.difference)))
+    print(describe_difference(differ(options.map, options.other, json=options.json)))
+    if options.difference:
+        _draw_difference(options)
 
 
 def _without_truth(options: argparse.Namespace) -> None:
@@ -303,9 +306,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     if options.truth is None:
         _without_truth(options)
-        from stemtune.analysis.evaluation.agreement import agreement_in_words, judge
+        from stemtune.analysis.evaluation.agreement import describe_agreement, judge
 
-        print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
+        print(describe_agreement(judge(options.map, options.against_patterns, options.other, json=options.json)))
         if options.difference:
             _draw_difference(options)
         return
@@ -314,13 +317,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.models and not options.risk:
         raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
     if options.risk:
-        from stemtune.analysis.evaluation.risk import judge_labels, risk_in_words
+        from stemtune.analysis.evaluation.risk import describe_risk, judge_labels
+        from stemtune.plot.evaluation import draw_risk
 
-        print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
+        risk = judge_labels(options.map, options.truth, options.models, options.json)
+        print(describe_risk(risk))
+        draw_risk(risk, options.risk)
         return
-    from stemtune.analysis.evaluation.evaluate import evaluate, in_words
+    from stemtune.analysis.evaluation.evaluate import describe, evaluate
+    from stemtune.plot.evaluation import draw_evaluation
 
-    print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
+    figures = evaluate(options.map, options.truth, json=options.json)
+    if options.png:
+        draw_evaluation(figures, options.png)
+    print(describe(figures))
     if options.difference:
         _draw_difference(options)
 
@@ -369,9 +379,9 @@ EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")
 
 def export(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.crystal_map.io.writing import export
+        from stemtune.crystal_map.io import write_map
 
-        print(export(options.map, options.to, options.out))
+        print(write_map(options.map, options.to, options.out))
 
     parser = command(
         commands,

@@ -1,16 +1,20 @@
-"""Where the points of a map file stand: rows and columns from coordinates, which headers contradict in the wild."""
+"""Points of a map file on the rows and columns of a scan, from coordinates that headers often contradict."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.crystal_map.frames import AXES_SWAPPED, from_frame
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 
 
-class Header(NamedTuple):
+class GridHeader(NamedTuple):
     """What a header says of the grid; None where it says nothing.
 
     `points` counts them all; on a hexagonal grid rows may take turns in their length, and `columns` is the longer.
@@ -37,7 +41,75 @@ class Grid(NamedTuple):
     notes: list[str]
 
 
-def lay(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: Header, source: str) -> Grid:
+@dataclass(frozen=True)
+class Points:
+    """What a file holds of its m points, in its own order and frame.
+
+    Parameters
+    ----------
+    orientation
+        Unit quaternions (m, 4), or NaN.
+    phase
+        Index (m,) into `phases`; -1 where not indexed.
+    phases
+        The file's phases.
+    scores
+        Values (m,) by name.
+    confidence
+        (m,) larger is better; None where there is nothing of the kind.
+    program
+        What wrote the file.
+    notes
+        What the user ought to know.
+    """
+
+    orientation: npt.NDArray[np.float64]
+    phase: npt.NDArray[np.int16]
+    phases: Sequence[PhaseDescription]
+    scores: Mapping[str, npt.NDArray[np.floating]] = field(default_factory=dict)
+    confidence: npt.NDArray[np.floating] | None = None
+    program: str = ""
+    notes: Sequence[str] = ()
+
+
+def map_of(points: Points, grid: Grid, frame: str, nm_per_unit: float | None) -> OrientationMap:
+    """Return the map of `points` on `grid`; `nm_per_unit` is the length of the grid's unit, None if not known."""
+    orientation = np.full_like(points.orientation, np.nan)
+    for index, phase in enumerate(points.phases):
+        own = points.phase == index
+        laue = None if phase.stated is None else phase.stated.laue
+        orientation[own] = from_frame(points.orientation[own], frame, phase.lattice, laue)
+    shape, pixel, steps = grid.shape, grid.pixel, grid.steps
+    if frame in AXES_SWAPPED:
+        row, column = np.divmod(pixel, shape[1])
+        shape, pixel = (shape[1], shape[0]), column * shape[0] + row
+        steps = None if steps is None else (steps[1], steps[0])
+    n = shape[0] * shape[1]
+
+    def laid(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        full = np.full(n, np.nan, dtype=np.float32)
+        full[pixel] = values
+        return full
+
+    everywhere = np.full((n, 4), np.nan)
+    everywhere[pixel] = orientation
+    phases = np.full(n, NOT_INDEXED, dtype=np.int16)
+    phases[pixel] = points.phase
+    known = steps is not None and nm_per_unit is not None
+    confidence = np.full(n, np.nan, np.float32) if points.confidence is None else laid(points.confidence)
+    return OrientationMap(
+        shape=shape,
+        answers=everywhere[:, None],
+        answer_confidence=confidence[:, None],
+        phase=phases,
+        phases=list(points.phases),
+        step_nm=(steps[0] * nm_per_unit, steps[1] * nm_per_unit) if known and steps and nm_per_unit else None,
+        layers={name: laid(values) for name, values in points.scores.items()},
+        attrs={"frame": frame, "program": points.program, "notes": [*points.notes, *grid.notes]},
+    )
+
+
+def grid_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: GridHeader, source: str) -> Grid:
     """Return the grid of points with coordinates `x` and `y` (m,), in any order.
 
     The points of a hexagonal grid keep the row and the place in the row that they have, so each stands at most a
@@ -130,7 +202,7 @@ def _levels(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.intp], floa
     return None
 
 
-def _refuse_cut_off(pixel: npt.NDArray[np.intp], shape: tuple[int, int], header: Header, source: str) -> None:
+def _refuse_cut_off(pixel: npt.NDArray[np.intp], shape: tuple[int, int], header: GridHeader, source: str) -> None:
     """Raise a `UserError` where the points end before the last row is full."""
     m = len(pixel)
     in_row = np.bincount(pixel // shape[1], minlength=shape[0])
@@ -147,7 +219,7 @@ def _refuse_cut_off(pixel: npt.NDArray[np.intp], shape: tuple[int, int], header:
 
 
 def _contradictions(
-    m: int, shape: tuple[int, int], steps: tuple[float, float] | None, hexagonal: bool, header: Header
+    m: int, shape: tuple[int, int], steps: tuple[float, float] | None, hexagonal: bool, header: GridHeader
 ) -> list[str]:
     """Return what the header says otherwise than the points, a sentence each."""
     notes = []

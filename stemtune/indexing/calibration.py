@@ -32,15 +32,15 @@ def found_calibration(answered: Answered, geometry: Geometry) -> Found:
     Returns
     -------
     Found
-        Figures: `median_goodness` of the best answers, and `fitted` with `scale_inv_angstrom` per pixel (median, and
+        Figures: `median_ncc` of the best answers, and `fitted` with `scale_inv_angstrom` per pixel (median, and
         half the distance of the 16th and 84th percentile as `scale_spread`), and the same of the direct beam's place,
         `centre_px` and `centre_spread_px`; these are None without indexed patterns.
     """
-    if answered.goodness is None or answered.scale is None or answered.centre_px is None:
+    if answered.ncc is None or answered.scale is None or answered.centre_px is None:
         return Found({}, [])
     seen = answered.indexed & np.isfinite(answered.scale)
     if not seen.any():
-        return Found({"median_goodness": None, "fitted": None}, [])
+        return Found({"median_ncc": None, "fitted": None}, [])
     scale, centre = answered.scale[seen].astype(np.float64), answered.centre_px[seen].astype(np.float64)
     found, place = float(np.median(scale)), np.median(centre, axis=0)
     fitted = {
@@ -49,7 +49,7 @@ def found_calibration(answered: Answered, geometry: Geometry) -> Found:
         "centre_px": place.tolist(),
         "centre_spread_px": [_spread(column) for column in centre.T],
     }
-    figures = {"median_goodness": float(np.median(answered.goodness[seen, 0])), "fitted": fitted}
+    figures = {"median_ncc": float(np.median(answered.ncc[seen, 0])), "fitted": fitted}
     notes = []
     if int(seen.sum()) >= LEAST_PATTERNS:
         if abs(found - 1) > LEAST_SCALE and np.mean((scale > 1) == (found > 1)) >= ALIKE:

@@ -66,7 +66,7 @@ class Overlapped(NamedTuple):
         Their shares (B, 2) of the counts of both; 1 and 0 where the signal is too small to look further.
     gain
         What the second adds to the correlation (B,); 0 where the signal is too small to look further.
-    signal
+    spot_z_score
         Evidence (B,) that the second's own spots are there, in standard deviations.
     two
         Whether the pattern counts as two crystals (B,).
@@ -75,7 +75,7 @@ class Overlapped(NamedTuple):
     orientation: Tensor
     weight: Tensor
     gain: Tensor
-    signal: Tensor
+    spot_z_score: Tensor
     two: Tensor
 
 
@@ -114,10 +114,10 @@ class OverlapFinder:
             torch.stack((alone, second), dim=1),
             counts.new_tensor([1.0, 0.0]).repeat(len(counts), 1),
             counts.new_zeros(len(counts)),
-            self.check(left, second).signal,
+            self.check(left, second).spot_z_score,
             torch.zeros(len(counts), dtype=torch.bool, device=counts.device),
         )
-        some = torch.nonzero(found.signal >= LEAST_SIGNAL)[:, 0]
+        some = torch.nonzero(found.spot_z_score >= LEAST_SIGNAL)[:, 0]
         if len(some):
             first = self._best(self.without(counts[some], second[some]))
 
@@ -151,7 +151,7 @@ class OverlapFinder:
         weight_B2 = self.weights(counts, pair_B24)
         order_B2 = weight_B2.argsort(dim=1, descending=True)
         pair_B24, weight_B2 = pair_B24[rows, order_B2], weight_B2.gather(1, order_B2)
-        signal_B = self.check(self.without(counts, pair_B24[:, 0]), pair_B24[:, 1]).signal
+        signal_B = self.check(self.without(counts, pair_B24[:, 0]), pair_B24[:, 1]).spot_z_score
         gain_B = self._gain(counts, pair_B24, alone)
         apart_B = disorientation_deg(first, second, self.phase.symmetry) > DIFFERENT_DEG  # false of NaN
         two_B = (gain_B >= LEAST_GAIN) & (signal_B >= LEAST_SIGNAL) & (weight_B2[:, 1] >= LEAST_WEIGHT) & apart_B

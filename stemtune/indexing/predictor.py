@@ -34,16 +34,16 @@ class Answered(NamedTuple):
     """Answers to n patterns, in the order asked.
 
     `answers` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
-    the crystal of the best answer; `signal` and `fit` (n,) float32, see `indexing.spot_check`. Of refined answers,
-    `goodness` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refined`.
+    the crystal of the best answer; `spot_z_score` and `explained_intensity` (n,) float32, see `indexing.spot_check`. Of
+    refined answers, `ncc` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refined`.
     """
 
     answers: npt.NDArray[np.float64]
     confidence: npt.NDArray[np.float32]
     indexed: npt.NDArray[np.bool_]
-    signal: npt.NDArray[np.float32]
-    fit: npt.NDArray[np.float32]
-    goodness: npt.NDArray[np.float32] | None = None
+    spot_z_score: npt.NDArray[np.float32]
+    explained_intensity: npt.NDArray[np.float32]
+    ncc: npt.NDArray[np.float32] | None = None
     scale: npt.NDArray[np.float32] | None = None
     centre_px: npt.NDArray[np.float32] | None = None
 
@@ -102,7 +102,7 @@ class Answerer:
             orientation, *found = self._refiner.refine(counts, Answers(orientation, confidence))
             further = tuple(found)
         scores = self._checked(counts, orientation[:, 0])
-        return orientation, confidence, is_crystal(scores), scores.signal, scores.fit, *further
+        return orientation, confidence, is_crystal(scores), scores.spot_z_score, scores.explained_intensity, *further
 
     def _checked(self, counts: Tensor, orientation: Tensor) -> SpotScores:
         """Return the scores of answers (B, 4), on a CPU with a thread to each chunk of patterns."""

@@ -56,8 +56,8 @@ def label_by_model(
     -------
     dict
         `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The scores kept
-        are `signal`, `fit` and, refined, `goodness`, for every pattern, as well as `answered`, the confidence of those
-        that were not labelled too.
+        are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, as well as `answered`, the
+        confidence of those that were not labelled too.
 
     Raises
     ------
@@ -81,9 +81,13 @@ def label_by_model(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"
         )
-    scores = {"signal": answered.signal, "fit": answered.fit, "answered": confidence}
-    if answered.goodness is not None:
-        scores["goodness"] = answered.goodness[:, 0]
+    scores = {
+        "spot_z_score": answered.spot_z_score,
+        "explained_intensity": answered.explained_intensity,
+        "answered": confidence,
+    }
+    if answered.ncc is not None:
+        scores["ncc"] = answered.ncc[:, 0]
     labels = Labels(
         orientation=np.where(kept[:, None], answered.answers[:, 0], np.nan),
         confidence=np.where(kept, confidence, np.nan).astype(np.float32),

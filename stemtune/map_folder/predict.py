@@ -19,39 +19,25 @@ from stemtune._parallel import Spread
 from stemtune._version import __version__
 from stemtune.analysis.cleanup import CHANGED, clean_figures, cleaned
 from stemtune.analysis.evaluation.evaluate import compare
-from stemtune.analysis.evaluation.ground_truth import grid_pixel, grid_shape, truth_of_store
+from stemtune.analysis.evaluation.ground_truth import map_of_labels
+from stemtune.analysis.grain_analysis import Analysis, analyse, grain_figures
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.crystal_map.io.ang import check_same, write_ang
-from stemtune.crystal_map.io.ctf import write_ctf
-from stemtune.crystal_map.io.orix_h5 import read_with_orix
+from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
-from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_scan_frame
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.indexing.calibration import found_calibration
-from stemtune.indexing.overlap_layers import SECOND_LAYER, draw_overlaps, overlap_figures, with_overlaps
-from stemtune.indexing.phase_choice import FILES as PHASE_FILES
-from stemtune.indexing.phase_choice import Chosen, choose, distinct, phase_figures, write_phases
+from stemtune.indexing.overlap_layers import SECOND_LAYER, overlap_figures, with_overlaps
+from stemtune.indexing.phase_choice import Chosen, choose, distinct, phase_figures
 from stemtune.indexing.predictor import Answered, Predictor
 from stemtune.indexing.source import name_of, opened
 from stemtune.indexing.spot_check import DIM_SHARE, LEAST_FIT, LEAST_SIGNAL, LEAST_SIGNAL_DIM
 from stemtune.learning.checkpoint import DESCRIPTION, load_model, read_description
 from stemtune.learning.model import OrientationModel
-from stemtune.map_folder.grain_files import FILES as GRAIN_FILES
-from stemtune.map_folder.grain_files import Analysis, analyse, grain_figures, write_grains
-from stemtune.plot.figures import draw_scalar
-from stemtune.plot.ipf import DIRECTIONS, draw_ipf
+from stemtune.map_folder.files import FILES, write_map
 from stemtune.plot.report import write_report
 from stemtune.scan.readers import Scan
 from stemtune.tracking.registry import run_of
-
-FILES = (
-    *("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlap.png", "overlay.png", "summary.json"),
-    "report.html",
-    *GRAIN_FILES,
-    *PHASE_FILES,
-)
-"""Names of all files that a map folder may hold, * and ? for any letters."""
 
 
 class Known(Protocol):
@@ -105,7 +91,7 @@ def predict(
         What works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have to see
         the model folder, the store and, of a scan file, the folder beside `out`.
     grains, twins
-        How grains are found, and special boundaries to look for; see `map_folder.grain_files.analyse`.
+        How grains are found, and special boundaries to look for; see `analysis.grain_analysis.analyse`.
     clean
         How the map is cleaned up by what neighbours say (`analysis.cleanup`); left out, it is not.
     overlap
@@ -121,10 +107,9 @@ def predict(
     -------
     dict
         What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
-        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains` (`map_folder.grain_files`), and with
-        a truth in the store `disorientation` and the rest of `evaluate.compare`. Refined, also `median_goodness`
-        and `fitted`, see `indexing.calibration`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models,
-        `phases`.
+        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains`, and with a truth in the store
+        `disorientation` and the rest of `evaluate.compare`. Refined, also `median_ncc` and `fitted`, see
+        `indexing.calibration`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models, `phases`.
 
     Raises
     ------
@@ -151,7 +136,7 @@ def predict(
         facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
         orientation_map = as_map(store, chosen, models, facts)
         if overlap:
-            orientation_map = with_overlaps(orientation_map, predictors, chosen, grid_pixel(store))
+            orientation_map = with_overlaps(orientation_map, predictors, chosen, store.grid_pixel())
         if clean is not None:
             orientation_map = cleaned(orientation_map, clean)
         analysis = analyse(orientation_map, grains or GrainsConfig(), twins)
@@ -167,7 +152,7 @@ def predict(
             **{name: facts[name] for name in _TOLD},
         }
         if store.labelled.any():
-            summary |= compare(orientation_map, truth_of_store(store))
+            summary |= compare(orientation_map, map_of_labels(store))
         write_report(analysis, part, summary, store)
         summary["seconds"] = time.perf_counter() - begun
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -198,7 +183,7 @@ def _summary(analysis: Analysis, chosen: Chosen) -> dict[str, Any]:
     made, answered = analysis.orientation_map, chosen.answered
     told: dict[str, Any] = {
         "median_confidence": _median(answered.confidence[answered.indexed, 0]),
-        "median_fit": _median(answered.fit[answered.indexed]),
+        "median_explained_intensity": _median(answered.explained_intensity[answered.indexed]),
         "scan_shape": list(made.shape),
         "step_nm": made.step_nm,
         "grains": grain_figures(analysis),
@@ -212,32 +197,6 @@ def _summary(analysis: Analysis, chosen: Chosen) -> dict[str, Any]:
     return told
 
 
-def write_map(analysis: Analysis, folder: Path) -> None:
-    """Write map.h5, map.ang, map.ctf, tables and pictures of a map into `folder`, and check what is read back."""
-    orientation_map = analysis.orientation_map
-    (folder / "map.h5").unlink(missing_ok=True)
-    orientation_map.write(folder / "map.h5")
-    check_same(orientation_map, read_with_orix(folder / "map.h5"), "map.h5")
-    write_ang(orientation_map, folder / "map.ang")
-    write_ctf(orientation_map, folder / "map.ctf")
-    for axis in DIRECTIONS:
-        draw_ipf(orientation_map, axis, folder / f"ipf_{axis}.png")
-    shown = np.where(orientation_map.indexed, orientation_map.confidence, np.nan)
-    draw_scalar(
-        shown.reshape(orientation_map.shape),
-        folder / "confidence.png",
-        step=orientation_map.step_nm,
-        title="Confidence of the best answer",
-        label="confidence",
-        note="Grey: not indexed.",
-    )
-    write_grains(analysis, folder)
-    if len(orientation_map.phases) > 1:
-        write_phases(orientation_map, folder)
-    if SECOND_LAYER in orientation_map.layers:
-        draw_overlaps(orientation_map, folder / "overlap.png")
-
-
 def as_map(
     store: Store, chosen: Chosen, models: Sequence[OrientationModel], facts: Mapping[str, Any]
 ) -> OrientationMap:
@@ -245,7 +204,7 @@ def as_map(
 
     Positions without a pattern are not indexed.
     """
-    shape, pixel = grid_shape(store), grid_pixel(store)
+    shape, pixel = store.grid_shape, store.grid_pixel()
     answered = chosen.answered
 
     def laid(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
@@ -259,13 +218,13 @@ def as_map(
         answers=laid(answers, np.nan),
         answer_confidence=laid(answered.confidence, 0),
         phase=laid(chosen.model, NOT_INDEXED),
-        signal=laid(answered.signal, 0),
-        fit=laid(answered.fit, 0),
+        spot_z_score=laid(answered.spot_z_score, 0),
+        explained_intensity=laid(answered.explained_intensity, 0),
         phases=[model.phase for model in models],
         step_nm=_step(store),
         attrs=facts,
-        goodness=None if answered.goodness is None else laid(answered.goodness, np.nan),
-        layers={} if len(models) == 1 else {"phase_fit": laid(chosen.fit, 0)},
+        ncc=None if answered.ncc is None else laid(answered.ncc, np.nan),
+        layers={} if len(models) == 1 else {"phase_explained_intensity": laid(chosen.explained_intensity, 0)},
     )
 
 
@@ -303,8 +262,8 @@ def _facts(
         "geometry": store.geometry.to_dict(),
         "device": str(predictor.device),
         "not_indexed_below": {
-            "fit": LEAST_FIT,
-            "signal": LEAST_SIGNAL,
+            "explained_intensity": LEAST_FIT,
+            "spot_z_score": LEAST_SIGNAL,
             "signal_dim": LEAST_SIGNAL_DIM,
             "dim": DIM_SHARE,
         },

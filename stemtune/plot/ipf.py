@@ -97,7 +97,7 @@ def map_colours(orientation_map: OrientationMap, axis: str) -> npt.NDArray[np.fl
     for index in present_phases(orientation_map):
         own = orientation_map.phase == index
         chosen = orientation_map.orientation[own]
-        colours[own] = ipf_colours(chosen, orientation_map.phases[index], DIRECTIONS[axis])
+        colours[own] = ipf_colours(chosen, orientation_map.crystals[index], DIRECTIONS[axis])
     return colours.reshape(*orientation_map.shape, 3)
 
 
@@ -117,8 +117,8 @@ def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike
     for place, index in enumerate(present):
         low = bottom + height - (place + 1) * share
         key_axes = figure.add_axes((left + 0.12 * width, low + 0.16 * share, 0.76 * width, 0.56 * share))
-        draw_key(key_axes, orientation_map.phases[index])
-        name = f"{orientation_map.phases[index].name}, {orientation_map.phases[index].symmetry.laue}"
+        draw_key(key_axes, orientation_map.crystals[index])
+        name = f"{orientation_map.crystals[index].name}, {orientation_map.crystals[index].symmetry.laue}"
         figure.text(left + width / 2, low + 0.86 * share, name, ha="center", va="bottom", fontsize=9)
     save(figure, path)
 

@@ -14,14 +14,15 @@ from orix.quaternion import Orientation
 from orix.quaternion import symmetry as orix_symmetry
 from sample_maps import NICKEL, blurred, map_of, orix_angle_deg
 
+from stemtune.analysis.grain_analysis import analyse, describe_grains, grain_figures
 from stemtune.analysis.grains import find_grains, mean_orientations
 from stemtune.analysis.neighbors import around, pairs
 from stemtune.config import GrainsConfig
 from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.sampling import random_orientations
+from stemtune.crystal_map.io import read_map_h5, write_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.map_folder.grain_files import analyse, grain_figures, in_words
 
 
 def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
@@ -229,17 +230,17 @@ def test_table_in_nanometres_and_two_phases(nickel: Phase) -> None:
     figures = grain_figures(analysis)
     assert figures["boundaries"]["classes"]["phase boundary"]["length"] == 4 * 2 * 2.0 + 4 * 2 * 3.0
     assert figures["median_diameter"] == pytest.approx(table.diameter[1])
-    assert "3 grains" in in_words(figures)
+    assert "3 grains" in describe_grains(figures)
 
 
 def test_nothing_indexed_has_no_grains(tmp_path: Path) -> None:
-    from stemtune.map_folder.grain_files import write_grains
+    from stemtune.map_folder.files import write_grains
 
     analysis = analyse(map_of((5, 6), np.full((30, 4), np.nan), [linio2()]), GrainsConfig())
     assert len(analysis.grains.table) == 0
     write_grains(analysis, tmp_path)
     assert grain_figures(analysis)["median_diameter"] is None
-    assert "0 grains" in in_words(grain_figures(analysis))
+    assert "0 grains" in describe_grains(grain_figures(analysis))
     assert (tmp_path / "grains.csv").read_text().count("\n") == 1
 
 
@@ -247,8 +248,8 @@ def test_layers_and_tables_are_kept_in_the_file(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     orientation = blurred(random_orientations(2, 4).numpy()[(np.arange(60) % 10 > 4).astype(int)], 0.5, rng)
     made = analyse(map_of((6, 10), orientation, [linio2()]), GrainsConfig()).orientation_map
-    made.write(tmp_path / "map.h5")
-    read = OrientationMap.read(tmp_path / "map.h5")
+    write_map_h5(made, tmp_path / "map.h5")
+    read = read_map_h5(tmp_path / "map.h5")
     assert set(read.layers) == {"grain", "kam_deg", "grod_deg"}
     for name, values in made.layers.items():
         np.testing.assert_array_equal(read.layers[name], values)

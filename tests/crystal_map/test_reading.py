@@ -21,10 +21,9 @@ from scipy.spatial.transform import Rotation as ScipyRotation
 
 from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.symmetry import Symmetry, disorientation_deg
-from stemtune.crystal_map.foreign import ForeignMap
-from stemtune.crystal_map.frame_turns import from_frame, to_frame
-from stemtune.crystal_map.frames import AUTO, FRAMES
-from stemtune.crystal_map.io.reading import read_map
+from stemtune.crystal_map.frames import AUTO, FRAMES, from_frame, to_frame
+from stemtune.crystal_map.io import read_map
+from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 
 CTF = """Channel Text File
@@ -105,9 +104,9 @@ def test_ang_is_what_orix_reads(shared_data: Path, name: str, step_nm: float, sc
         name.replace("Phase ", "") for name in names
     ]
     np.testing.assert_array_equal(np.array(theirs.phases.ids)[ours.phase], theirs.phase_id)
-    np.testing.assert_allclose(ours.scores[score], theirs.prop[orix_name], rtol=1e-6)
+    np.testing.assert_allclose(ours.layers[score], theirs.prop[orix_name], rtol=1e-6)
     for index, phase in enumerate(ours.phases):
-        assert phase.symmetry is not None and phase.symmetry.laue == "m-3m"
+        assert phase.symmetry.laue == "m-3m"
         np.testing.assert_allclose(
             phase.lattice, theirs.phases[theirs.phases.ids[index]].structure.lattice.abcABG(), atol=1e-6
         )
@@ -124,9 +123,9 @@ def test_auto_takes_the_frame_of_the_program(shared_data: Path) -> None:
         expected = as_it_stands * ~to_map * ~map_to_lab
         assert off_deg(read_map(path, frame).orientation, expected.data).max() < 1e-4, frame
     auto = read_map(path)
-    assert auto.frame == "edax2"
-    assert any("setting 2" in note for note in auto.notes)
-    assert read_map(shared_data / "maps" / "ACOM.ang").frame == "astar"
+    assert auto.attrs["frame"] == "edax2"
+    assert any("setting 2" in note for note in auto.attrs["notes"])
+    assert read_map(shared_data / "maps" / "ACOM.ang").attrs["frame"] == "astar"
 
 
 def edax_text(symmetries: tuple[str, ...], points: list[str]) -> str:
@@ -155,9 +154,9 @@ def test_edax_marks_what_is_not_indexed(tmp_path: Path) -> None:
     )
     read = read_map(path)
     np.testing.assert_array_equal(read.phase, [1, -1, -1, -1])  # 0 is none of several phases
-    assert [phase.symmetry.laue for phase in read.phases if phase.symmetry] == ["6/mmm", "-3m"]
+    assert [phase.symmetry.laue for phase in read.phases] == ["6/mmm", "-3m"]
     assert np.isnan(read.orientation[1:]).all()
-    np.testing.assert_allclose(read.scores["CI"], [0.9, -1, -1, 0.3])
+    np.testing.assert_allclose(read.layers["CI"], [0.9, -1, -1, 0.3])
     path.write_text(edax_text(("62",), [line.format(7) for line in points]))
     with pytest.raises(UserError, match="phase 7"):
         read_map(path)
@@ -209,12 +208,12 @@ def test_ang_that_orix_wrote(tmp_path: Path) -> None:
     made = orix_map((5, 7))
     orix_io.save(tmp_path / "a.ang", made)
     read = read_map(tmp_path / "a.ang")
-    assert (read.frame, read.shape, read.step_nm) == ("orix", (5, 7), pytest.approx((1500, 1500)))
+    assert (read.attrs["frame"], read.shape, read.step_nm) == ("orix", (5, 7), pytest.approx((1500, 1500)))
     by_name = {phase.name: index for index, phase in enumerate(read.phases)}
     ours = np.array([-1, by_name["quartz"], by_name["nickel"]])[made.phase_id + 1]
     np.testing.assert_array_equal(read.phase, ours)
     assert off_deg(read.orientation[read.indexed], made.rotations.data[read.indexed]).max() < 0.002
-    assert not read.notes
+    assert not read.attrs["notes"]
 
 
 # --- orix HDF5 ----------------------------------------------------------------------------------------------------
@@ -229,9 +228,8 @@ def test_h5_of_orix(tmp_path: Path, unit: str, factor: float | None) -> None:
     assert read.step_nm == (None if factor is None else pytest.approx((1.5 * factor, 1.5 * factor)))
     np.testing.assert_array_equal(read.phase, made.phase_id)
     assert off_deg(read.orientation[read.indexed], made.rotations.data[read.indexed]).max() < 1e-6
-    np.testing.assert_allclose(read.scores["ci"], made.prop["ci"], rtol=1e-6)
-    assert read.confidence is not None
-    np.testing.assert_allclose(read.confidence, made.prop["ci"], rtol=1e-6)
+    np.testing.assert_allclose(read.layers["ci"], made.prop["ci"], rtol=1e-6)
+    np.testing.assert_allclose(read.answer_confidence[:, 0], made.prop["ci"], rtol=1e-6)
     assert [phase.space_group for phase in read.phases] == [152, 225]
 
 
@@ -243,7 +241,7 @@ def test_h5_with_points_masked_out(tmp_path: Path) -> None:
     read = read_map(tmp_path / "a.h5")
     assert read.shape == (5, 7)
     np.testing.assert_array_equal(read.phase, np.where(kept, made.phase_id, -1))
-    assert any("3 of its 5 x 7" in note for note in read.notes)
+    assert any("3 of its 5 x 7" in note for note in read.attrs["notes"])
 
 
 # --- .ctf and crystal axes ----------------------------------------------------------------------------------------
@@ -303,13 +301,12 @@ def test_cubic_ctf_is_what_orix_reads(tmp_path: Path) -> None:
     assert off_deg(read.orientation[read.indexed], theirs.rotations.data[read.indexed]).max() < 1e-4
     np.testing.assert_array_equal(np.where(read.phase < 0, -1, read.phase + 1), theirs.phase_id)
     for name in ("MAD", "BC", "BS"):
-        np.testing.assert_allclose(read.scores[name], theirs.prop[name])
+        np.testing.assert_allclose(read.layers[name], theirs.prop[name])
     assert [(phase.name, phase.space_group) for phase in read.phases] == [("Gold", 225), ("Ferrite", 229)]
-    assert read.confidence is not None
-    np.testing.assert_allclose(read.confidence[read.indexed], np.exp(-0.5), rtol=1e-6)
+    np.testing.assert_allclose(read.answer_confidence[:, 0][read.indexed], np.exp(-0.5), rtol=1e-6)
 
 
-def same_map(first: ForeignMap, second: ForeignMap) -> None:
+def same_map(first: OrientationMap, second: OrientationMap) -> None:
     assert first.shape == second.shape
     assert first.step_nm == second.step_nm
     np.testing.assert_array_equal(first.phase, second.phase)
@@ -327,7 +324,7 @@ def test_decimal_commas(shared_data: Path, tmp_path: Path) -> None:
     as_written = Rotation.from_euler((103.85, 40.207, 29.394), degrees=True)
     assert off_deg(read_map(european, "orix").orientation[1:2], as_written.data).max() < 1e-5
     assert read.phases[0].lattice == pytest.approx((3.231, 3.231, 5.148, 90, 90, 120))
-    assert read.scores["MAD"][1] == pytest.approx(0.6)
+    assert read.layers["MAD"][1] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(
@@ -357,12 +354,12 @@ def test_header_contradictions_are_said(tmp_path: Path) -> None:
     (tmp_path / "a.ctf").write_text(text)
     read = read_map(tmp_path / "a.ctf")
     assert (read.shape, read.step_nm) == ((6, 5), pytest.approx((500, 500)))
-    assert any("XStep 2" in note for note in read.notes)
-    assert any("6 rows of 4" in note for note in read.notes)
+    assert any("XStep 2" in note for note in read.attrs["notes"])
+    assert any("6 rows of 4" in note for note in read.attrs["notes"])
     (tmp_path / "b.ctf").write_text(ctf_text(phases=("4;4;4\t90;90;90\tx\t11\t194",)))
     read = read_map(tmp_path / "b.ctf")
     assert read.phases[0].space_group is None
-    assert any("space group 194" in note for note in read.notes)
+    assert any("space group 194" in note for note in read.attrs["notes"])
 
 
 def test_hexagonal_grid_keeps_rows_and_places(shared_data: Path) -> None:
@@ -373,8 +370,8 @@ def test_hexagonal_grid_keeps_rows_and_places(shared_data: Path) -> None:
     assert len(points) == 900
     assert read.shape == (30, 30)
     assert read.step_nm == pytest.approx((866.02, 1000), rel=1e-4)
-    np.testing.assert_allclose(read.scores["MAD"], points[:, 8])
-    text = " ".join(read.notes)
+    np.testing.assert_allclose(read.layers["MAD"], points[:, 8])
+    text = " ".join(read.attrs["notes"])
     for said in ("hexagonal", "YStep 1", "11 columns"):
         assert said in text
     plain = Rotation.from_euler(points[:, 5:8], degrees=True)
@@ -409,10 +406,9 @@ def test_py4dstem_map_predicts_its_spots(tmp_path: Path, layout: str) -> None:
         else:
             file["acom/matrix"], file["acom/corr"] = matrix[:, :, 0], corr[:, :, 0]
     read = read_map(tmp_path / "a.h5")
-    assert (read.shape, read.frame, read.step_nm) == (shape, "py4dstem", None)
+    assert (read.shape, read.attrs["frame"], read.step_nm) == (shape, "py4dstem", None)
     np.testing.assert_array_equal(np.flatnonzero(~read.indexed), [1])
-    assert read.confidence is not None
-    np.testing.assert_allclose(read.confidence, corr[:, :, 0].ravel(), rtol=1e-6)
+    np.testing.assert_allclose(read.answer_confidence[:, 0], corr[:, :, 0].ravel(), rtol=1e-6)
     g = np.array([0.2, -0.5, 0.3])
     keep = read.indexed
     lab = (~Rotation(read.orientation[keep]) * Vector3d(g)).data
@@ -449,7 +445,7 @@ def test_ang_of_py4dstem_is_mended(tmp_path: Path) -> None:
     assert mended.shape == right.shape == shape
     assert off_deg(mended.orientation, right.orientation).max() < 0.002
     as_orix = read_map(tmp_path / "a.ang")
-    assert any("py4dstem-ang" in note for note in as_orix.notes)
+    assert any("py4dstem-ang" in note for note in as_orix.attrs["notes"])
 
 
 def test_matrices_that_are_no_rotations(tmp_path: Path) -> None:
@@ -481,7 +477,7 @@ def test_hex_header_over_square_points(shared_data: Path) -> None:
     read = read_map(shared_data / "maps" / "malformed" / "HexHeader.ang")
     assert read.shape == (4, 40)
     assert not read.indexed.any()
-    assert any("square" in note for note in read.notes)
+    assert any("square" in note for note in read.attrs["notes"])
 
 
 def test_what_is_no_map(tmp_path: Path) -> None:

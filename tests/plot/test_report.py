@@ -17,13 +17,13 @@ from orix.quaternion import Orientation, Rotation
 from orix.vector import Miller
 from sample_maps import NICKEL, map_of
 
+from stemtune.analysis.grain_analysis import Analysis, analyse
 from stemtune.config import GrainsConfig
 from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal_map.orientation_map import orix_phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.indexing.overlap_layers import WEIGHT_LAYER
-from stemtune.map_folder.grain_files import Analysis, analyse
 from stemtune.plot.pole_figures import density, lambert, on_sphere, poles
 from stemtune.plot.report import report, write_report
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from stemtune._version import __version__
+from stemtune.analysis.grain_analysis import Analysis
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.indexing.overlap_layers import WEIGHT_LAYER
-from stemtune.indexing.phase_choice import colours_of, phase_colours
-from stemtune.map_folder.grain_files import Analysis
 from stemtune.plot.figures import round_length
 from stemtune.plot.grains import class_colours, edge_lines, grain_colours, highest_deg
 from stemtune.plot.ipf import DIRECTIONS, MEANING, map_colours, present_phases
+from stemtune.plot.phases import colours_of, phase_colours
 from stemtune.plot.pole_figures import HALF_WIDTH_DEG
 from stemtune.plot.report import figures as figures
 from stemtune.plot.report.pixels import pixel_data
@@ -61,7 +61,7 @@ def report(analysis: Analysis, summary: Mapping[str, Any], store: Store | None =
     name = Path(str(made.attrs.get("source", "map"))).name
     rows, columns = made.shape
     step = "step not known" if made.step_nm is None else f"step {made.step_nm[1]:g} x {made.step_nm[0]:g} nm"
-    phases = ", ".join(phase.name for phase in made.phases)
+    phases = ", ".join(phase.name for phase in made.crystals)
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -107,7 +107,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         ("patterns", _number(summary.get("patterns"), ",")),
         ("indexed", _number(summary.get("indexed_fraction"), ".1%")),
         ("median confidence", _number(summary.get("median_confidence"), ".2f")),
-        ("median fit", _number(summary.get("median_fit"), ".2f")),
+        ("median fit", _number(summary.get("median_explained_intensity"), ".2f")),
         ("grains", _number(grains.get("count"), ",")),
         (f"diameter, {grains.get('unit', 'px')}", _number(grains.get("median_diameter"), ",.3g")),
         ("median KAM", _number(grains.get("median_kam_deg"), ".2f", "°")),
@@ -132,8 +132,8 @@ def _maps(analysis: Analysis) -> str:
         for axis in DIRECTIONS
     ]
     keys = "".join(
-        f'<div class="key">{figures.key(made.phases[index])}<div>{escape(made.phases[index].name)},'
-        f" {escape(made.phases[index].symmetry.laue)}</div></div>"
+        f'<div class="key">{figures.key(made.crystals[index])}<div>{escape(made.crystals[index].name)},'
+        f" {escape(made.crystals[index].symmetry.laue)}</div></div>"
         for index in present
     )
     cards.append(f'<figure><figcaption>Colour key (TSL)</figcaption><div class="keys">{keys}</div></figure>')
@@ -166,8 +166,8 @@ def _scalars(made: OrientationMap) -> Iterator[str]:
         )
         yield _card(made, title, picture, bar)
     if len(made.phases) > 1:
-        names = zip(colours_of(len(made.phases)), made.phases, strict=True)
-        legend = "".join(_swatch(colour, phase.name) for colour, phase in names)
+        names = zip(colours_of(len(made.phases)), made.phase_names, strict=True)
+        legend = "".join(_swatch(colour, name) for colour, name in names)
         yield _card(made, "Phase", figures.picture(phase_colours(made)), f'<div class="legend">{legend}</div>')
 
 
@@ -217,7 +217,7 @@ def _poles(made: OrientationMap) -> str:
     for index in present_phases(made):
         own = made.phase == index
         if own.any():
-            phase = made.phases[index]
+            phase = made.crystals[index]
             title = f"{phase.name}, {int(own.sum()):,} pixels"
             drawn = figures.poles(made.orientation[own], phase)
             shown.append(f'<figure class="wide"><figcaption>{escape(title)}</figcaption>{drawn}</figure>')
@@ -238,10 +238,10 @@ def _worst(made: OrientationMap, store: Store | None) -> str:
     except (UserError, KeyError) as problem:
         reason = "the map does not say what it was made of" if isinstance(problem, KeyError) else str(problem)
         return f"<p>They cannot be shown: {escape(reason)}.</p>"
-    cards = []
+    cards, explained = [], made.score("explained_intensity")
     for pixel, measured, simulated in zip(worst.pixel.tolist(), worst.measured, worst.simulated, strict=True):
         row, column = divmod(pixel, made.shape[1])
-        text = f"row {row}, column {column}: fit {made.fit[pixel]:.2f}, confidence {made.confidence[pixel]:.2f}"
+        text = f"row {row}, column {column}: explained {explained[pixel]:.2f}, confidence {made.confidence[pixel]:.2f}"
         both = "".join(
             f'<img alt="{name}" src="{figures.grey_picture(pattern, _GAMMA)}">'
             for name, pattern in (("measured", measured), ("simulated", simulated))

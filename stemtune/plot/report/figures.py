@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.analysis.grain_analysis import Analysis
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.map_folder.grain_files import Analysis
 from stemtune.plot.figures import NEUTRAL
 from stemtune.plot.ipf import draw_key
 from stemtune.plot.pole_figures import pole_figures

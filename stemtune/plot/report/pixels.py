@@ -37,7 +37,7 @@ def pixel_data(orientation_map: OrientationMap) -> dict[str, Any]:
         "euler": _angles(euler),
         "phase": _packed(orientation_map.phase, "int16", missing=-1),
         "confidence": _shares(np.where(indexed, orientation_map.confidence, np.nan)),
-        "fit": _shares(np.where(indexed, orientation_map.fit, np.nan)),
+        "explained_intensity": _shares(np.where(indexed, orientation_map.score("explained_intensity"), np.nan)),
     }
     layers = orientation_map.layers
     if "grain" in layers:
