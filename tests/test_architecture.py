@@ -175,9 +175,9 @@ def test_rooms_and_package_stay_small() -> None:
         count = len(list(folder.glob("*.py")))
         assert count <= MOST_FILES or folder == ROOT / "tests", f"{folder} has {count} files at one level"
     lines = sum(path.read_text().count("\n") for path in MODULES)
-    assert (
-        lines <= LARGEST_PACKAGE["lines"] and len(MODULES) <= LARGEST_PACKAGE["files"]
-    ), f"the package has {lines} lines in {len(MODULES)} files"
+    assert lines <= LARGEST_PACKAGE["lines"] and len(MODULES) <= LARGEST_PACKAGE["files"], (
+        f"the package has {lines} lines in {len(MODULES)} files"
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=place)
