@@ -45,7 +45,7 @@ def draw_grains(
         low = bottom + height - (place + 1) * share
         phase = orientation_map.crystals[index]
         draw_key(figure.add_axes((left + 0.14 * width, low + 0.12 * share, 0.72 * width, 0.66 * share)), phase)
-        name = f"{phase.name}, {phase.symmetry.laue}"
+        name = f"{orientation_map.phase_names[index]}, {phase.symmetry.laue}"
         figure.text(left + width / 2, low + 0.97 * share, name, ha="center", va="bottom", fontsize=9)
     if legend:
         figure.legend(
