@@ -154,7 +154,7 @@ def test_a_map_without_a_single_orientation_has_a_report(tmp_path: Path) -> None
 def test_a_map_of_40000_pixels_is_a_page_of_less_than_8_mb() -> None:
     """Neighbours all differ, which compresses worst."""
     g = random_orientations(40_000, 5).numpy()
-    noisy = analyse(map_of((200, 200), g, [linio2()]), GrainsConfig(least=1))
+    noisy = analyse(map_of((200, 200), g, [linio2()]), GrainsConfig(min_size=1))
     assert len(report(noisy, {"patterns": 40_000})) < 8e6
 
 

@@ -126,11 +126,12 @@ def _phases(header: list[str], source: str) -> tuple[list[int], list[PhaseDescri
             announced = None
         elif found and (match := re.match(r"(Formula|Symmetry|LatticeConstants)\b(.*)", line)):
             found[-1].setdefault(match[1], match[2].strip())
-    by_number = dict(zip(sorted(ids), space_groups, strict=False))  # stemtune lists them in the order of the numbers
-    phases = [_phase(facts, by_number.get(number), source) for number, facts in zip(ids, found, strict=True)]
+    order = sorted(range(len(ids)), key=ids.__getitem__)  # orix and EDAX list the last phase first
+    cells = dict(zip(order, space_groups, strict=False))  # stemtune lists them in the order of the numbers
+    phases = [_phase(found[place], cells.get(place), source) for place in order]
     if not phases:
         raise UserError(f"{source} lists no phase in its header (a line '# MaterialName'); it is no .ang map")
-    return ids, phases
+    return [ids[place] for place in order], phases
 
 
 def _phase(facts: dict[str, str], cell: tuple[str, int] | None, source: str) -> PhaseDescription:
