@@ -230,7 +230,7 @@ def _score_model(method: Method, each: Set) -> dict[str, Any]:
             began = time.perf_counter()
             answered = reader.run(progress=False)
             seconds = time.perf_counter() - began
-    truth, answers = torch.from_numpy(each.beams.orientation), torch.from_numpy(answered.answers)
+    truth, answers = torch.from_numpy(each.beams.orientation), torch.from_numpy(answered.candidates)
     figures = score(answers, truth, linio2(), torch.from_numpy(answered.confidence))
     return {**figures, "patterns_per_s": len(truth) / seconds}
 

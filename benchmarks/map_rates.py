@@ -61,12 +61,12 @@ def predict_rate(
 
     def bare() -> None:
         for start in range(0, len(rows), batch):
-            predictor.bare(ready[start : start + batch], alternatives)[0].cpu()
+            predictor.forward_only(ready[start : start + batch], alternatives)[0].cpu()
 
     def whole() -> None:
         predictor.run(rows, progress=False)
 
-    predictor.bare(ready[:batch], alternatives)
+    predictor.forward_only(ready[:batch], alternatives)
     predictor.run(rows[:batch], progress=False)
     seconds: dict[str, list[tuple[float, float]]] = {"whole": [], "bare": []}
     for turn in range(rounds):
@@ -111,7 +111,10 @@ def refine_rate(
     rows = np.arange(min(patterns, store.n))
     ready = torch.from_numpy(store.take(rows)).to(predictor.device)
     parts = [
-        (ready[start : start + batch], Answers(*predictor.bare(ready[start : start + batch], predictor.alternatives)))
+        (
+            ready[start : start + batch],
+            Answers(*predictor.forward_only(ready[start : start + batch], predictor.alternatives)),
+        )
         for start in range(0, len(rows), batch)
     ]
     fits = 0

@@ -84,5 +84,5 @@ def _rate(predictor: Predictor, spread: Spread, model: Path, skipped: int) -> fl
             if number < len(items):
                 yield result
 
-    count = TIMES * len(predictor.over(timed, model, progress=False).answers)
+    count = TIMES * len(predictor.over(timed, model, progress=False).candidates)
     return (count - skipped * predictor.batch) / (times[-1] - times[skipped - 1])

@@ -144,10 +144,10 @@ def _by_model(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("cif", "set"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --method template; a model brings its crystal and settings along")
-    from stemtune.indexing.pseudo_labels import LEAST_CONFIDENCE, label_by_model
+    from stemtune.indexing.pseudo_labels import MIN_CONFIDENCE, label_by_model
     from stemtune.tracking import resolve_model
 
-    given = LEAST_CONFIDENCE if options.min_confidence is None else options.min_confidence
+    given = MIN_CONFIDENCE if options.min_confidence is None else options.min_confidence
     return label_by_model(
         options.store, resolve_model(options.model), options.out, min_confidence=given, **_how(options)
     )

@@ -29,13 +29,13 @@ from stemtune.learning.model import DIFFERENT_DEG, Answers, OrientationModel
 from stemtune.learning.models.polar_templates import PolarView, centred, template_views
 from stemtune.learning.models.spot_features import Evidence
 
-LEAST_GAIN = 0.03
+MIN_GAIN = 0.03
 """What the second template must add to the correlation."""
 
-LEAST_SIGNAL = 2.5
+MIN_Z_SCORE = 2.5
 """Evidence (`indexing.spot_check`) that the second crystal's own spots must have."""
 
-LEAST_WEIGHT = 0.1
+MIN_WEIGHT = 0.1
 """Smallest share of the counts of a second crystal.
 
 The numbers were set, as were those below, on 400 Bloch-wave mixtures of LiNiO2 (30:70 to 50:50, 20 to 80 nm, 3,000 to
@@ -117,7 +117,7 @@ class OverlapFinder:
             self.check(left, second).spot_z_score,
             torch.zeros(len(counts), dtype=torch.bool, device=counts.device),
         )
-        some = torch.nonzero(found.spot_z_score >= LEAST_SIGNAL)[:, 0]
+        some = torch.nonzero(found.spot_z_score >= MIN_Z_SCORE)[:, 0]
         if len(some):
             first = self._best(self.without(counts[some], second[some]))
 
@@ -154,7 +154,7 @@ class OverlapFinder:
         signal_B = self.check(self.without(counts, pair_B24[:, 0]), pair_B24[:, 1]).spot_z_score
         gain_B = self._gain(counts, pair_B24, alone)
         apart_B = disorientation_deg(first, second, self.phase.symmetry) > DIFFERENT_DEG  # false of NaN
-        two_B = (gain_B >= LEAST_GAIN) & (signal_B >= LEAST_SIGNAL) & (weight_B2[:, 1] >= LEAST_WEIGHT) & apart_B
+        two_B = (gain_B >= MIN_GAIN) & (signal_B >= MIN_Z_SCORE) & (weight_B2[:, 1] >= MIN_WEIGHT) & apart_B
         return Overlapped(pair_B24, weight_B2, gain_B, signal_B, two_B)
 
     def _gain(self, counts: Tensor, pair_B24: Tensor, alone: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.indexing.overlap import OverlapFinder, Overlapped
-from stemtune.indexing.phase_choice import Chosen
+from stemtune.indexing.phase_choice import PhaseChoice
 from stemtune.indexing.predictor import Predictor
 from stemtune.learning.model import DIFFERENT_DEG
 
@@ -37,7 +37,7 @@ def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.ND
 def with_overlaps(
     orientation_map: OrientationMap,
     predictors: Sequence[Predictor],
-    chosen: Chosen,
+    choice: PhaseChoice,
     pixel: npt.NDArray[np.intp],
 ) -> OrientationMap:
     """Return a copy of the map that tells where patterns hold two crystals of one phase.
@@ -50,8 +50,8 @@ def with_overlaps(
         The map.
     predictors
         One for each phase.
-    chosen
-        The answers to the patterns (m), and which predictor gave them.
+    choice
+        The predictions for the patterns (m), and which predictor made them.
     pixel
         Where each pattern stands (m,).
     """
@@ -60,10 +60,10 @@ def with_overlaps(
     answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
     ncc = None if orientation_map.ncc is None else orientation_map.ncc.copy()
     for index, predictor in enumerate(predictors):
-        rows = np.flatnonzero(chosen.model == index)
+        rows = np.flatnonzero(choice.model == index)
         if not len(rows):
             continue
-        found = find_overlaps(predictor, rows, chosen.answered.answers[rows, 0])
+        found = find_overlaps(predictor, rows, choice.predictions.candidates[rows, 0])
         two = found.two.numpy()
         place = pixel[rows[two]]
         pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)

@@ -21,13 +21,13 @@ from stemtune.diffraction.geometry import Geometry
 SHAPE_WIDTH = 0.02
 """Width (1/Å) of the shape factor exp(-(s / width)²) that says which spots are expected."""
 
-LEAST_FIT = 0.07
+MIN_EXPLAINED_INTENSITY = 0.07
 """Smallest `explained_intensity` of a pattern that counts as indexed: noise, halos and beam stops stay below it."""
 
-LEAST_SIGNAL = 2.0
+MIN_Z_SCORE = 2.0
 """Smallest `spot_z_score` of a pattern that counts as indexed."""
 
-DIM_SHARE, LEAST_SIGNAL_DIM = 0.1, 3.0
+MAX_DIM_SHARE, MIN_DIM_Z_SCORE = 0.1, 3.0
 """A pattern with less than this share of its intensity around the direct beam needs this `spot_z_score` instead: stray
 peaks of a support film or a few stray electrons lie on predicted spots too easily.
 
@@ -37,6 +37,14 @@ keep 43 %. Of 500 patterns each of vacuum with stray electrons, uniform noise, a
 answered by the model `matched`, which looks for the best match in them, they keep none. On the cathode scan they keep
 every pattern with 20 or more peaks, and 5 % of those beside the particle, which have 4 stray peaks on average.
 """
+
+LIMITS = {
+    "explained_intensity": MIN_EXPLAINED_INTENSITY,
+    "spot_z_score": MIN_Z_SCORE,
+    "signal_dim": MIN_DIM_Z_SCORE,
+    "dim": MAX_DIM_SHARE,
+}
+"""The four by the names that maps keep them under."""
 
 _SPOTS = 48  # strongest expected spots that are looked up
 _TURNS = 32  # other in-plane angles for comparison
@@ -67,8 +75,8 @@ class SpotScores(NamedTuple):
 
 def is_crystal(scores: SpotScores) -> Tensor:
     """Return (B,) whether each pattern shows the crystal in the orientation that was asked about."""
-    needed = torch.where(scores.share < DIM_SHARE, LEAST_SIGNAL_DIM, LEAST_SIGNAL)
-    return (scores.explained_intensity >= LEAST_FIT) & (scores.spot_z_score >= needed)
+    needed = torch.where(scores.share < MAX_DIM_SHARE, MIN_DIM_Z_SCORE, MIN_Z_SCORE)
+    return (scores.explained_intensity >= MIN_EXPLAINED_INTENSITY) & (scores.spot_z_score >= needed)
 
 
 class SpotCheck:
