@@ -1,4 +1,4 @@
-"""Commands that show what stemtune does: demo, study."""
+"""Commands that judge maps and show what stemtune does: evaluate, demo, study."""
 
 from __future__ import annotations
 
@@ -7,9 +7,105 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stemtune.cli.parsing import command, positive
+from stemtune.errors import UserError
 
 if TYPE_CHECKING:
     from stemtune.cli.parsing import Commands
+
+
+def _draw_difference(options: argparse.Namespace) -> None:
+    from stemtune.analysis.evaluation.difference import differ
+
+    differ(options.map, options.truth or options.other, png=options.difference)
+
+
+def _differ(options: argparse.Namespace) -> None:
+    from stemtune.analysis.evaluation.difference import differ, differ_in_words
+
+    _without_truth(options)
+    print(differ_in_words(differ(options.map, options.other, json=options.json, png=options.difference)))
+
+
+def _without_truth(options: argparse.Namespace) -> None:
+    for name in ("png", "risk"):
+        if getattr(options, name):
+            raise UserError(f"--{name} draws what is known of the truth; give --truth, or leave it out")
+    if options.difference and not options.other:
+        raise UserError("--difference draws two maps; give --truth or --other, or leave it out")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    given = [options.truth, options.against_patterns]
+    if given.count(None) != 1 and (options.other is None or given != [None, None]):
+        raise UserError(
+            "give either --truth, or where there is none --against-patterns STORE, or --other MAP to compare with"
+        )
+    if options.difference and options.risk:
+        raise UserError("--risk judges labels and --difference draws two maps; give one of them")
+    if given == [None, None]:
+        _differ(options)
+        return
+    if options.truth is None:
+        _without_truth(options)
+        from stemtune.analysis.evaluation.agreement import agreement_in_words, judge
+
+        print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
+        if options.difference:
+            _draw_difference(options)
+        return
+    if options.other:
+        raise UserError("--other is another map to agree with, where there is no truth; leave it out")
+    if options.models and not options.risk:
+        raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
+    if options.risk:
+        from stemtune.analysis.evaluation.risk import judge_labels, risk_in_words
+
+        print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
+        return
+    from stemtune.analysis.evaluation.evaluate import evaluate, in_words
+
+    print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
+    if options.difference:
+        _draw_difference(options)
+
+
+def evaluate(commands: Commands) -> None:
+    parser = command(
+        commands,
+        "evaluate",
+        "a map, or the labels of a store, against the truth: disorientation, pseudo-symmetry confusion, calibration of"
+        " the confidence, risk-coverage, boundaries; without a truth against the patterns: fit, coherence, agreement"
+        " with another map; or two maps with each other",
+        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json --png figures.png\n"
+        "  stemtune evaluate map --other map_of_another_model --difference difference.png\n"
+        "  stemtune evaluate map --against-patterns scan.h5 --other labelled.h5",
+        _evaluate,
+    )
+    parser.add_argument("map", metavar="MAP.h5|STORE")
+    parser.add_argument("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
+    parser.add_argument("--against-patterns", metavar="STORE", help="there is no truth: judge by these patterns")
+    parser.add_argument(
+        "--other",
+        metavar="MAP.h5|STORE|.ang|.ctf",
+        help="another map of the scan to compare with, alone or beside --against-patterns",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    parser.add_argument(
+        "--png", metavar="FILE", help="draw what is known of the truth: reliability, risk-coverage, confusion"
+    )
+    parser.add_argument(
+        "--difference", metavar="FILE", help="draw where the map and --truth or --other differ, and by how much"
+    )
+    parser.add_argument(
+        "--risk", metavar="FILE", help="of a labelled store: draw the labels' error against the share that is kept"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="beside --risk: models that were trained on those labels and validated on a truth (data.validation_store)",
+    )
 
 
 def demo(commands: Commands) -> None:

@@ -43,7 +43,6 @@ from stemtune.plot.figures import draw_scalar
 from stemtune.plot.ipf import DIRECTIONS, draw_ipf
 from stemtune.plot.report import write_report
 from stemtune.scan.readers import Scan
-from stemtune.tracking.registry import run_of
 
 FILES = (
     *("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlap.png", "overlay.png", "summary.json"),
@@ -79,6 +78,7 @@ def predict(
     clean: CleanConfig | None = None,
     overlap: bool = False,
     addresses: Sequence[str] = (),
+    runs: Sequence[str] = (),
     known: Known | None = None,
     **calibration: Any,
 ) -> dict[str, Any]:
@@ -112,6 +112,8 @@ def predict(
         Look for two crystals in every pattern; see `indexing.overlap`.
     addresses
         What the user calls the models, where that is more than their folders: addresses in MLflow.
+    runs
+        The ids of the MLflow runs that made the models, as far as runs did.
     known
         Answers that were given before.
     **calibration
@@ -121,10 +123,10 @@ def predict(
     -------
     dict
         What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
-        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains` (`map_folder.grain_files`), and with
-        a truth in the store `disorientation` and the rest of `evaluate.compare`. Refined, also `median_goodness`
-        and `fitted`, see `indexing.calibration`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models,
-        `phases`.
+        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains` (`map_folder.grain_files`),
+        and with a truth in the store `disorientation` and the rest of `evaluate.compare`. Refined, also
+        `median_goodness` and `fitted`, see `indexing.calibration`; cleaned up, `cleaned`; with overlaps, `overlaps`;
+        of several models, `phases`.
 
     Raises
     ------
@@ -148,7 +150,7 @@ def predict(
         rate = store.n / sum(seconds for _, seconds in timed)
         fitted = found_calibration(chosen.answered, store.geometry)
         _tell(fitted.notes)
-        facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
+        facts = _facts(source, folders, store, models, calibration, predictors[0], addresses, runs)
         orientation_map = as_map(store, chosen, models, facts)
         if overlap:
             orientation_map = with_overlaps(orientation_map, predictors, chosen, grid_pixel(store))
@@ -277,6 +279,7 @@ def _facts(
     calibration: Mapping[str, Any],
     predictor: Predictor,
     addresses: Sequence[str],
+    runs: Sequence[str],
 ) -> dict[str, Any]:
     """Return how the map is made; of several models what differs from one to the next is a list."""
     attrs = store.attrs
@@ -299,7 +302,7 @@ def _facts(
         "calibration": {name: value for name, value in calibration.items() if value is not None},
         **(each[0] if len(each) == 1 else {name: [one[name] for one in each] for name in each[0]}),
         "model_address": list(addresses) or None,
-        "model_runs": [run for run in map(run_of, addresses) if run],  # an alias may name another run tomorrow
+        "model_runs": list(runs),  # an alias may name another run tomorrow
         "geometry": store.geometry.to_dict(),
         "device": str(predictor.device),
         "not_indexed_below": {
