@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +77,50 @@ def test_a_ray_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
         assert owner.stdin is not None
         owner.stdin.close()
         owner.wait(timeout=120)
+
+
+TURNS = """\
+import os, ray
+from stemtune.tune.cluster.connect import connect
+def joined(local):
+    connect(local)
+    tokens = [name for name in os.environ if name == "RAY_AUTH_TOKEN" or "CLUSTER" in name and "RAY_ENABLE" in name]
+    print(ray.get_runtime_context().gcs_address, ray.get(ray.remote(lambda: 7).remote()), tokens, flush=True)
+for local in (True, True, False, False, True):
+    joined(local)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_call_gets_the_ray_that_it_asks_for(tmp_path: Path) -> None:
+    """`sweep(local=True)`, then `sweep(local=False)`, in one Python; no token is left in its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
+    head = subprocess.Popen(
+        [*ray, f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1"],
+        env={**environment, "RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(15)
+        environment |= {"RAY_ADDRESS": f"127.0.0.1:{port}", "HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", TURNS], env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+        assert [rest for _, rest in lines] == ["7 []"] * 5
+        own, again, cluster, same, new = (address for address, _ in lines)
+        assert own == again and cluster == same and new not in (own, cluster)
+        assert cluster.endswith(f":{port}") and not own.endswith(f":{port}")
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(timeout=60)
 
 
 SWEEP = """\

@@ -38,6 +38,9 @@ QUIET = {
 }
 
 
+_TOKEN = secrets.token_hex(32)
+"""Of every Ray of our own that this process starts: Ray remembers the first one that it shows."""
+
 _joined: dict[str, Any] = {}
 """The Ray that `connect` started or joined in this process: its addresses, and whether it is ours."""
 
@@ -127,7 +130,7 @@ def _start(options: dict[str, Any]) -> None:
     changed = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
     ray_constants.ENABLE_RAY_CLUSTER = False
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not token_file().exists():
-        changed["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+        changed["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _TOKEN
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
