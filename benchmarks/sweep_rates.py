@@ -22,11 +22,12 @@ from typing import Any
 
 from stemtune.config import METRICS
 from stemtune.tracking import Tracker, address
-from stemtune.tune.run.callback import Watch
-from stemtune.tune.run.sweep import _finish, new_sheet, sweeps_folder
-from stemtune.tune.run.trial_state import TrialState, better, packed
-from stemtune.tune.run.tuner import made_tuner
-from stemtune.tune.space.paths import absolute
+from stemtune.tune.formatting import better
+from stemtune.tune.run.callback import SweepCallback
+from stemtune.tune.run.manifest import absolute, new_manifest
+from stemtune.tune.run.sweep import _finish, sweeps_folder
+from stemtune.tune.run.trial_state import TrialState, driver_state, packed
+from stemtune.tune.run.tuner import new_tuner
 from stemtune.tune.space.space import SearchSpace, space_from_text
 
 Figures = dict[str, object]
@@ -63,8 +64,8 @@ search:
 """
 
 
-class Metered(Watch):
-    """A `Watch` that notes when each trial began and ended, and how large the driver was then."""
+class Metered(SweepCallback):
+    """A `SweepCallback` that notes when each trial began and ended, and how large the driver was then."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -239,10 +240,10 @@ def _ran(space: SearchSpace, name: str, at_once: int, **settings: Any) -> tuple[
     """Run a sweep up to its last trial and return what watched it, its folder and its sheet."""
     folder = sweeps_folder() / name
     folder.mkdir(parents=True)
-    sheet = new_sheet(space, name)
+    sheet = new_manifest(space, name)
     watch = Metered(space, folder, name, sheet["sweep_id"], True, "")
-    made_tuner(space, folder, watch, at_once, **settings).fit()
-    seen = Watch.current
+    new_tuner(space, folder, watch, at_once, **settings).fit()
+    seen = driver_state(sheet["sweep_id"]).callback
     assert isinstance(seen, Metered)
     return seen, folder, sheet
 

@@ -61,8 +61,7 @@ def run(options: argparse.Namespace) -> None:
 def _chosen(options: argparse.Namespace) -> tuple[str, Callable[[], Figures]]:
     """Return in words what is measured, and what measures it; the space is read before anything starts."""
     if options.search:
-        from stemtune.sweep import find_space
-        from stemtune.tune.space.space import load_space
+        from stemtune.tune.space.space import find_space, load_space
 
         space = load_space(find_space(options.search)).with_settings(parse_assignments(options.set))
         about = f"epochs to target in {options.search}: TPE and ASHA beside random search without stopping"

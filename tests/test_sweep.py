@@ -271,18 +271,18 @@ def test_control_c_leaves_a_sweep_that_goes_on(here: Path) -> None:
 
 def test_a_sweep_has_one_driver(here: Path) -> None:
     """A second one, by --resume in another terminal, would take the first one's trials for lost."""
-    from stemtune.tune.run.sweep import _alone, _write_sheet, new_sheet
+    from stemtune.tune.run.manifest import new_manifest, single_driver, write_manifest
     from stemtune.tune.space.space import load_space
 
     folder = here / "sweeps" / "busy"
     folder.mkdir(parents=True)
-    _write_sheet(folder, new_sheet(load_space("tiny.yaml"), "busy"))
-    with _alone(folder):
+    write_manifest(folder, new_manifest(load_space("tiny.yaml"), "busy"))
+    with single_driver(folder):
         second = script("--resume", "busy", "--local")
     assert second.returncode == 2
     assert f"the sweep 'busy' is running (process {os.getpid()} on " in second.stderr
     assert len(second.stderr.splitlines()) == 1
-    with _alone(folder):
+    with single_driver(folder):
         pass  # the first one is gone
 
 

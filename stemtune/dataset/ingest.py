@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from stemtune._progress import Progress
 from stemtune.dataset.fingerprint import Fingerprint
 from stemtune.dataset.schema import replaceable_store
 from stemtune.dataset.store import StoreWriter
@@ -132,7 +132,7 @@ def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) 
     with (
         ThreadPoolExecutor(1) as hashing,
         closing(ahead(blocks(source, window))) as coming,
-        tqdm(total=writer.n, unit="pattern", desc="ingest", disable=None) as progress,
+        Progress(writer.n, "ingest", "pattern") as progress,
     ):
         hashed = hashing.submit(fingerprint.advance, 0.0)
         for row, column, block in coming:

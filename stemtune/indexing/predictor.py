@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stemtune._parallel import Spread
+from stemtune._progress import Progress
 from stemtune._threads import map_chunks
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
@@ -166,7 +166,7 @@ class Predictor(Indexer):
         """Return the predictions for the patterns `rows` of the store; all of them when left out."""
         wanted = np.arange(self.store.n) if rows is None else rows
         parts: list[tuple[Tensor, ...]] = []
-        with tqdm(total=len(wanted), unit="pattern", desc="predict", disable=None if progress else True) as bar:
+        with Progress(len(wanted), "predict", "pattern", shown=progress) as bar:
             for patterns in read_ahead(self.store, wanted, self.batch, self.device):
                 parts.append(tuple(column.cpu() for column in self.on_device(patterns)))
                 bar.update(len(patterns))
@@ -179,7 +179,7 @@ class Predictor(Indexer):
         """
         plan = [np.arange(start, min(start + self.batch, self.store.n)) for start in range(0, self.store.n, self.batch)]
         given = (str(folder), str(self.store.path), self.batch, self.alternatives, self._refiner is not None)
-        bar = tqdm(total=self.store.n, unit="pattern", desc="predict", disable=None if progress else True)
+        bar = Progress(self.store.n, "predict", "pattern", shown=progress)
         parts: list[Predictions] = []
         with bar, closing(spread(_prepare, given, _run, plan)) as found:
             for part in found:
@@ -189,7 +189,7 @@ class Predictor(Indexer):
 
     def resampled(self, rows: npt.NDArray[np.intp], doing: str) -> Iterator[Tensor]:
         """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
-        with tqdm(total=len(rows), unit="pattern", desc=doing, disable=None) as bar:
+        with Progress(len(rows), doing, "pattern") as bar:
             for patterns in read_ahead(self.store, rows, self.batch, self.device):
                 yield self._resampled(patterns.to(self.device, non_blocking=True))
                 bar.update(len(patterns))

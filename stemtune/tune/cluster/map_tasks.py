@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -37,9 +36,7 @@ def over_ray(address: str | None = None, device: str = "cpu") -> Spread:
     UserError
         When Ray does not answer, or has no GPU where one is asked for.
     """
-    if address:
-        os.environ["RAY_ADDRESS"] = address
-    resources = connect()
+    resources = connect(address=address)
     if device == "auto":
         device = "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
     kind = "GPU" if device == "cuda" else "CPU"
@@ -83,13 +80,13 @@ def _result(task: Any) -> Any:
         ) from None
 
 
-_own: dict[str, Any] = {}
+_prepared: dict[str, Any] = {}
 """What this worker process prepared last, under the key of the job that it is for."""
 
 
 def _block(key: str, prepared: tuple[Callable[[Any], Any], Any], work: Callable[[Any, Any], Any], item: Any) -> Any:
-    if key not in _own:
+    if key not in _prepared:
         prepare, given = prepared
-        _own.clear()
-        _own[key] = prepare(given)
-    return work(_own[key], item)
+        _prepared.clear()
+        _prepared[key] = prepare(given)
+    return work(_prepared[key], item)

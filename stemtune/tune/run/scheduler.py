@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.tune import Stopper
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from stemtune.tune.run.trial_state import history
+from stemtune.tune.run.trial_state import driver_state, history
 
 UNTRAINED = ("matched",)
 """Models that learn nothing: their one report says how good they are, not how good they will become."""
@@ -62,22 +62,20 @@ class TimeBudget(Stopper):  # type: ignore[misc]
     Trials end with the epoch that they are in, and the searcher proposes no others.
     """
 
-    over: ClassVar[bool] = False
-
-    def __init__(self, hours: float) -> None:
-        self._left_s = hours * 3600.0
+    def __init__(self, hours: float, sweep_id: str = "") -> None:
+        self._left_s, self._sweep = hours * 3600.0, sweep_id
         self._last: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a trial that has just reported is to end."""
-        return TimeBudget.over
+        return driver_state(self._sweep).time_over
 
     def stop_all(self) -> bool:
         """Look at the time; Tune asks before each step. To end all at once would leave records open."""
         now = time.monotonic()
         self._left_s -= now - self._last if self._last is not None else 0.0
         self._last = now
-        TimeBudget.over = self._left_s <= 0
+        driver_state(self._sweep).time_over = self._left_s <= 0
         return False
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
@@ -21,24 +21,21 @@ from ray.tune.search.optuna import OptunaSearch
 
 from stemtune._files import whole_file
 from stemtune.config import Scalar
-from stemtune.tune.run.scheduler import UNTRAINED, TimeBudget
+from stemtune.tune.run.scheduler import UNTRAINED
 from stemtune.tune.run.study import (
     AGAIN,
     SETTINGS,
     SPACE,
-    STUDY,
     SWEEP,
-    asked,
     digest,
     find_study,
     join,
     open_storage,
+    search_digest,
 )
 from stemtune.tune.run.trial import EARLIER
-from stemtune.tune.run.trial_state import unpacked
+from stemtune.tune.run.trial_state import driver_state, unpacked
 from stemtune.tune.space.space import SearchSpace
-
-__all__ = ["STUDY", "Limiter", "StudySearch", "mend_study"]
 
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
@@ -51,12 +48,9 @@ FINISHED: str = Searcher.FINISHED
 class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
     """Proposes a trial only where the cluster that the sweep runs on has room for it: a resume may find another one."""
 
-    now: ClassVar[int] = 0
-
     def suggest(self, trial_id: str) -> Any:
         """Return the settings of the next trial, or None while there is no room."""
-        if Limiter.now:
-            self.max_concurrent: int = Limiter.now
+        self.max_concurrent: int = driver_state(self.searcher.sweep_id).at_once or self.max_concurrent
         return super().suggest(trial_id)
 
 
@@ -112,7 +106,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         place = find_study(study, folder, space)
         storage = open_storage(place)
         joined = join(place, storage, space)
-        self._sweep = sweep_id
+        self.sweep_id = sweep_id
         self._best: dict[str, float] = {}
         self._others: dict[str, list[float]] = {}
         self._baselines = [] if joined and study else space.baselines()  # who began the study runs them
@@ -131,11 +125,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         if joined:
             self._give_up_lost()
         else:
-            self._ot_study.set_user_attr(SPACE, asked(space))
+            self._ot_study.set_user_attr(SPACE, search_digest(space))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the settings of the next trial, or that there is none when the sweep's time is over."""
-        if TimeBudget.over:
+        if driver_state(self.sweep_id).time_over:
             return FINISHED
         self._numbers.setdefault(trial_id, len(self._numbers))
         if self._baselines and trial_id not in self._ot_trials:
@@ -154,7 +148,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
         for attempt in range(_REPEATS):
             trial = self._ot_study.ask()
-            trial.set_user_attr(SWEEP, self._sweep)
+            trial.set_user_attr(SWEEP, self.sweep_id)
             flat = self.space.suggest(trial)
             settings = _fingerprint(self.space.settings(flat))
             if settings in self._again:
@@ -221,7 +215,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         is true. That they were planned again is written down: another crash must not plan them a third time.
         """
         known = {trial.number for trial in self._ot_trials.values()}
-        mark = f"{AGAIN}.{self._sweep}"
+        mark = f"{AGAIN}.{self.sweep_id}"
         again = set(self._ot_study.user_attrs.get(mark, []))
         trials = self._ot_study.get_trials(deepcopy=False)
         going_on = {trial.user_attrs.get(SETTINGS) for trial in trials if trial.number in known}
@@ -247,11 +241,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def _ours(self, trial: FrozenTrial) -> bool:
         if SWEEP in trial.user_attrs:
-            return bool(trial.user_attrs[SWEEP] == self._sweep)
+            return bool(trial.user_attrs[SWEEP] == self.sweep_id)
         return trial.datetime_start is None or datetime.now() - trial.datetime_start > _YOUNG
 
 
-def mend_study(file: Path) -> None:
+def repair_journal(file: Path) -> None:
     """Take lines out of a study's journal that a crash or a full disk cut short: Optuna would read no further."""
     if not file.exists():
         return
@@ -259,10 +253,10 @@ def mend_study(file: Path) -> None:
     lock.acquire()  # who writes holds it, so that no line is under way
     try:
         lines = file.read_bytes().splitlines(keepends=True)
-        sound = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
-        if len(sound) < len(lines):
+        intact = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
+        if len(intact) < len(lines):
             with whole_file(file) as part:
-                part.write_bytes(b"".join(sound))
+                part.write_bytes(b"".join(intact))
     finally:
         lock.release()
 

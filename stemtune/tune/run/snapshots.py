@@ -3,7 +3,7 @@
 Ray writes its state into a folder of its own on this machine and then copies it, file by file and over the one before,
 to the sweep's folder. A crash in the middle leaves a file cut short or two of different moments, and Ray then begins
 the sweep anew without a word. It also takes the file with the latest time in its name for the newest, which after a
-clock was set back is an old one. So we keep copies of our own, each whole, and hand Ray the one to go on from.
+clock was set back is an old one. So we keep copies of our own, each whole, and give Ray the one to go on from.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Snapshots:
         self._seen: dict[str, tuple[int, int]] | None = None
         self._next_look = 0.0
 
-    def look(self, staging: Path, now: bool = False) -> None:
+    def copy_if_new(self, staging: Path, now: bool = False) -> None:
         """Copy the state in Tune's `staging` folder if it is a new one; call it where Tune is not writing."""
         began = time.monotonic()
         if began < self._next_look and not now:
@@ -72,8 +72,8 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.glob("*") if re.fullmatch(r"\d{8}", entry.name))
 
 
-def hand_over(folder: Path) -> bool:
-    """Put the newest sound snapshot of the sweep in `folder` where Tune finds it; return whether there is one."""
+def restore_snapshot(folder: Path) -> bool:
+    """Put the newest intact snapshot of the sweep in `folder` where Tune finds it; return whether there is one."""
     snapshots = folder / FOLDER
     for number in reversed(_numbers(snapshots)):
         snapshot = snapshots / f"{number:08d}"

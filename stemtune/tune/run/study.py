@@ -119,7 +119,7 @@ def join(study: Study, storage: BaseStorage, space: SearchSpace) -> bool:
     except KeyError:
         return False
     theirs = storage.get_study_user_attrs(number).get(SPACE)
-    if theirs is not None and theirs != asked(space):
+    if theirs is not None and theirs != search_digest(space):
         raise UserError(
             f"the study '{study.name}' at {study.shown} searches another space or by another metric; sweeps that share"
             " a study need the same metric, mode and search"
@@ -127,7 +127,7 @@ def join(study: Study, storage: BaseStorage, space: SearchSpace) -> bool:
     return True
 
 
-def asked(space: SearchSpace) -> str:
+def search_digest(space: SearchSpace) -> str:
     """Return a digest of what two sweeps must have in common to share a study."""
     return digest([*map(list, space.objectives), {key: repr(form) for key, form in space.search.items()}])
 

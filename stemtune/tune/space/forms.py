@@ -8,6 +8,7 @@ the whole space (`stemtune.tune.space.space`).
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +27,28 @@ class Draw(Protocol):
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+
+
+class Dice:
+    """A plain random generator with the face of an Optuna trial."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_categorical(self, name: str, choices: list[Scalar]) -> Scalar:
+        return self._random.choice(choices)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if step:
+            return low + step * self._random.randint(0, round((high - low) / step))
+        return low * (high / low) ** self._random.random() if log else self._random.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            return min(high, int(low * ((high + 1) / low) ** self._random.random()))
+        return low + step * self._random.randint(0, (high - low) // step)
 
 
 @dataclass(frozen=True)

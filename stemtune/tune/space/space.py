@@ -6,17 +6,27 @@ that can be seen without training is caught when the file is loaded, as one line
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stemtune.config import METRICS, Config, Scalar, knob
+from stemtune.config import METRICS, Config, Scalar
 from stemtune.errors import UserError, did_you_mean
 from stemtune.tune.space.budget import Budget, Resources, read_budget, read_resources
-from stemtune.tune.space.forms import Branch, Choice, Constant, Draw, Form, Range, checked, combinations, read_form
+from stemtune.tune.space.forms import (
+    Branch,
+    Choice,
+    Constant,
+    Dice,
+    Draw,
+    Form,
+    Range,
+    checked,
+    combinations,
+    read_form,
+)
 from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
 
 BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first")
@@ -157,6 +167,10 @@ class SearchSpace:
         _check_whole(changed)
         return changed
 
+    def with_trials(self, trials: int) -> SearchSpace:
+        """Return the space with another number of trials, as `--trials` does."""
+        return replace(self, budget=replace(self.budget, trials=trials))
+
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
         whole = dict(flat)
@@ -205,6 +219,24 @@ def _values(key: str, space: SearchSpace) -> list[float]:
             found += list(form.values) if isinstance(form, Choice) else [form.value]
     found += [point[key] for point in space.first if key in point]
     return found
+
+
+def find_space(given: str | Path) -> Path:
+    """Return the file of a search space: in the working folder, else in the checkout that the package lies in.
+
+    Raises
+    ------
+    UserError
+        When neither holds it; the message names both places.
+    """
+    name, root = Path(given).expanduser(), Path(__file__).resolve().parents[3]
+    places = [Path.cwd() / name, root / name]
+    if name.parent == Path():
+        places += [Path.cwd() / "search_spaces" / name, root / "search_spaces" / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"there is no search space '{name}' in {Path.cwd()}, nor in the checkout {root}")
 
 
 def load_space(path: str | Path) -> SearchSpace:
@@ -269,17 +301,14 @@ def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
     modes = modes if isinstance(modes, list) else [modes]
     for metric in metrics:
         if metric not in METRICS:
-            raise UserError(f"no trial reports the metric '{metric}'{did_you_mean(str(metric), METRICS) or _known()}")
+            hint = did_you_mean(str(metric), METRICS) or f"; it reports {', '.join(METRICS)}"
+            raise UserError(f"no trial reports the metric '{metric}'{hint}")
     for mode in modes:
         if mode not in ("min", "max"):
             raise UserError(f"`mode` is {mode!r}, but must be min or max")
     if len(modes) != len(metrics) or len(set(metrics)) != len(metrics) or not metrics:
         raise UserError(f"{len(metrics)} metrics have {len(modes)} modes; name each metric once, with a mode for each")
     return list(zip(metrics, modes, strict=True))
-
-
-def _known() -> str:
-    return f"; it reports {', '.join(METRICS)}"
 
 
 def _block(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any]:
@@ -359,32 +388,7 @@ def _reached(point: Mapping[str, Scalar], branch: Iterable[tuple[str, str]]) -> 
     return all(str(point.get(parent)) == label for parent, label in branch)
 
 
-class _Dice:
-    """A plain random generator with the face of an Optuna trial."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def suggest_categorical(self, name: str, choices: list[Scalar]) -> Scalar:
-        return self._random.choice(choices)
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        if step:
-            return low + step * self._random.randint(0, round((high - low) / step))
-        return low * (high / low) ** self._random.random() if log else self._random.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        if log:
-            return min(high, int(low * ((high + 1) / low) ** self._random.random()))
-        return low + step * self._random.randint(0, (high - low) // step)
-
-
 def samples(space: SearchSpace, count: int, seed: int = 0) -> list[dict[str, Scalar]]:
     """Draw `count` settings at random, without Optuna."""
-    dice = _Dice(seed)
+    dice = Dice(seed)
     return [space.suggest(dice) for _ in range(count)]
-
-
-__all__ = ["SearchSpace", "knob", "load_space", "samples", "space_from_text"]

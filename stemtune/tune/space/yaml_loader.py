@@ -53,7 +53,7 @@ def _mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(f"line {line}: a key must be a single word")
         if key.value in seen:
-            raise UserError(f"line {line}: '{key.value}' stands there twice, first in line {seen[key.value]}")
+            raise UserError(f"line {line}: duplicate key '{key.value}', first in line {seen[key.value]}")
         seen[key.value] = line
     return loader.construct_mapping(node, deep=True)
 
