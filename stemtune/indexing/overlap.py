@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.indexing.spot_check import SpotCheck
@@ -126,7 +126,7 @@ class OverlapFinder:
                 return self._judged(counts[rows], first[part], second[rows], alone[rows])
 
             parts = [slice(start, start + _BATCH) for start in range(0, len(some), _BATCH)]
-            done = map_chunks(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
+            done = map_over_threads(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
             for values, judged in zip(found, zip(*done, strict=True), strict=True):
                 values[some] = torch.cat(judged)
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stemtune._parallel import Spread
+from stemtune._parallel import Spread, map_over_threads, prefetch
 from stemtune._progress import Progress
-from stemtune._threads import map_chunks
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
@@ -27,7 +25,6 @@ from stemtune.learning.inference import answer
 from stemtune.learning.model import Answers, OrientationModel
 
 _CHUNK = 64  # patterns that are checked at once on a CPU
-_AHEAD = 2  # batches that wait, read, while the model works
 
 
 class Predictions(NamedTuple):
@@ -108,7 +105,7 @@ class Indexer:
         """Return the scores of orientations (B, 4), on a CPU with a thread to each chunk of patterns."""
         if counts.device.type != "cpu":
             return self._check(counts, orientation)
-        parts = map_chunks(
+        parts = map_over_threads(
             lambda rows: self._check(*rows),
             list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True)),  # type: ignore[no-untyped-call]
         )
@@ -232,11 +229,4 @@ def read_ahead(
         patterns = torch.from_numpy(store.take(rows[start : start + batch]))
         return patterns.pin_memory() if device is not None and device.type == "cuda" else patterns
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        waiting: list[Future[Tensor]] = []
-        for start in range(0, len(rows), batch):
-            waiting.append(reader.submit(read, start))
-            if len(waiting) > _AHEAD:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+    yield from prefetch(map(read, range(0, len(rows), batch)))
