@@ -60,7 +60,7 @@ def predict(
     model_folder
         The model; or several, one for each phase: see `indexing.phase_choice`.
     out
-        The map folder; a map that stands there is replaced, a folder with anything else in it is refused.
+        The map folder; an existing map is replaced, a folder with anything else in it is refused.
     batch
         Patterns at a time.
     alternatives

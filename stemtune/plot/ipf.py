@@ -104,7 +104,7 @@ def map_colours(orientation_map: OrientationMap, axis: str) -> npt.NDArray[np.fl
 def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike[str]) -> None:
     """Draw the IPF map along lab axis "x", "y" or "z" with its colour key and a scale bar to the PNG `path`.
 
-    Pixels that are not indexed are grey. With several phases, the key of each stands below the other.
+    Pixels that are not indexed are grey. With several phases, the keys are below one another.
     """
     rows, columns = orientation_map.shape
     present = present_phases(orientation_map)

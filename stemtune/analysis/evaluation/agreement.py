@@ -1,4 +1,4 @@
-"""What can be said of a map where nobody knows the truth: coherence, fit to the patterns, agreement with another map.
+"""How good a map is where the truth is not known: coherence, fit to the patterns, agreement with another map.
 
 None of these is an accuracy. Two maps of one method share its mistakes, a map can be coherent and wrong all over a
 grain, and a pseudo-symmetric variant explains nearly as much of a pattern. Together they tell a map that follows the
