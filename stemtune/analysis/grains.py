@@ -283,6 +283,3 @@ def kernel_average(near: Neighbourhood, radius: int, limit_deg: float) -> npt.ND
             number[end] += counts
     with np.errstate(invalid="ignore"):
         return np.where(number > 0, total / number, np.nan).astype(np.float32)
-
-
-__all__ = ["NO_GRAIN", "GrainTable", "Grains", "find_grains", "kernel_average", "mean_orientations", "segment"]

@@ -179,15 +179,3 @@ def _draw_angle(
         limits=(0.0, highest_deg(values)),
         beyond=True,
     )
-
-
-__all__ = [
-    "class_colours",
-    "draw_boundaries",
-    "draw_grains",
-    "draw_grod",
-    "draw_kam",
-    "edge_lines",
-    "grain_colours",
-    "highest_deg",
-]

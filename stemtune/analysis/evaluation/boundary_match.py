@@ -101,6 +101,3 @@ def as_phases_of(orientation_map: OrientationMap, truth: OrientationMap) -> Orie
         layers={},
         ncc=None,
     )
-
-
-__all__ = ["THRESHOLDS_DEG", "TOLERANCE_PX", "as_phases_of", "boundary_match", "match", "near"]

@@ -56,6 +56,3 @@ def running_mean(score: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> np
     shared = (np.bincount(group, ranked) / size)[group]
     mean: npt.NDArray[np.float64] = np.cumsum(shared) / np.arange(1, len(values) + 1)
     return mean
-
-
-__all__ = ["SHARES", "risk_coverage", "running_mean"]

@@ -77,6 +77,3 @@ def _packed(values: npt.NDArray[Any], kind: str, missing: int, step: float = 1) 
         "missing": missing,
         "data": base64.b64encode(data).decode("ascii"),
     }
-
-
-__all__ = ["ANGLE_STEP_DEG", "pixel_data"]

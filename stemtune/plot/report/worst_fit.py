@@ -101,6 +101,3 @@ def _patterns(
     if any(int(place) not in row_of for place in pixel):
         raise UserError(f"'{store.path}' is another scan than that of the map")
     return np.asarray(store.take(np.array([row_of[int(place)] for place in pixel])))
-
-
-__all__ = ["COUNT", "WorstFit", "worst_fit", "worst_pixels"]
