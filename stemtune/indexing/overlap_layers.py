@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.indexing.overlap import OverlapFinder, Overlapped
 from stemtune.indexing.phase_choice import PhaseChoice

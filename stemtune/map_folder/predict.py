@@ -112,6 +112,7 @@ def predict(
         "model_runs": list(runs),  # an alias may name another run tomorrow
     }
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
+        truth = map_of_labels(store) if store.labelled.any() else None  # before the work, so that bad labels cost none
         predicted = predict_map(
             store,
             models,
@@ -141,8 +142,8 @@ def predict(
             **predicted.geometry_fit.figures,
             **{name: orientation_map.attrs[name] for name in _SUMMARY_FACTS},
         }
-        if store.labelled.any():
-            summary |= compare(orientation_map, map_of_labels(store))
+        if truth is not None:
+            summary |= compare(orientation_map, truth)
         write_report(analysis, part, summary, store)
         summary["seconds"] = time.perf_counter() - begun
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

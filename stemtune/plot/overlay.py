@@ -15,7 +15,7 @@ import torch
 from stemtune._files import existing, whole_file
 from stemtune.config import SimulateConfig
 from stemtune.crystal.phase import Phase
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.io import map_file, read_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.ingest import corrected_at

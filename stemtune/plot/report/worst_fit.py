@@ -11,7 +11,7 @@ import torch
 
 from stemtune._files import existing
 from stemtune.config import SimulateConfig, Span
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.ingest import corrected_at
 from stemtune.dataset.store import Store
