@@ -37,7 +37,7 @@ BASELINE = "matched"
 """The model without training that is judged where nothing is named, beside every model that ships."""
 
 ALTERNATIVES = 10
-"""Answers per pattern; the JSON says how often the truth is among the first of them."""
+"""Candidates per pattern; the JSON says how often the truth is among the first of them."""
 
 OURS, THEIRS = "stemtune", "py4DSTEM"
 """Whose Bloch waves a set is made of."""
@@ -250,7 +250,7 @@ def _score_peer(name: str, python: str, version: str, sets: Sequence[Set], full:
 
 
 def score(answers: Tensor, truth: Tensor, phase: Phase, confidence: Tensor | None = None) -> dict[str, Any]:
-    """Return how far `answers` (n, k, 4), best first, are from `truth` (n, 4); no answer (NaN) is 180 degrees off.
+    """Return how far `candidates` (n, k, 4), best first, are from `truth` (n, 4); no answer (NaN) is 180 degrees off.
 
     Returns
     -------

@@ -105,7 +105,7 @@ def matching_rate(config: Config | None = None, rounds: int = 3, batches: int = 
     with torch.inference_mode():
         for turn in range(rounds + 1):  # the first turn warms up
             began = time.perf_counter()
-            answers = [model.answers(model(batch.patterns.to(device)), 1).orientation[:, 0].cpu() for batch in held]
+            answers = [model.candidates(model(batch.patterns.to(device)), 1).orientation[:, 0].cpu() for batch in held]
             if turn:
                 rates.append(count / (time.perf_counter() - began))
     truth = torch.cat([batch.orientation for batch in held])

@@ -15,7 +15,7 @@ from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.store import Store
 from stemtune.indexing.predictor import Predictor
 from stemtune.indexing.refine import Refiner
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.model import Candidates, OrientationModel
 
 
 def predict_rate(
@@ -46,7 +46,7 @@ def predict_rate(
     rounds
         Turns; the median of each counts.
     alternatives
-        Answers per pattern, for both.
+        Candidates per pattern, for both.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def refine_rate(
     parts = [
         (
             ready[start : start + batch],
-            Answers(*predictor.forward_only(ready[start : start + batch], predictor.alternatives)),
+            Candidates(*predictor.forward_only(ready[start : start + batch], predictor.alternatives)),
         )
         for start in range(0, len(rows), batch)
     ]

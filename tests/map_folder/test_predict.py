@@ -32,7 +32,7 @@ from stemtune.diffraction.resampling import Resampling
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import from_rotation_vector
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.map_folder import files
 from stemtune.map_folder import predict as predict_module
 from stemtune.map_folder.predict import predict
@@ -58,9 +58,9 @@ class Remembers(OrientationModel):
         looked = torch.nn.functional.normalize(patterns.float().flatten(1).clamp_min(0).sqrt())
         return looked @ self.seen.T
 
-    def answers(self, output: torch.Tensor, n: int = 1) -> Answers:
+    def candidates(self, output: torch.Tensor, n: int = 1) -> Candidates:
         best = output.topk(n, dim=1)
-        return Answers(self.known[best.indices], best.values.clamp(0, 1))
+        return Candidates(self.known[best.indices], best.values.clamp(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_rate_compares_the_whole_with_the_bare_model(scan: Path, model: Orientat
 
 
 def test_refined_map(scan: Path, model: OrientationModel, folder: Path, tmp_path: Path) -> None:
-    """Answers 0.6 degrees off come out better, the map says how well they fit, and maps without that still read."""
+    """Candidates 0.6 degrees off come out better, the map says how well they fit, and maps without that still read."""
     kept = model.known.clone()
     turn = torch.randn(len(kept), 3, generator=torch.Generator().manual_seed(8))
     model.known.copy_(multiply(kept, from_rotation_vector(turn / turn.norm(dim=1, keepdim=True) * 0.0105)))
