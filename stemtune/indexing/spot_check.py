@@ -109,8 +109,8 @@ class SpotCheck:
         if not len(listed.g):
             raise UserError(
                 f"no reflection of {phase.name} lies between the direct beam, at row {row:g}, column {column:g}, and"
-                f" the nearest edge of a pattern of {geometry.size} px at {geometry.scale_inv_angstrom:g} 1/Å per pixel;"
-                " check --centre and --scale"
+                f" the nearest edge of a pattern of {geometry.size} px at {geometry.scale_inv_angstrom:g} 1/Å per"
+                " pixel; check --centre and --scale"
             )
         self._g = listed.g.to(self.device, torch.float32)
         self._amplitude = listed.structure_factor.abs().to(self.device, torch.float32)

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from orix import io as orix_io
 from sample_maps import MICROSCOPE
 
-from benchmarks.map_rates import predict_rate
+from benchmarks.prediction import prediction_throughput
 from stemtune.analysis.evaluation.evaluate import compare, evaluate
 from stemtune.analysis.evaluation.evaluate import describe as in_words
 from stemtune.cli.inspect import describe
@@ -253,7 +253,7 @@ def test_a_scan_file_goes_the_whole_way(shared_data: Path, model: OrientationMod
 
 def test_rate_compares_the_whole_with_the_bare_model(scan: Path, model: OrientationModel) -> None:
     with Store.open(scan) as store:
-        rates = predict_rate(store, model, batch=40, rounds=2)
+        rates = prediction_throughput(store, model, batch=40, rounds=2)
     assert rates["patterns"] == 120
     assert 0 < rates["ratio"] < 3
     assert rates["patterns_per_second"] > 0
