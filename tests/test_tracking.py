@@ -14,9 +14,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import feed
+from counting import counted_calls
 from mlflow_server import Server
 
-from benchmarks.sweep_rates import counted_calls
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
