@@ -39,7 +39,7 @@ def in_words(attrs: Mapping[str, Any]) -> str:
     if descan := done.get("descan"):
         kind = "plane" if descan["order"] == 1 else "quadratic"
         parts.append(
-            f"beam wanders by {descan['wander_px']:.1f} px, centred by a {kind} (± {descan['left_px']:.2f} px)"
+            f"beam wanders by {descan['drift_px']:.1f} px, centred by a {kind} (± {descan['residual_px']:.2f} px)"
         )
     bad = done.get("bad_pixels") or {}
     if bad.get("hot") or bad.get("dead"):
