@@ -14,10 +14,12 @@ it; the orientations are, when the map is made: g_map = g * Rz(rotation).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,3 +183,44 @@ def flipped(patterns: npt.NDArray[Any], flip: str) -> npt.NDArray[Any]:
         return patterns
     turned = {"x": patterns[:, :, ::-1], "y": patterns[:, ::-1], "transpose": patterns.swapaxes(1, 2)}[flip]
     return np.ascontiguousarray(turned)
+
+
+def corrections_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was done to the patterns of a store, `Plan.facts`, from its attributes."""
+    try:
+        facts = json.loads(attrs.get("corrections") or "{}")
+    except (TypeError, ValueError):
+        return {}
+    if isinstance(facts, dict) and isinstance(descan := facts.get("descan"), dict):
+        for name, old in (("drift_px", "wander_px"), ("residual_px", "left_px")):  # old: up to version 0.1
+            descan.setdefault(name, descan.get(old))
+    return facts if isinstance(facts, dict) else {}
+
+
+def describe_corrections(attrs: Mapping[str, Any]) -> str:
+    """Return what was done to the patterns of a store, from its attributes, for people; "" where nothing was."""
+    facts, parts = corrections_of(attrs), []
+    if found := facts.get("calibrated"):
+        parts.append(
+            f"scale {found['scale_inv_angstrom']:.5g} 1/Å per pixel of the file (± {found['scale_error']:.2%}) from"
+            f" {found['spots']:,} spots on the rings of {Path(found['cif']).stem}"
+        )
+    if ellipse := facts.get("ellipse"):
+        parts.append(f"ellipse of {ellipse['ellipticity']:.2%} along {ellipse['azimuth_deg']:.0f}° taken out")
+    if descan := facts.get("descan"):
+        kind = "plane" if descan["order"] == 1 else "quadratic"
+        drift, residual = descan["drift_px"], descan["residual_px"]
+        parts.append(f"beam drifts by {drift:.1f} px, centred by a {kind} (± {residual:.2f} px)")
+    bad = facts.get("bad_pixels") or {}
+    if bad.get("hot") or bad.get("dead"):
+        parts.append(f"{bad['hot']} hot and {bad['dead']} dead pixels corrected")
+    if stop := facts.get("beam_stop"):
+        behind = ", the beam behind it" if stop["hides_beam"] else ""
+        parts.append(f"beam stop over {stop['pixels']:,} pixels{behind}")
+    if facts.get("background"):
+        parts.append("radial background subtracted")
+    if facts.get("flip", "none") != "none":
+        parts.append(f"flipped ({facts['flip']})")
+    if attrs.get("scan_rotation_deg"):
+        parts.append(f"scan turned by {attrs['scan_rotation_deg']:g}° against the patterns")
+    return "; ".join(parts)

@@ -70,6 +70,10 @@ class Scan:
         """Height and width of a pattern in pixels."""
         return int(self.data.shape[2]), int(self.data.shape[3])
 
+    def __str__(self) -> str:
+        size = "{} x {}".format(*self.pattern_shape)
+        return f"a scan of {math.prod(self.shape):,} patterns of {size} pixels, {self.data.dtype}"
+
     def scale_inv_angstrom(self, kv: float | None) -> float | None:
         """Return 1/Å per pixel, or None when the file's unit is no reciprocal length and no angle.
 
@@ -90,7 +94,7 @@ class Scan:
 
     def describe(self) -> tuple[str, dict[str, str]]:
         """Return a title, and what the file says by topic, for people."""
-        scale, (rows, columns), (height, width) = self.scale_inv_angstrom(self.kv), self.shape, self.pattern_shape
+        scale = self.scale_inv_angstrom(self.kv)
         said = f"{self.scale[0]:g} {self.scale_units}".strip()
         volts = f"{self.kv:g} kV (wavelength {wavelength_angstrom(self.kv):.5f} Å)" if self.kv else "give --kv"
         centre = "row {:g}, column {:g} by the file's axes".format(*self.centre_px) if self.centre_px else ""
@@ -102,7 +106,7 @@ class Scan:
             "direct beam": centre or "fitted when the scan is ingested",
             "next": " ".join(["stemtune ingest", self.path.name, "--out", f"{self.path.stem}.h5", *missing]),
         }
-        return f"a scan of {rows * columns:,} patterns of {height} x {width} pixels, {self.data.dtype}", facts
+        return str(self), facts
 
 
 def describe_positions(shape: tuple[int, int], step_nm: tuple[float, float] | None) -> str:
