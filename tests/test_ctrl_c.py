@@ -1,6 +1,6 @@
 """Ctrl-C, the real signal to the real process: one line, exit code 130, no file and no process left.
 
-A simulation leaves its unfinished file, and the same command goes on with it.
+A simulation leaves its unfinished file, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_ctrl_c_in_a_simulation_and_the_same_command_again(case: str, here: Path
     kept, whole = (int(number.replace(",", "")) for number in found.groups())
     assert 0 < kept < whole and not (here / "new.h5").exists()
     assert begun(command, here).wait(timeout=300) == 0, (here / "error").read_text()
-    assert f"going on with 'new.h5.part': {kept:,} of {whole:,}" in (here / "error").read_text()
+    assert f"resuming 'new.h5.part': {kept:,} of {whole:,}" in (here / "error").read_text()
     assert not part.exists()
     content = (here / "new.h5").read_bytes()
     assert begun(command, here).wait(timeout=300) == 0
