@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -253,12 +254,17 @@ def test_a_killed_sweep_goes_on_where_it_was(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_control_c_leaves_a_sweep_that_goes_on(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg)]
+)
+def test_control_c_and_sigterm_leave_a_sweep_that_goes_on(
+    number: signal.Signals, send: Callable[[int, int], None], here: Path
+) -> None:
     process = started(here, "stopped")
     log = here / "stopped.log"
     wait_for("trial 0 matched finished", log, process)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=90) == 130
+    send(process.pid, number)
+    assert process.wait(timeout=90) == 128 + number, log.read_text()
     assert log.read_text().count("stemtune sweep --resume stopped goes on with it") == 1
     assert "Traceback" not in log.read_text()
     assert read_sweep("stopped").status == "interrupted"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stemtune.cli.parsing import Parser, command, over_ray, positive, ray_option
+from stemtune.cli.parsing import Parser, command, finite, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
 from stemtune.crystal_map.frames import AUTO, frames_in_words
 from stemtune.errors import UserError
@@ -62,7 +62,7 @@ def label(commands: Commands) -> None:
     )
     parser.add_argument(
         "--min-confidence",
-        type=float,
+        type=finite,
         metavar="P",
         help="model: less confident answers are no labels; default 0.9",
     )

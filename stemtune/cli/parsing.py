@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,8 +67,8 @@ def settings_given(options: argparse.Namespace, group: str, kind: type[Settings]
 
 def scan_options(parser: Parser) -> None:
     group = parser.add_argument_group("the scan's calibration, where the file does not say")
-    group.add_argument("--kv", type=float, help="acceleration voltage in kV")
-    group.add_argument("--scale", type=float, help="1/Å per pixel of the file")
+    group.add_argument("--kv", type=finite, help="acceleration voltage in kV")
+    group.add_argument("--scale", type=finite, help="1/Å per pixel of the file")
     group.add_argument("--centre", default="auto", metavar="Y,X", help="direct beam in pixels; default auto")
     group.add_argument("--shape", metavar="NY,NX", help="scan shape of a file that is only a stack of frames")
     group.add_argument("--size", type=positive, help="resample the patterns to this size")
@@ -113,7 +114,7 @@ def _correction_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--scan-rotation",
-        type=float,
+        type=finite,
         metavar="DEG",
         help="angle from the (flipped) pattern's x to the scan's x, anticlockwise; the map's orientations are turned"
         " into the scan's frame; default 0",
@@ -165,11 +166,18 @@ def positive(text: str) -> int:
     return number
 
 
-def seconds(text: str) -> float:
+def finite(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = 0.0
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"'{text}' must be a finite number")
+    return number
+
+
+def seconds(text: str) -> float:
+    number = finite(text)
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError(f"'{text}' must be a number of seconds above 0")
     return number
