@@ -51,7 +51,9 @@ def test_mistakes_are_named(flat: dict[str, object], says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "inf", "-inf", "nan", "1e999", "1:inf", (1, math.nan)])
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, "inf", "-inf", "nan", "1e999", "1:inf", (1, math.nan)]
+)
 def test_no_number_may_be_infinite_or_none(value: object) -> None:
     numbers = [key for key, knob in knobs().items() if knob.kind in ("int", "float", "span")]
     assert len(numbers) > 30

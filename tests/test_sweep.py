@@ -156,6 +156,24 @@ def test_mistakes_are_one_line(
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.parametrize("place", ["snapshots/00000007/searcher-state-2026.pkl", "search_gen_state-2026.json"])
+def test_an_interrupted_sweep_of_0_1_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its pickles name modules that are gone; finished ones are read from MLflow (`test_version_0_1`)."""
+    monkeypatch.chdir(tmp_path)
+    state = tmp_path / "sweeps" / "old" / place
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"\x80\x05\x8c\x16stemtune.tune.searcher\x94\x8c\x0bStudySearch\x94\x93\x94.")
+    manifest = {"name": "old", "started": 1, "status": "interrupted", "version": "0.1.0", "space": "", "fixed": {}}
+    (tmp_path / "sweeps" / "old" / "sweep.json").write_text(json.dumps(manifest))
+    before = sorted(tmp_path.rglob("*"))
+    assert sweep.main(["--resume", "--local"]) == 2
+    said = capsys.readouterr().err
+    assert "was begun by stemtune 0.1, and this version cannot resume it; finish it with stemtune 0.1" in said
+    assert len(said.splitlines()) == 1 and sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_foreign_store_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

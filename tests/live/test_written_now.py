@@ -1,4 +1,4 @@
-"""Whether another process holds a file for writing is told by device and inode: inodes of two file systems may agree."""
+"""Whether another process holds a file for writing is told by device and inode: two devices have the same inodes."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def connect(local: bool = False, address: str | None = None) -> dict[str, float]
             "log_to_driver": bool(os.environ.get("STEMTUNE_RAY_LOGS")),
             "runtime_env": {"env_vars": dict(ENVIRONMENT)},
         }
-        with _kept_signal():
+        with _answers_sigterm():
             if where is None:
                 _start(options)
             else:
@@ -149,12 +149,22 @@ def _start(options: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _kept_signal() -> Iterator[None]:
-    """Keep our answer to SIGTERM, which Ray replaces by an exit without a word."""
+def _answers_sigterm() -> Iterator[None]:
+    """Keep our answer to SIGTERM, where there is one: Ray replaces it by an exit without a word.
+
+    A batch system sends the signal to every process of the command. Those of a Ray of our own, which start here, do
+    not hear it: without them the sweep could not end as it does after Ctrl-C, which Ray keeps from them itself.
+    """
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _quiet_loggers() -> None:

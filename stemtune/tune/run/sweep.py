@@ -31,6 +31,7 @@ from stemtune.tune.run.manifest import (
     unfinished,
     write_manifest,
 )
+from stemtune.tune.run.snapshots import check_resumable
 from stemtune.tune.run.trial import NO_SPACE
 from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, select_champion
 from stemtune.tune.space.space import SearchSpace
@@ -129,6 +130,7 @@ def resume_sweep(name: str, *, local: bool = False, tracked: bool = True, nodes:
     """Go on with the interrupted sweep `name`, whose finished trials are not run again; see `run_sweep`."""
     folder = sweeps_folder() / checked_name(name)
     manifest = read_manifest(folder)
+    check_resumable(folder)
     with single_driver(folder):
         space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
         store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
