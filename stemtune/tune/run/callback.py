@@ -28,19 +28,11 @@ _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s"
 
 
 class SweepCallback(Callback):  # type: ignore[misc]
-    """Follows every trial of a sweep.
+    """Follows every trial of the sweep `name` in `folder`; `tracked` is whether MLflow is told.
 
     Tune pickles its callbacks and restores them after a crash, so everything that cannot be pickled is made in
-    `setup`, and the one in use is that of `driver_state`.
-
-    Parameters
-    ----------
-    space, folder, name, sweep_id
-        The sweep.
-    tracked
-        Whether MLflow is told.
-    store_hash
-        Content hash of the training store; empty when there is none.
+    `setup`, and the one in use is that of `driver_state`. `store_hash` is the training store's content hash, if there
+    is a store.
     """
 
     def __init__(

@@ -122,12 +122,7 @@ def unfinished() -> list[str]:
 def absolute(space: SearchSpace, home: Path) -> SearchSpace:
     """Return the space with every path absolute, whether constant, searched or in `first`: trials run elsewhere.
 
-    Relative paths start from the folder `home`.
-
-    Raises
-    ------
-    UserError
-        For a file that is not there.
+    Relative paths start from the folder `home`; a file that is not there is refused.
     """
     fixed = {key: _absolute_path(key, value, home) for key, value in space.fixed.items()}
     search = {key: _absolute_form(key, form, home) for key, form in space.search.items()}

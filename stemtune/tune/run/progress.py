@@ -10,18 +10,9 @@ from stemtune.tune.run.trial_state import TrialState
 
 
 class SweepProgress:
-    """Says what each trial tries and how it ended, and shows how many have.
+    """Says what each of `total` trials tries and how it ended, and shows how many have.
 
-    Parameters
-    ----------
-    total
-        Number of trials.
-    metric, mode
-        What is optimised.
-    fixed
-        Settings that every trial shares, left out of the lines.
-    before
-        Trials from before a restart.
+    Settings that every trial shares (`fixed`) are left out; `before` are the trials from before a restart.
     """
 
     def __init__(

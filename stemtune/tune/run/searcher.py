@@ -62,22 +62,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
     the best figure of a trial instead of its last.
 
-    Parameters
-    ----------
-    space
-        What is searched.
-    folder
-        The sweep's folder, for the study.
-    settings
-        What every trial is told besides its settings.
-    seed
-        Seed of the sampler.
-    sweep_id
-        The sweep's id, which marks its trials in a study.
-    study
-        The study to share with other sweeps (`stemtune.tune.run.study.find_study`); by default one of its own.
-    at_random
-        Draw at random instead of by TPE.
+    The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see
+    `stemtune.tune.run.study.find_study`), where `sweep_id` marks this sweep's trials. `settings` are what every trial
+    gets besides its own; `at_random` draws without TPE.
     """
 
     def __init__(

@@ -30,13 +30,7 @@ _SHARE = 5  # at most this part of the time goes into snapshots
 
 
 class Snapshots:
-    """Copies Tune's state into the sweep's folder each time that Tune has written it.
-
-    Parameters
-    ----------
-    folder
-        The sweep's folder.
-    """
+    """Copies Tune's state into the sweep's `folder` each time that Tune has written it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER

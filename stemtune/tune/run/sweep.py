@@ -84,24 +84,7 @@ def run_sweep(
     nodes: int = 1,
     study: str = "",
 ) -> SweepOutcome:
-    """Run a search.
-
-    Parameters
-    ----------
-    space
-        What to search.
-    name
-        Name of the sweep and of its MLflow experiment; the space's own name by default.
-    local
-        Run on a Ray of our own on this machine, even where a cluster could be joined.
-    trials
-        Number of trials, instead of the space's.
-    tracked
-        Whether MLflow keeps records.
-    nodes
-        Nodes of the cluster to wait for before trials begin.
-    study
-        A study to share with other sweeps: another sweep's name, or the address of a database.
+    """Run a search, for all that `stemtune.sweep` says; `tracked` is whether MLflow keeps records.
 
     Raises
     ------

@@ -191,15 +191,7 @@ class Reporter:
     """Passes a run's metrics to Ray Train, completed by epoch, times and the placement group.
 
     After a restart the first report carries under `EARLIER` what was reported before: Tune may not have heard of it.
-
-    Parameters
-    ----------
-    config
-        What `run_trial` gave the worker.
-    world
-        Number of workers.
-    began
-        When this worker's loop began.
+    `config` is what `run_trial` gave the worker, one of `world`, whose loop `began` then.
     """
 
     def __init__(self, config: dict[str, Any], world: int, began: Clock) -> None:

@@ -56,16 +56,8 @@ def new_tuner(
 ) -> Any:
     """Return Tune set up for a new sweep of at most `at_once` trials at a time.
 
-    Parameters
-    ----------
-    space, folder, callback, at_once
-        The sweep.
-    study
-        The study to share with other sweeps, if any.
-    run
-        What a trial does, for measurements of what a sweep costs without training.
-    plain
-        Random search without stopping, to compare with.
+    `study` is the study to share with other sweeps, if any. To measure what a sweep costs without training, `run`
+    says what a trial does, and `plain` searches at random without stopping.
     """
     _, _, epochs = space.extremes
     _set_snapshot_interval(space.budget.trials)

@@ -12,30 +12,14 @@ from stemtune.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is tried.
+    """How much is tried."""
 
-    Attributes
-    ----------
-    trials
-        Number of trials.
-    epochs
-        Epochs of a trial that is not stopped; None leaves it to `train.epochs`.
-    grace_epochs
-        Epochs that every trial gets before ASHA may stop it.
-    reduction
-        ASHA lets one in `reduction` go on at each rung.
-    hours
-        Wall time of the whole sweep; None is without limit.
-    concurrent
-        Most trials at a time; None is as many as the machine holds.
-    """
-
-    trials: int = 10
-    epochs: int | None = None
-    grace_epochs: int = 1
-    reduction: float = 3.0
-    hours: float | None = None
-    concurrent: int | None = None
+    trials: int = 10  # number of trials
+    epochs: int | None = None  # epochs of a trial that is not stopped; None leaves it to `train.epochs`
+    grace_epochs: int = 1  # epochs that every trial gets before ASHA may stop it
+    reduction: float = 3.0  # ASHA lets one in `reduction` go on at each rung
+    hours: float | None = None  # wall time of the whole sweep; None is without limit
+    concurrent: int | None = None  # most trials at a time; None is as many as the machine holds
 
 
 @dataclass(frozen=True)

@@ -229,13 +229,7 @@ def _branch(key: str, written: Mapping[Any, Any]) -> Branch:
 
 
 def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
-    """Return every combination of the values of a space, the last setting changing fastest.
-
-    Raises
-    ------
-    UserError
-        When a setting has a range, which has no end of values.
-    """
+    """Return every combination of the values of a space, the last setting changing fastest; a range is refused."""
     points: list[dict[str, Scalar]] = [{}]
     for key, form in forms.items():
         if isinstance(form, Range):

@@ -36,42 +36,24 @@ _SAMPLES = 200  # configurations that are drawn at load to find mistakes that ne
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is searched, for how long, on what, and by which measure.
+    """What is searched, for how long, on what, and by which measure."""
 
-    Attributes
-    ----------
-    name
-        Name of the sweep unless another is given: the file's name without its suffix.
-    metric, mode
-        One of `stemtune.config.METRICS`, and whether less ("min") or more ("max") of it is better.
-    also
-        Further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
-        ASHA and the champion go by `metric` alone.
-    design
-        "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order
-        written, and ASHA stops none.
-    fixed
-        Constants of every trial.
-    search
-        Forms by dotted knob name.
-    first
-        Trials to run before the sampler starts, as (partial) settings.
-    text
-        The file as it was written.
-    """
-
-    name: str
+    name: str  # name of the sweep unless another is given: the file's name without its suffix
     about: str
-    metric: str
-    mode: str
+    metric: str  # one of `stemtune.config.METRICS`
+    mode: str  # whether less of it ("min") or more ("max") is better
     budget: Budget
     resources: Resources
-    fixed: Mapping[str, Scalar]
-    search: Mapping[str, Form]
-    first: tuple[Mapping[str, Scalar], ...] = ()
+    fixed: Mapping[str, Scalar]  # constants of every trial
+    search: Mapping[str, Form]  # forms by dotted knob name
+    first: tuple[Mapping[str, Scalar], ...] = ()  # trials to run before the sampler starts, as (partial) settings
+    # further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
+    # ASHA and the champion go by `metric` alone
     also: tuple[tuple[str, str], ...] = ()
+    # "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written, and
+    # ASHA stops none
     design: str = "sampler"
-    text: str = field(default="", repr=False, compare=False)
+    text: str = field(default="", repr=False, compare=False)  # the file as it was written
 
     @property
     def objectives(self) -> tuple[tuple[str, str], ...]:
@@ -222,13 +204,7 @@ def _values(key: str, space: SearchSpace) -> list[float]:
 
 
 def find_space(given: str | Path) -> Path:
-    """Return the file of a search space: in the working folder, else in the checkout that the package lies in.
-
-    Raises
-    ------
-    UserError
-        When neither holds it; the message names both places.
-    """
+    """Return the file of a search space: in the working folder, else in the checkout that the package lies in."""
     name, root = Path(given).expanduser(), Path(__file__).resolve().parents[3]
     places = [Path.cwd() / name, root / name]
     if name.parent == Path():
@@ -240,13 +216,7 @@ def find_space(given: str | Path) -> Path:
 
 
 def load_space(path: str | Path) -> SearchSpace:
-    """Read and check the search space in the YAML file `path`.
-
-    Raises
-    ------
-    UserError
-        For every mistake that can be seen before a trial runs.
-    """
+    """Read and check the search space in the YAML file `path`: every mistake that can be seen before a trial runs."""
     file = Path(path).expanduser()
     content = read_yaml(file)
     try:
