@@ -61,10 +61,7 @@ def label(commands: Commands) -> None:
         " (search_spaces/matching.yaml); model: whose answers become labels",
     )
     parser.add_argument(
-        "--min-confidence",
-        type=finite,
-        metavar="P",
-        help="model: less confident answers are no labels; default 0.9",
+        "--min-confidence", type=finite, metavar="P", help="model: less confident answers are no labels; default 0.9"
     )
     _map_options(parser)
     ray_option(parser)

@@ -150,20 +150,20 @@ def over_ray(options: argparse.Namespace, device: str) -> Spread:
     return join(options.ray or None, device)
 
 
-def seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 0")
-    return int(text)
+def whole_number(low: int, high: int | None = None, says: str = "") -> Callable[[str], int]:
+    """Return what reads a whole number of at least `low`, and at most `high`."""
+
+    def read(text: str) -> int:
+        number = int(text) if text.isdecimal() else low - 1
+        if number < low or (high is not None and number > high):
+            raise argparse.ArgumentTypeError(f"'{text}' must be a whole number {says or f'of at least {low}'}")
+        return number
+
+    return read
 
 
-def positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
-    return number
+seed, positive = whole_number(0), whole_number(1)
+port = whole_number(0, 65535, "from 0 (any free port) to 65535")
 
 
 def finite(text: str) -> float:
@@ -181,12 +181,6 @@ def seconds(text: str) -> float:
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError(f"'{text}' must be a number of seconds above 0")
     return number
-
-
-def port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number from 0 (any free port) to 65535")
-    return int(text)
 
 
 def pair(text: str, option: str) -> tuple[int, int]:

@@ -111,7 +111,6 @@ def check(folder: Path, paths: Sequence[str] = ()) -> None:
 
 
 def _ask(nodes: Sequence[Mapping[str, Any]], folder: str, marker: str, paths: Sequence[str]) -> list[NodeReport]:
-    """Return every node's answer."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)

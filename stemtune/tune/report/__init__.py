@@ -14,16 +14,7 @@ from typing import Any
 from stemtune._files import whole_file, writable_folder
 from stemtune.tracking.query import SweepRecord, read_sweep, tagged_json
 from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
-from stemtune.tune.report.leaderboard import (
-    Row,
-    architectures,
-    cost,
-    pareto,
-    rows,
-    rungs,
-    seeds,
-    setting_importances,
-)
+from stemtune.tune.report.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, setting_importances
 from stemtune.tune.report.page import page
 from stemtune.tune.report.text import format_comparison
 
@@ -126,7 +117,6 @@ def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Pat
 
 
 def as_json(found: Comparison) -> str:
-    """Return every figure as JSON."""
     return dumps(without_nan(found.figures), indent=1) + "\n"
 
 

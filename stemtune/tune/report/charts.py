@@ -36,7 +36,6 @@ def colours(names: list[str]) -> dict[str, str]:
 
 
 def save(chart: Figure, png: Path) -> None:
-    """Write a picture, whole or not at all."""
     with whole_file(png) as part:
         chart.savefig(part, dpi=130, format=png.suffix.lstrip(".") or "png")
 
@@ -231,11 +230,5 @@ def spreads(found: Comparison) -> Figure | None:
     return chart
 
 
-CHARTS = {
-    "overview": overview,
-    "parallel": parallel,
-    "importances": importances,
-    "prices": prices,
-    "seeds": spreads,
-}
+CHARTS = {"overview": overview, "parallel": parallel, "importances": importances, "prices": prices, "seeds": spreads}
 """What draws each picture of a comparison, by the name of its file; None where there is nothing to draw."""

@@ -27,16 +27,13 @@ class SweepProgress:
         self._progress = Progress(total, "trials", "trial", done=len(ended))
 
     def started(self, state: TrialState) -> None:
-        """Say what a trial tries."""
         say(f"trial {state.number} starts: {format_settings(state.knobs, self._fixed)}")
 
     def reported(self, state: TrialState) -> None:
-        """Show a trial's last figure."""
         value = format_metric(self._metric, state.last)
         self._progress.note(f"trial {state.number} {state.label} epoch {state.epoch}: {value}")
 
     def ended(self, state: TrialState) -> None:
-        """Say how a trial ended."""
         self._note_best(state)
         best = f"; best so far trial {self._best.number}, {self._value(self._best)}" if self._best else ""
         say(

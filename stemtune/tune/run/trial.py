@@ -131,8 +131,7 @@ def run_trial(config: dict[str, Any]) -> None:
             storage_path=str(folder.parent),
             callbacks=[ToTune(sweep["objectives"])],
             failure_config=train.FailureConfig(
-                max_failures=ELASTIC_LOSSES if elastic else 1,
-                controller_failure_limit=ELASTIC_STARTS if elastic else 1,
+                max_failures=ELASTIC_LOSSES if elastic else 1, controller_failure_limit=ELASTIC_STARTS if elastic else 1
             ),
             checkpoint_config=train.CheckpointConfig(num_to_keep=None),  # `store` keeps what is to be kept
             worker_runtime_env={"env_vars": sweep["environment"]} if sweep["environment"] else None,
@@ -208,7 +207,6 @@ class Reporter:
 
     @property
     def epoch(self) -> int:
-        """Epochs reported."""
         return len(self.history)
 
     def resume(self, history: list[dict[str, Any]], faults: list[str]) -> None:

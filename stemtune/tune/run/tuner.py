@@ -31,7 +31,6 @@ def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
 
 
 def trial_name(trial: Any) -> str:
-    """Name a trial's own folder."""
     return f"trial-{trial.trial_id}"
 
 

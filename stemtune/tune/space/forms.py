@@ -57,6 +57,10 @@ class Constant:
 
     value: Scalar
 
+    @property
+    def values(self) -> tuple[Scalar, ...]:
+        return (self.value,)
+
     def draw(self, name: str, source: Draw) -> Scalar:
         return self.value
 
@@ -238,7 +242,6 @@ def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
             inner = {label: combinations(inside) for label, inside in form.branches.items()}
             choices = [{key: form.values[label], **point} for label, points_in in inner.items() for point in points_in]
         else:
-            values = form.values if isinstance(form, Choice) else (form.value,)
-            choices = [{key: value} for value in values]
+            choices = [{key: value} for value in form.values]
         points = [{**point, **choice} for point in points for choice in choices]
     return points

@@ -63,7 +63,7 @@ class SearchSpace:
     @property
     def searched(self) -> list[str]:
         """Names of the settings that differ between trials, outermost first."""
-        return list(dict.fromkeys(key for key, form, _ in _walk(self.search) if not isinstance(form, Constant)))
+        return list(dict.fromkeys(key for key, form, _ in walk(self.search) if not isinstance(form, Constant)))
 
     def suggest(self, draw: Draw) -> dict[str, Scalar]:
         """Draw one trial's settings under their dotted names, constants included."""
@@ -87,7 +87,7 @@ class SearchSpace:
     def _shared(self) -> set[str]:
         """Keys that stand with different forms in several branches: each branch registers its own."""
         forms: dict[str, list[Form]] = {}
-        for key, form, _ in _walk(self.search):
+        for key, form, _ in walk(self.search):
             forms.setdefault(key, []).append(form)
         return {key for key, all_of in forms.items() if any(form != all_of[0] for form in all_of)}
 
@@ -112,7 +112,7 @@ class SearchSpace:
     def _registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Name the values as the sampler does; Optuna takes what is missing from the sampler."""
         named: dict[str, Scalar] = {}
-        for key, form, branch in _walk(self.search):
+        for key, form, branch in walk(self.search):
             if key in point and not isinstance(form, Constant):
                 chosen = all(str(point.get(parent)) == label for parent, label in branch)
                 if chosen:
@@ -170,7 +170,7 @@ class SearchSpace:
         return int(min(workers)), int(max(workers)), longest
 
 
-def _walk(
+def walk(
     forms: Mapping[str, Form], above: tuple[tuple[str, str], ...] = ()
 ) -> Iterator[tuple[str, Form, tuple[tuple[str, str], ...]]]:
     """Yield every (key, form, branches it stands in) of a space, outermost first."""
@@ -178,7 +178,7 @@ def _walk(
         yield key, form, above
         if isinstance(form, Branch):
             for label, inside in form.branches.items():
-                yield from _walk(inside, (*above, (key, label)))
+                yield from walk(inside, (*above, (key, label)))
 
 
 def _without(form: Form, values: Mapping[str, Scalar]) -> Form:
@@ -194,11 +194,11 @@ def _without(form: Form, values: Mapping[str, Scalar]) -> Form:
 def _values(key: str, space: SearchSpace) -> list[float]:
     """Return the values, for a range its ends, that `key` can take."""
     found: list[Any] = [space.fixed[key]] if key in space.fixed else []
-    for name, form, _ in _walk(space.search):
+    for name, form, _ in walk(space.search):
         if name == key and isinstance(form, Range):
             found += [form.low, form.high]
         elif name == key and isinstance(form, Choice | Constant):
-            found += list(form.values) if isinstance(form, Choice) else [form.value]
+            found += form.values
     found += [point[key] for point in space.first if key in point]
     return found
 
@@ -324,13 +324,13 @@ def _check_whole(space: SearchSpace) -> None:
 
 
 def _check_keys(space: SearchSpace) -> None:
-    for key, _, branch in _walk(space.search):
+    for key, _, branch in walk(space.search):
         if key in space.fixed:
             raise UserError(f"`{key}` is both fixed and searched; keep one of the two")
         outer = [parent for parent, _ in branch]
         if branch and (key in space.search or key in outer):
             raise UserError(f"`{key}` is searched in the branch '{branch[-1][1]}' and above it; keep one of the two")
-    keys = {key for key, _, _ in _walk(space.search)} | set(space.fixed)
+    keys = {key for key, _, _ in walk(space.search)} | set(space.fixed)
     if "train.epochs" in keys and space.budget.epochs is not None:
         raise UserError("`train.epochs` is given, and so is `budget.epochs`; keep one of the two")
     if "train.workers" in keys and space.resources.workers_given:
@@ -339,13 +339,13 @@ def _check_keys(space: SearchSpace) -> None:
 
 def _check_point(space: SearchSpace, point: Mapping[str, Scalar], place: str) -> None:
     inside = space._inside(point)
-    known = {key: (form, branch) for key, form, branch in _walk(space.search) if _reached(point, branch)}
+    known = {key: (form, branch) for key, form, branch in walk(space.search) if _reached(point, branch)}
     for key, value in point.items():
         if key in space.fixed:
             raise UserError(f"{place}: `{key}` is fixed, so leave it out")
         if key not in known:
             if inside:
-                names = {name for name, _, _ in _walk(space.search)}
+                names = {name for name, _, _ in walk(space.search)}
                 hint = did_you_mean(key, names - {key}) if key not in names else "; it belongs to another branch"
                 raise UserError(f"{place}: `{key}` is not searched{hint}")
             continue
