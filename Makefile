@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint docs install clean
+.PHONY: demo quick test slow lint bench named docs install clean
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -16,6 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/stemtune demo --out demo
 
+quick: install
+	$(BIN)/python -m pytest -m quick
+
 test: install
 	$(BIN)/python -m pytest
 
@@ -26,6 +29,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: named install
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
+
+named:
+	@test -n "$(NAME)" || { echo 'which benchmark? make bench NAME=predict, options in ARGS="..."; $(BIN)/python -m benchmarks --help lists them' >&2; exit 2; }
 
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

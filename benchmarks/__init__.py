@@ -37,15 +37,7 @@ def run(names: Sequence[str] = (), peer_pythons: Sequence[str] | None = ()) -> N
         Names of measurements.
     peer_pythons
         Where pyxem may be, besides this Python, for the measurement `predict`; None leaves it out.
-
-    Raises
-    ------
-    UserError
-        For a name that is not a measurement.
     """
-    for name in names:
-        if name not in _MEASUREMENTS:
-            raise UserError(f"no benchmark is called '{name}'{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}")
     with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
         for name in names or _MEASUREMENTS:
             about, measure = _MEASUREMENTS[name]
@@ -55,6 +47,13 @@ def run(names: Sequence[str] = (), peer_pythons: Sequence[str] | None = ()) -> N
             for key, value in measure(Path(folder)).items():
                 shown = f"{value:,.4g}" if isinstance(value, float) else value
                 print(f"  {key:32s} {shown}", flush=True)
+
+
+def known(name: str) -> str:
+    """Return `name` if a benchmark is called that, else raise a `UserError` that lists them."""
+    if name not in NAMES:
+        raise UserError(f"no benchmark is called '{name}'{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}")
+    return name
 
 
 def add_accuracy_options(parser: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:

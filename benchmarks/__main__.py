@@ -15,7 +15,7 @@ from stemtune.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what `argv` names and return the exit code: 0 done, 2 the user's mistake."""
     try:
-        options = parser().parse_args(argv)
+        options = _parser().parse_args(argv)
         _run(options)
     except UserError as mistake:
         print(f"benchmarks: {mistake}", file=sys.stderr)
@@ -37,14 +37,20 @@ def _run(options: argparse.Namespace) -> None:
             run(options)
 
 
-def parser() -> Parser:
+def _parser() -> Parser:
     """Return the parser of the benchmarks' command line."""
     made = Parser(
         prog="python -m benchmarks",
         description="The figures of docs/measurements.md: speeds, each beside its peer or its limit, and accuracy.",
         epilog="example: python -m benchmarks accuracy --model model --json accuracy.json",
     )
-    made.add_argument("name", nargs="*", metavar="NAME", help=f"{', '.join(benchmarks.NAMES)}; default all speeds")
+    made.add_argument(
+        "name",
+        nargs="*",
+        type=benchmarks.known,
+        metavar="NAME",
+        help=f"{', '.join(benchmarks.NAMES)}; default all speeds",
+    )
     benchmarks.add_accuracy_options(made, positive)
     sweeping.add_options(made, positive)
     return made

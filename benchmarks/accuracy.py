@@ -22,7 +22,8 @@ from benchmarks.testset import Beams, Condition
 from stemtune._files import replaceable_file, shipped_models, whole_file, writable_folder
 from stemtune._progress import Progress
 from stemtune._version import __version__
-from stemtune.analysis.evaluation.evaluate import RIGHT_DEG, angle_figures, families
+from stemtune.analysis.evaluation.evaluate import angle_figures
+from stemtune.analysis.evaluation.pairs import RIGHT_DEG, count_families
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
@@ -229,7 +230,7 @@ def _score_model(method: Method, each: Set) -> dict[str, Any]:
             began = time.perf_counter()
             answered = reader.run(progress=False)
             seconds = time.perf_counter() - began
-    truth, answers = torch.from_numpy(each.beams.orientation), torch.from_numpy(answered.answers)
+    truth, answers = torch.from_numpy(each.beams.orientation), torch.from_numpy(answered.candidates)
     figures = score(answers, truth, linio2(), torch.from_numpy(answered.confidence))
     return {**figures, "patterns_per_s": len(truth) / seconds}
 
@@ -263,7 +264,7 @@ def score(answers: Tensor, truth: Tensor, phase: Phase, confidence: Tensor | Non
     first = answers[:, 0]
     twin = disorientation_beam180_deg(first, truth, phase.symmetry).nan_to_num(nan=180.0)
     n = len(truth)
-    taken = {name: count / n for name, count in families(truth, first.to(truth), phase).items()}
+    taken = {name: count / n for name, count in count_families(truth, first.to(truth), phase).items()}
     best = each.cummin(dim=1).values
     result: dict[str, Any] = {
         "n": n,

@@ -6,7 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 from stemtune.crystal.phase import Phase, linio2
-from stemtune.crystal.symmetry import LAUE_CLASSES
+from stemtune.crystal.point_groups import LAUE_CLASSES
 
 
 class _Crystal(NamedTuple):

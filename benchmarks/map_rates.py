@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import GrainsConfig
 from stemtune.crystal.phase import Phase
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
@@ -15,7 +16,6 @@ from stemtune.dataset.store import Store
 from stemtune.indexing.predictor import Predictor
 from stemtune.indexing.refine import Refiner
 from stemtune.learning.model import Answers, OrientationModel
-from stemtune.map_folder.grain_files import analyse
 
 
 def predict_rate(
@@ -61,12 +61,12 @@ def predict_rate(
 
     def bare() -> None:
         for start in range(0, len(rows), batch):
-            predictor.bare(ready[start : start + batch], alternatives)[0].cpu()
+            predictor.forward_only(ready[start : start + batch], alternatives)[0].cpu()
 
     def whole() -> None:
         predictor.run(rows, progress=False)
 
-    predictor.bare(ready[:batch], alternatives)
+    predictor.forward_only(ready[:batch], alternatives)
     predictor.run(rows[:batch], progress=False)
     seconds: dict[str, list[tuple[float, float]]] = {"whole": [], "bare": []}
     for turn in range(rounds):
@@ -111,18 +111,21 @@ def refine_rate(
     rows = np.arange(min(patterns, store.n))
     ready = torch.from_numpy(store.take(rows)).to(predictor.device)
     parts = [
-        (ready[start : start + batch], Answers(*predictor.bare(ready[start : start + batch], predictor.alternatives)))
+        (
+            ready[start : start + batch],
+            Answers(*predictor.forward_only(ready[start : start + batch], predictor.alternatives)),
+        )
         for start in range(0, len(rows), batch)
     ]
     fits = 0
     alone, processor, whole, whole_processor = [], [], [], []
     for turn in range(rounds + 1):
         wall, work = time.perf_counter(), time.process_time()
-        goodness = torch.cat([refiner.refine(*part).goodness.cpu() for part in parts])
+        ncc = torch.cat([refiner.refine(*part).ncc.cpu() for part in parts])
         if turn:  # the first one warms up
             alone.append(time.perf_counter() - wall)
             processor.append(time.process_time() - work)
-        fits = int(goodness.isfinite().sum())
+        fits = int(ncc.isfinite().sum())
         wall, work = time.perf_counter(), time.process_time()
         predictor.run(rows, progress=False)
         if turn:
@@ -160,7 +163,7 @@ def grains_rate(size: int = 1000) -> dict[str, float]:
     number, count = np.where(rng.random(len(row)) < 0.01, NOT_INDEXED, 0).astype(np.int16), len(row)
     plain = np.ones(count, dtype=np.float32)
     made = OrientationMap(
-        (size, size), orientation[:, None], plain[:, None], number, plain, plain, [Phase.from_cif_text(_CUBIC)]
+        (size, size), orientation[:, None], plain[:, None], number, [Phase.from_cif_text(_CUBIC)], plain, plain
     )
     wall, processor = time.perf_counter(), time.process_time()
     grains = analyse(made, GrainsConfig()).grains

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stemtune._parallel import Spread, over_processes
+from stemtune._parallel import Spread, map_over_processes
 from stemtune.config import Config
 from stemtune.dataset.store import Store
 from stemtune.indexing.predictor import Predictor
@@ -55,7 +55,7 @@ def spread_rate(path: Path, folder: Path, batch: int = 128) -> dict[str, Any]:
         model = build(Config.from_flat({"model.name": "matched"}), store.phases[0], store.geometry).eval()
         save_model(model, model_folder, {}, "")
         predictor = Predictor(model, store, batch, device="cpu")
-        spreads = {"ray": over_ray(), "processes": over_processes(workers), "one process": over_processes(1)}
+        spreads = {"ray": over_ray(), "processes": map_over_processes(workers), "one process": map_over_processes(1)}
         rates: dict[str, list[float]] = {name: [] for name in spreads}
         threads = torch.get_num_threads()
         for turn in range(ROUNDS):
@@ -84,5 +84,5 @@ def _rate(predictor: Predictor, spread: Spread, model: Path, skipped: int) -> fl
             if number < len(items):
                 yield result
 
-    count = TIMES * len(predictor.over(timed, model, progress=False).answers)
+    count = TIMES * len(predictor.over(timed, model, progress=False).candidates)
     return (count - skipped * predictor.batch) / (times[-1] - times[skipped - 1])

@@ -1,7 +1,8 @@
-"""Build the documentation into a folder: the guides as pages, the reference from the docstrings (`make docs`)."""
+"""Build the documentation into a folder: every page as HTML, and a reference from the docstrings (`make docs`)."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -14,16 +15,18 @@ import pdoc
 import stemtune
 from stemtune import api
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PAGES = (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(HERE.rglob("*.md")))
 REFERENCE = (
     "stemtune",
-    "stemtune.dataset.store",
-    "stemtune.crystal_map.orientation_map",
-    "stemtune.learning.model",
-    "stemtune.learning.models",
     "stemtune.crystal.phase",
     "stemtune.crystal.rotations",
     "stemtune.crystal.symmetry",
+    "stemtune.crystal_map.orientation_map",
+    "stemtune.dataset.store",
+    "stemtune.learning.model",
+    "stemtune.learning.models",
     "stemtune.config",
     "stemtune.config.sections",
     "stemtune.errors",
@@ -42,38 +45,49 @@ th, td { border-bottom: 1px solid #ddd; padding: 0.4rem 0.8rem 0.4rem 0; text-al
 EXTRAS = ["tables", "fenced-code-blocks", "header-ids", "cuddled-lists"]
 
 
+def place(source: Path) -> Path:
+    """Return where a page or picture goes, from the folder of the built pages on."""
+    if source.is_relative_to(HERE):
+        inside = source.relative_to(HERE)
+        return inside.with_suffix(".html") if inside.suffix == ".md" else inside
+    return Path(source.name.lower()).with_suffix(".html")
+
+
+def link(source: Path, target: str) -> str:
+    """Return the address in the built page of `source` of what its link `target` leads to."""
+    path, mark, anchor = target.partition("#")
+    there = (source.parent / path).resolve()
+    if not path or "://" in target or (there not in PAGES and there.suffix != ".png"):
+        return target
+    return os.path.relpath(place(there), place(source).parent) + mark + anchor
+
+
 def page(source: Path, out: Path) -> None:
-    """Write a Markdown page as HTML, its links to other pages led to theirs."""
-    depth = len(source.relative_to(HERE).parts) - 1
-    up = "../" * depth
-    body = str(markdown2.markdown(source.read_text(encoding="utf-8"), extras=EXTRAS))
-    body = body.replace('href="../README.md"', f'href="{up}readme.html"')
-    body = re.sub(r'href="(?!\w+:)([^"#]+)\.md([#"])', r'href="\1.html\2', body)
-    title = re.search(r"^# (.+)$", source.read_text(encoding="utf-8"), flags=re.M)
+    """Write a Markdown page as HTML, its links led to the built pages."""
+    text = source.read_text(encoding="utf-8")
+    body = str(markdown2.markdown(text, extras=EXTRAS))
+    body = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{link(source, found[2])}"', body)
+    title = re.search(r"^# (.+)$", text, flags=re.M)
+    up = os.path.relpath(".", place(source).parent)
     head = f"<meta charset='utf-8'><title>{title[1] if title else source.stem}</title><style>{STYLE}</style>"
-    nav = f"<nav><a href='{up}index.html'>stemtune</a> · <a href='{up}reference/stemtune.html'>reference</a></nav>"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(f"<!doctype html><html lang='en'><head>{head}</head><body>{nav}{body}</body></html>", "utf-8")
+    nav = f"<nav><a href='{up}/index.html'>stemtune</a> · <a href='{up}/api/stemtune.html'>Python reference</a></nav>"
+    written = out / place(source)
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_text(f"<!doctype html><html lang='en'><head>{head}</head><body>{nav}{body}</body></html>", "utf-8")
 
 
 def main(out: Path) -> None:
     """Write every page into `out`, in place of what was there."""
     shutil.rmtree(out, ignore_errors=True)
-    for source in sorted(HERE.rglob("*.md")):
-        page(source, out / source.relative_to(HERE).with_suffix(".html"))
+    for source in PAGES:
+        page(source, out)
     for picture in HERE.glob("*.png"):
         shutil.copy(picture, out)
-    readme = markdown2.markdown((HERE.parent / "README.md").read_text(encoding="utf-8"), extras=EXTRAS)
-    readme = re.sub(r'(href|src)="docs/', r'\1="', str(readme)).replace('.md"', '.html"')
-    nav = "<nav><a href='index.html'>stemtune</a></nav>"
-    head = f"<meta charset='utf-8'><title>stemtune</title><style>{STYLE}</style>"
-    text = f"<!doctype html><html lang='en'><head>{head}</head><body>{nav}{readme}</body></html>"
-    (out / "readme.html").write_text(text, "utf-8")
     import_module("stemtune.sweep")  # the module of that name; the function is what is public
     for name in stemtune.__all__:  # the package fetches them when they are first used; pdoc reads what is there
         setattr(stemtune, name, getattr(api, name, None) or getattr(stemtune, name))
     pdoc.render.configure(docformat="numpy", show_source=False, search=True)
-    pdoc.pdoc(*REFERENCE, output_directory=out / "reference")
+    pdoc.pdoc(*REFERENCE, output_directory=out / "api")
 
 
 if __name__ == "__main__":

@@ -126,9 +126,9 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
 
         return Store.open(found)
     if kind == "map":
-        from stemtune.crystal_map.orientation_map import OrientationMap
+        from stemtune.crystal_map.io import read_map_h5
 
-        return OrientationMap.read(found)
+        return read_map_h5(found)
     if kind == "model":
         from stemtune.learning.checkpoint import load_model
 
@@ -336,7 +336,7 @@ def predict(
     UserError
         For unusable input, before anything is written.
     """
-    from stemtune.crystal_map.orientation_map import OrientationMap
+    from stemtune.crystal_map.io import read_map_h5
     from stemtune.map_folder.predict import predict as run
     from stemtune.tracking import resolve
 
@@ -347,7 +347,7 @@ def predict(
         "runs": [each.run for each in models if each.run],
     }
     run(scan, [each.folder for each in models], out, batch, refine=refine, overlap=overlap, **origin, **calibration)
-    return OrientationMap.read(out)
+    return read_map_h5(out)
 
 
 def evaluate(map: Place, truth: Place, *, png: Place | None = None) -> dict[str, Any]:
@@ -368,8 +368,12 @@ def evaluate(map: Place, truth: Place, *, png: Place | None = None) -> dict[str,
         When the two are not of the same scan.
     """
     from stemtune.analysis.evaluation.evaluate import evaluate as run
+    from stemtune.plot.evaluation import draw_evaluation
 
-    return dict(run(map, truth, png=png))
+    figures = dict(run(map, truth))
+    if png is not None:
+        draw_evaluation(figures, png)
+    return figures
 
 
 def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | None = None) -> Path:

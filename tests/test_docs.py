@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,16 @@ from stemtune.cli import _parser, main
 from stemtune.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = ROOT / "README.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", CHANGELOG, *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
 
 RUN_NOT = re.compile(r"<!-- not run: (.+?) -->\s*\Z", re.S)
 FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.M | re.S)
 VARIABLE = re.compile(r'^([A-Z]+)="?(.*?)"?$')
-FILES = re.compile(r"\b((?:search_spaces|cluster|tests|docs|notebooks|stemtune)/[\w./-]*\w)")
+FILES = re.compile(r"\b((?:search_spaces|cluster|tests|docs|notebooks|benchmarks|stemtune)/[\w./-]*\w)")
+README_LINES = 150
 
 TINY = {"--patterns": "260", "--size": "64", "--scale": "0.05", "--grains": "6", "--workers": "1"}
 """What makes a guide's command small; a matched bank of 64 px is quick and still indexes."""
@@ -71,6 +75,26 @@ def stemtune_lines(page: Path) -> list[list[str]]:
     return [words[1:] for words in found if words[0] == "stemtune"]
 
 
+def benchmark_lines(page: Path) -> list[list[str]]:
+    """Return what follows `python -m benchmarks` in a page, and what `make bench` makes of NAME and ARGS."""
+    text = page.read_text()
+    written = re.findall(r"python -m benchmarks +([^`\n#]+)", text)
+    for name_given, more in re.findall(r"make bench NAME=(\w+)(?: ARGS=\"([^\"]*)\")?", text):
+        written.append(f"{name_given} {more}")
+    return [shlex.split(line) for line in written]
+
+
+def parse_benchmark(words: Sequence[str]) -> None:
+    """Have the benchmarks' own parser read a command line; it refuses what is no benchmark."""
+    from benchmarks.__main__ import _parser as benchmark_parser
+
+    try:
+        benchmark_parser().parse_args(list(words))
+    except SystemExit as end:
+        if end.code:
+            raise UserError(f"`python -m benchmarks {shlex.join(words)}` does not parse") from None
+
+
 def parse(words: Sequence[str]) -> None:
     """Have the real parser read a command line."""
     _parser().parse_args(list(words))
@@ -94,6 +118,40 @@ def test_a_wrong_command_is_found() -> None:
         parse(["predict", "scan.h5", "--model", "m"])
     with pytest.raises(UserError, match="unrecognized"):
         parse(["sweep", "space.yaml", "--nonsense"])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if benchmark_lines(page)], ids=name)
+def test_benchmarks_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    for words in benchmark_lines(page):
+        parse_benchmark(words)
+
+
+def test_a_wrong_benchmark_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    with pytest.raises(UserError):
+        parse_benchmark(["nonsense"])
+    with pytest.raises(UserError):
+        parse_benchmark(["accuracy", "--nonsense"])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != CHANGELOG], ids=name)
+def test_commands_within_a_sentence_exist(page: Path) -> None:
+    """`stemtune WORD` in running text names a command; the changelog may name one that is gone."""
+    known = set(re.findall(r"^    (\w+) ", _parser().format_help(), flags=re.M)) | {"COMMAND"}
+    assert {"predict", "sweep"} <= known
+    for word in re.findall(r"`stemtune ([a-z]\w*)", re.sub(FENCE, "", page.read_text())):
+        assert word in known, f"{name(page)} names the command `stemtune {word}`"
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(README.read_text().splitlines()) <= README_LINES
+
+
+def test_every_page_is_reached_from_the_index() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / path).resolve() for path in re.findall(r"\]\(([^)#\s]+)", index.read_text())}
+    assert {name(page) for page in PAGES if page != index} <= {name(page) for page in linked if page.suffix == ".md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -168,6 +226,38 @@ def test_the_citation_is_of_this_version() -> None:
     assert f'version = "{cited["version"]}"' in project
     assert f'license = "{cited["license"]}"' in project
     assert {"cff-version", "message", "title", "authors"} <= set(cited)
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    newest = re.search(r"^## \[(.+?)\] - (\S+)$", CHANGELOG.read_text(), flags=re.M)
+    assert newest
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (newest[1], newest[2]) == (cited["version"], cited["date-released"].isoformat())
+
+
+def lint_commands() -> list[str]:
+    """Return what `make lint` runs."""
+    recipe = (ROOT / "Makefile").read_text().split("\nlint: install\n")[1].split("\n\n")[0]
+    return [line.strip().removeprefix("$(BIN)/") for line in recipe.splitlines()]
+
+
+def test_the_commit_hooks_are_the_linters_of_ci() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    assert [hook["entry"] for hook in hooks] == lint_commands()
+    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in hooks)
+
+
+def test_public_ci_runs_what_the_checks_run() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["check"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["bash .ci/run"]
+    tried = job["strategy"]["matrix"]["python-version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = [line.rpartition(" ")[2] for line in project["classifiers"] if re.search(r"Python :: 3\.\d+$", line)]
+    assert tried == told
+    assert project["requires-python"] == f">={tried[0]}"
 
 
 def tiny(words: Sequence[str]) -> list[str]:

@@ -20,8 +20,9 @@ from stemtune.analysis.grains import Grains
 from stemtune.analysis.neighbors import SIDES, Neighbourhood, in_parts, pairs
 from stemtune.config import GrainsConfig
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, inverse, multiply
-from stemtune.crystal.symmetry import Symmetry, closeness, disorientation_deg, pseudo_variants
+from stemtune.crystal.symmetry import Symmetry, closeness, disorientation_deg
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 
@@ -227,7 +228,7 @@ def find_boundaries(
     kind = np.where(np.isinf(angle), 2, angle >= settings.low_angle).astype(np.int16)
     names, nearest = [LOW, HIGH, PHASE], np.full(len(first), np.inf)
     orientation = torch.from_numpy(orientation_map.orientation)
-    for index, phase in enumerate(orientation_map.phases):
+    for index, phase in enumerate(orientation_map.crystals):
         own = np.flatnonzero((near.phase[first] == index) & (near.phase[second] == index))
         left, right = orientation[torch.from_numpy(first[own])], orientation[torch.from_numpy(second[own])]
         for relation in relations_of(phase, settings, twins):
@@ -243,18 +244,3 @@ def find_boundaries(
 def boundary_figures(boundaries: Boundaries, unit: str) -> Mapping[str, Any]:
     """Return for `summary.json` the length of all boundaries and of each class."""
     return {"unit": unit, "length": float(boundaries.length.sum()), "classes": boundaries.shares()}
-
-
-__all__ = [
-    "HIGH",
-    "LOW",
-    "PHASE",
-    "Boundaries",
-    "Relation",
-    "boundary_figures",
-    "deviation_deg",
-    "equivalents",
-    "find_boundaries",
-    "relations_of",
-    "twin",
-]

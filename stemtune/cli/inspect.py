@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune._files import existing, whole_file
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.labels import LABELLED
 from stemtune.dataset.store import SPLITS, Store
 from stemtune.diffraction.geometry import Geometry, wavelength_angstrom
@@ -218,9 +219,8 @@ def _positions(shape: tuple[int, int], step: tuple[float, ...] | None) -> str:
 
 
 def _map(path: Path) -> tuple[str, dict[str, str]]:
-    from stemtune.crystal_map.orientation_map import OrientationMap
 
-    found = OrientationMap.read(path)
+    found = read_map_h5(path)
     indexed, phases = found.indexed, found.phases
     shares = [f"{phase.name} {np.mean(found.phase == number):.1%}" for number, phase in enumerate(phases)]
     confidence = found.confidence[indexed]
@@ -238,10 +238,10 @@ def _map(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def _refined(found: OrientationMap) -> str:
-    goodness = None if found.goodness is None else found.goodness[found.indexed, 0]
-    if goodness is None or not len(goodness):
+    ncc = None if found.ncc is None else found.ncc[found.indexed, 0]
+    if ncc is None or not len(ncc):
         return ""
-    return f", refined: goodness {np.nanmedian(goodness):.3g} (median of the indexed pixels)"
+    return f", refined: ncc {np.nanmedian(ncc):.3g} (median of the indexed pixels)"
 
 
 def _model(path: Path) -> tuple[str, dict[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stemtune.cli.parsing import Parser, command, finite, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
-from stemtune.crystal_map.frames import AUTO, frames_in_words
+from stemtune.crystal_map.frames import AUTO, describe_frames
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _map_options(parser: Parser) -> None:
     parser.epilog = (
         f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
         "\n\nframes (x, y: lab axes on the map, whose rows run down, with z to the source; X, Z: crystal axes):"
-        f"\n{frames_in_words()}"
+        f"\n{describe_frames()}"
     )
 
 
@@ -141,10 +141,10 @@ def _by_model(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("cif", "set"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --method template; a model brings its crystal and settings along")
-    from stemtune.indexing.pseudo_labels import LEAST_CONFIDENCE, label_by_model
+    from stemtune.indexing.pseudo_labels import MIN_CONFIDENCE, label_by_model
     from stemtune.tracking import resolve_model
 
-    given = LEAST_CONFIDENCE if options.min_confidence is None else options.min_confidence
+    given = MIN_CONFIDENCE if options.min_confidence is None else options.min_confidence
     return label_by_model(
         options.store, resolve_model(options.model), options.out, min_confidence=given, **_how(options)
     )

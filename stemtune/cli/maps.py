@@ -244,11 +244,11 @@ def _grain_options(parser: Parser) -> None:
 
 def grains(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.map_folder.grain_files import in_words
+        from stemtune.analysis.grain_analysis import describe_grains
         from stemtune.map_folder.rework import regrain
 
         settings = settings_given(options, "grains", GrainsConfig)
-        print(in_words(regrain(options.map, settings, options.twin)))
+        print(describe_grains(regrain(options.map, settings, options.twin)))
         if not options.no_log:
             _log_again(options.map)
 
@@ -268,7 +268,7 @@ def grains(commands: Commands) -> None:
 
 def clean(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.map_folder.grain_files import in_words
+        from stemtune.analysis.grain_analysis import describe_grains
         from stemtune.map_folder.rework import clean_map
 
         how = None if options.undo else settings_given(options, "clean", CleanConfig)
@@ -277,7 +277,7 @@ def clean(commands: Commands) -> None:
         )
         for meaning, pixels in (figures["cleaned"] or {}).items():
             print(f"{pixels:8,} pixels: {meaning}")
-        print(in_words(figures["grains"]))
+        print(describe_grains(figures["grains"]))
         if not options.no_log:
             _log_again(options.out or options.map)
 
@@ -302,9 +302,9 @@ EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")
 
 def export(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.crystal_map.io.writing import export
+        from stemtune.crystal_map.io import write_map
 
-        print(export(options.map, options.to, options.out))
+        print(write_map(options.map, options.to, options.out))
 
     parser = command(
         commands,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from stemtune._files import whole_file
 from stemtune.cli.parsing import command, finite, positive
 from stemtune.errors import UserError
 
@@ -13,17 +15,28 @@ if TYPE_CHECKING:
     from stemtune.cli.parsing import Commands
 
 
-def _draw_difference(options: argparse.Namespace) -> None:
-    from stemtune.analysis.evaluation.difference import differ
+def _write_figures(figures: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        with whole_file(options.json) as part:
+            part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
-    differ(options.map, options.truth or options.other, png=options.difference)
+
+def _draw_difference(options: argparse.Namespace) -> None:
+    from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
+    from stemtune.plot.evaluation import draw_difference
+
+    draw_difference(map_or_labels(options.map), read_truth(options.truth or options.other), options.difference)
 
 
 def _differ(options: argparse.Namespace) -> None:
-    from stemtune.analysis.evaluation.difference import differ, differ_in_words
+    from stemtune.analysis.evaluation.agreement import describe_difference, differ
 
     _without_truth(options)
-    print(differ_in_words(differ(options.map, options.other, json=options.json, png=options.difference)))
+    figures = differ(options.map, options.other)
+    _write_figures(figures, options)
+    print(describe_difference(figures))
+    if options.difference:
+        _draw_difference(options)
 
 
 def _without_truth(options: argparse.Namespace) -> None:
@@ -47,9 +60,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     if options.truth is None:
         _without_truth(options)
-        from stemtune.analysis.evaluation.agreement import agreement_in_words, judge
+        from stemtune.analysis.evaluation.agreement import against_patterns, describe_agreement
+        from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
 
-        print(agreement_in_words(judge(options.map, options.against_patterns, options.other, json=options.json)))
+        other = read_truth(options.other) if options.other else None
+        figures = against_patterns(map_or_labels(options.map), options.against_patterns, other)
+        _write_figures(figures, options)
+        print(describe_agreement(figures))
         if options.difference:
             _draw_difference(options)
         return
@@ -58,13 +75,23 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.models and not options.risk:
         raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
     if options.risk:
-        from stemtune.analysis.evaluation.risk import judge_labels, risk_in_words
+        from stemtune.analysis.evaluation.ground_truth import read_truth
+        from stemtune.analysis.evaluation.risk import describe_risk, label_risk, networks
+        from stemtune.plot.evaluation import draw_risk
 
-        print(risk_in_words(judge_labels(options.map, options.truth, options.risk, options.models, options.json)))
+        figures = label_risk(options.map, read_truth(options.truth)) | {"networks": networks(options.models)}
+        _write_figures(figures, options)
+        print(describe_risk(figures))
+        draw_risk(figures, options.risk)
         return
-    from stemtune.analysis.evaluation.evaluate import evaluate, in_words
+    from stemtune.analysis.evaluation.evaluate import describe, evaluate
+    from stemtune.plot.evaluation import draw_evaluation
 
-    print(in_words(evaluate(options.map, options.truth, json=options.json, png=options.png)))
+    figures = evaluate(options.map, options.truth)
+    _write_figures(figures, options)
+    if options.png:
+        draw_evaluation(figures, options.png)
+    print(describe(figures))
     if options.difference:
         _draw_difference(options)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stemtune.config import Knob, knobs, knobs_of
+from stemtune.config.sections import FORMER_NAMES
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def _knob_options(parser: Parser, title: str, known: dict[str, Knob], prefix: st
         unit = f" [{knob.unit}]" if knob.unit else ""
         text = f"{knob.about}{unit}; default {knob.default}"
         group.add_argument(f"--{name}", dest=key, metavar="X", help=text.replace("%", "%%"))
+        if key in FORMER_NAMES:
+            group.add_argument(f"--{prefix}{FORMER_NAMES[key]}", dest=key, help=argparse.SUPPRESS)
 
 
 def settings_options(parser: Parser, title: str, group: str, kind: type[Any]) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from stemtune._files import existing
 from stemtune.crystal.cif import CifCrystal, parse_cif
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.point_groups import FIRST_CENTROSYMMETRIC
 from stemtune.crystal.scattering import is_known, scattering_factors
 from stemtune.crystal.symmetry import Symmetry
 from stemtune.errors import UserError
@@ -29,32 +31,6 @@ of oxides and metals at room temperature."""
 
 _ABSENT = 1e-4
 """Reflections with |F| below this part of the strongest count as absent; the rest is rounding of coordinates."""
-
-
-class Lattice(NamedTuple):
-    """Lattice parameters: lengths in Å, angles in degrees."""
-
-    a: float
-    b: float
-    c: float
-    alpha: float
-    beta: float
-    gamma: float
-
-    def matrix(self) -> Tensor:
-        """Return the lattice vectors a, b and c as rows (3, 3), in the crystal frame: e1 along a, e3 along c*."""
-        cos_a, cos_b, cos_c = (math.cos(math.radians(angle)) for angle in self[3:])
-        sin_c = math.sin(math.radians(self.gamma))
-        y = (cos_a - cos_b * cos_c) / sin_c
-        z = math.sqrt(max(0.0, 1 - cos_b**2 - y**2))
-        return torch.tensor(
-            [
-                [self.a, 0, 0],
-                [self.b * cos_c, self.b * sin_c, 0],
-                [self.c * cos_b, self.c * y, self.c * z],
-            ],
-            dtype=torch.float64,
-        )
 
 
 class Reflections(NamedTuple):
@@ -128,6 +104,9 @@ class Phase:
         if unknown:
             raise UserError(f"{source} has an atom of unknown element '{unknown[0]}'; give its _atom_site_type_symbol")
         return _from_crystal(crystal, text, source)
+
+    def __str__(self) -> str:
+        return f"'{self.name}' (Laue class {self.symmetry.laue}, space group {self.space_group}, {self.lattice})"
 
     @property
     def a(self) -> float:
@@ -205,7 +184,7 @@ def _from_crystal(crystal: CifCrystal, text: str, source: str) -> Phase:
     """Give the parsed crystal its symmetry, on hexagonal axes if it is rhombohedral, and its displacements."""
     lattice, fractional, operations = Lattice(*crystal.lattice), crystal.fractional, crystal.rotations
     atoms = torch.arange(len(fractional))
-    if _is_rhombohedral(lattice, len(operations)):
+    if lattice.is_rhombohedral and len(operations) % 3 == 0:
         lattice, fractional, operations, atoms = _on_hexagonal_axes(lattice, fractional, operations)
     columns = lattice.matrix().T
     symmetry = Symmetry.of_matrices(columns @ operations @ torch.linalg.inv(columns))
@@ -217,7 +196,7 @@ def _from_crystal(crystal: CifCrystal, text: str, source: str) -> Phase:
     u_iso = torch.where(crystal.u_iso > 0, crystal.u_iso, DEFAULT_U_ISO)
     return Phase(
         name=crystal.name,
-        space_group=crystal.space_group or _FIRST_GROUP[symmetry.laue],
+        space_group=crystal.space_group or FIRST_CENTROSYMMETRIC[symmetry.laue],
         symmetry=symmetry,
         lattice=lattice,
         elements=tuple(crystal.elements[int(atom)] for atom in atoms),
@@ -228,43 +207,17 @@ def _from_crystal(crystal: CifCrystal, text: str, source: str) -> Phase:
     )
 
 
-# The simplest centrosymmetric space group of each Laue class, for a CIF that lists operations but names no group.
-_FIRST_GROUP = {
-    "-1": 2,
-    "2/m": 10,
-    "mmm": 47,
-    "4/m": 83,
-    "4/mmm": 123,
-    "-3": 147,
-    "-3m": 164,
-    "6/m": 175,
-    "6/mmm": 191,
-    "m-3": 200,
-    "m-3m": 221,
-}
-
-
-def _is_rhombohedral(lattice: Lattice, operations: int) -> bool:
-    """Say whether the cell has three equal edges and angles, not 90 degrees, and more symmetry than triclinic."""
-    edges = max(lattice[:3]) - min(lattice[:3]) < 1e-3 * lattice.a
-    angles = max(lattice[3:]) - min(lattice[3:]) < 0.05
-    return edges and angles and abs(lattice.alpha - 90) > 0.05 and operations % 3 == 0
-
-
 def _on_hexagonal_axes(
     lattice: Lattice, fractional: Tensor, operations: Tensor
 ) -> tuple[Lattice, Tensor, Tensor, Tensor]:
     """Return lattice, atoms (3 M, 3), operations and the original index of each atom, in the obverse setting."""
-    edge, angle = lattice.a, math.radians(lattice.alpha)
-    a = 2 * edge * math.sin(angle / 2)
-    c = edge * math.sqrt(3 + 6 * math.cos(angle))
     # Columns are the hexagonal axes in rhombohedral ones: a - b, b - c, a + b + c.
     axes = torch.tensor([[1, 0, 1], [-1, 1, 1], [0, -1, 1]], dtype=torch.float64)
     back = torch.linalg.inv(axes)
     centring = torch.tensor([[0, 0, 0], [2, 1, 1], [1, 2, 2]], dtype=torch.float64) / 3
     positions = ((fractional @ back.T)[:, None] + centring).flatten(0, 1) % 1.0
     index = torch.arange(len(fractional)).repeat_interleave(3)
-    return Lattice(a, a, c, 90.0, 90.0, 120.0), positions, back @ operations @ axes, index
+    return lattice.on_hexagonal_axes(), positions, back @ operations @ axes, index
 
 
 @cache

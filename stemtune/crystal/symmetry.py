@@ -10,41 +10,15 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stemtune.crystal import rotations
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.point_groups import LAUE_CLASSES, PROPER_GROUPS, PROPER_OF_LAUE, proper_of_space_group
 from stemtune.errors import UserError, did_you_mean
-
-LAUE_CLASSES = ("-1", "2/m", "mmm", "4/m", "4/mmm", "-3", "-3m", "6/m", "6/mmm", "m-3", "m-3m")
-"""Names of the Laue classes, from the lowest to the highest symmetry of each family."""
-
-_X, _Y, _Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-_DIAGONAL = (1.0, 1.0, 1.0)
-
-# Proper point group -> (Laue class, generators as (order, axis)). Two-fold axes of 32 and 622 lie along a, as in orix.
-_GROUPS: dict[str, tuple[str, tuple[tuple[int, tuple[float, float, float]], ...]]] = {
-    "1": ("-1", ()),
-    "2": ("2/m", ((2, _Z),)),
-    "121": ("2/m", ((2, _Y),)),
-    "211": ("2/m", ((2, _X),)),
-    "222": ("mmm", ((2, _Z), (2, _X))),
-    "4": ("4/m", ((4, _Z),)),
-    "422": ("4/mmm", ((4, _Z), (2, _X))),
-    "3": ("-3", ((3, _Z),)),
-    "32": ("-3m", ((3, _Z), (2, _X))),
-    "312": ("-3m", ((3, _Z), (2, _Y))),
-    "6": ("6/m", ((6, _Z),)),
-    "622": ("6/mmm", ((6, _Z), (2, _X))),
-    "23": ("m-3", ((2, _Z), (3, _DIAGONAL))),
-    "432": ("m-3m", ((4, _Z), (3, _DIAGONAL))),
-}
-_OF_LAUE = dict(zip(LAUE_CLASSES, ("1", "2", "222", "4", "422", "3", "32", "6", "622", "23", "432"), strict=True))
-_LAST_OF_LAUE = dict(zip(LAUE_CLASSES, (2, 15, 74, 88, 142, 148, 167, 176, 194, 206, 230), strict=True))
-_TWO_FOLD_ACROSS_A = (149, 151, 153, 157, 159, 162, 163)
-"""Trigonal space groups whose two-fold axes (or mirror normals) stand across a: the setting 312, not 321."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +43,16 @@ class Symmetry:
     @staticmethod
     def of_laue(name: str) -> Symmetry:
         """Return the Laue class `name` in orix's setting: 2/m about e3, the two-fold axes of -3m along a."""
-        if name not in _OF_LAUE:
+        if name not in PROPER_OF_LAUE:
             raise UserError(f"no Laue class is called '{name}'{did_you_mean(name, LAUE_CLASSES)}")
-        return Symmetry.of_proper(_OF_LAUE[name])
+        return Symmetry.of_proper(PROPER_OF_LAUE[name])
 
     @staticmethod
     def of_proper(name: str) -> Symmetry:
         """Return the Laue class with the proper group `name`, which also fixes the setting ("121" and "312")."""
-        if name not in _GROUPS:
-            raise UserError(f"no proper point group is called '{name}'{did_you_mean(name, _GROUPS)}")
-        return Symmetry(_GROUPS[name][0], name, _closure(name))
+        if name not in PROPER_GROUPS:
+            raise UserError(f"no proper point group is called '{name}'{did_you_mean(name, PROPER_GROUPS)}")
+        return Symmetry(PROPER_GROUPS[name][0], name, _closure(name))
 
     @staticmethod
     def of_space_group(number: int) -> Symmetry:
@@ -89,10 +63,18 @@ class Symmetry:
         """
         if not 1 <= number <= 230:
             raise UserError(f"the space group number is {number}, but must be in [1, 230]")
-        laue = next(name for name in LAUE_CLASSES if number <= _LAST_OF_LAUE[name])
+        return Symmetry.of_proper(proper_of_space_group(number))
+
+    @staticmethod
+    def of_map_phase(laue: str, lattice: Lattice | None, space_group: int | None = None) -> Symmetry:
+        """Return the symmetry that a map file states; of 2/m the space group, else the angles tell the unique axis."""
+        if space_group:
+            return Symmetry.of_space_group(space_group)
         if laue == "2/m":
-            return Symmetry.of_proper("121")
-        return Symmetry.of_proper("312" if number in _TWO_FOLD_ACROSS_A else _OF_LAUE[laue])
+            gamma = lattice is not None and abs(lattice.gamma - 90) > 0.02
+            alpha = lattice is not None and abs(lattice.alpha - 90) > 0.02
+            return Symmetry.of_proper("2" if gamma else "211" if alpha else "121")
+        return Symmetry.of_laue(laue)
 
     @staticmethod
     def of_matrices(matrices: Tensor, tolerance: float = 0.02) -> Symmetry | None:
@@ -102,7 +84,7 @@ class Symmetry:
         within `tolerance` (a sine).
         """
         proper = matrices * torch.linalg.det(matrices).sign()[:, None, None]
-        for name in _GROUPS:
+        for name in PROPER_GROUPS:
             known = rotations.to_matrix(_closure(name))
             apart = (proper[:, None] - known).abs().amax((-1, -2))
             if bool((apart.amin(0) < tolerance).all()) and bool((apart.amin(1) < tolerance).all()):
@@ -135,7 +117,7 @@ def _closure(name: str) -> Tensor:
     """Return all operations (n, 4) of a proper group, the identity first, by multiplying until nothing is new."""
     generators = [
         rotations.from_axis_angle_deg(torch.tensor(axis, dtype=torch.float64), 360 / order)
-        for order, axis in _GROUPS[name][1]
+        for order, axis in PROPER_GROUPS[name][1]
     ]
     found = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     fresh = found
@@ -240,68 +222,3 @@ def mean_orientation(g: Tensor, symmetry: Symmetry, weight: Tensor | None = None
     for _ in range(3):
         centre = rotations.mean(nearest_equivalent(g, centre, symmetry), weight)
     return reduce_to_fundamental_zone(centre, symmetry)
-
-
-class Crystal(Protocol):
-    """What `pseudo_variants` needs to know of a phase."""
-
-    @property
-    def space_group(self) -> int: ...
-    @property
-    def lattice(self) -> Any: ...
-    @property
-    def symmetry(self) -> Symmetry: ...
-
-
-def pseudo_variants(phase: Crystal, tolerance: float = 0.02) -> list[tuple[str, Tensor]]:
-    """Return the orientations that a layered oxide is easily mistaken for, as (name, quaternion v), `v * g` for `g`.
-
-    The layered oxides (R-3m, hexagonal axes) are rock salt with its cations sorted into layers along one of the four
-    cubic <111>. With c/a near 2√6 the oxygen lattice stays nearly cubic, and so do the strong reflections:
-
-    - "90": the layers lie along another <111> of the same oxygen lattice (90 degrees about a cubic axis; c is then
-      70.5 degrees away), three variants;
-    - "60 about c": the oxygen stacking is reversed, the spinel twin;
-    - "70.5": both at once (70.5 degrees about a cubic <110> across c), three variants.
-
-    Taken over all symmetry equivalents of `g` the seven are a closed set: which of "90 #1" to "90 #3" is which
-    depends on the representative of `g`, that it is one of them does not.
-
-    Parameters
-    ----------
-    phase
-        The crystal.
-    tolerance
-        Largest relative difference of c/a from 2√6.
-
-    Returns
-    -------
-    list
-        Seven pairs; empty for any other phase.
-    """
-    ideal = 2 * math.sqrt(6)
-    if phase.space_group not in (155, 160, 166) or phase.symmetry.proper != "32":
-        return []
-    if abs(phase.lattice.c / phase.lattice.a / ideal - 1) > tolerance:
-        return []
-    # Columns are e1, e2, e3 of the crystal in the cubic setting: c on [111], and (104) on a cubic axis, since 104
-    # obeys -h+k+l=3n. The azimuth of 104 is 30 degrees from a.
-    third = torch.tensor([1, 1, 1], dtype=torch.float64) / math.sqrt(3)
-    towards_104 = torch.tensor([2, -1, -1], dtype=torch.float64) / math.sqrt(6)
-    across = torch.linalg.cross(third, towards_104)
-    first = math.sqrt(0.75) * towards_104 - 0.5 * across
-    to_cubic = rotations.from_matrix(torch.stack((first, torch.linalg.cross(third, first), third), dim=-1))
-    cubic = rotations.multiply(
-        rotations.multiply(rotations.inverse(to_cubic), Symmetry.of_laue("m-3m").operations), to_cubic
-    )
-    axis_c = torch.tensor([0, 0, 1], dtype=torch.float64)
-    twin = rotations.from_axis_angle_deg(axis_c, 60.0)
-    along_c = torch.stack((phase.symmetry.operations[0], twin))
-    variants = [("60 about c", twin)]
-    for name, family in (("70.5", rotations.multiply(twin, cubic)), ("90", cubic)):
-        known = along_c
-        for v in family:
-            if float(disorientation_deg(v, known, phase.symmetry).min()) > 1:
-                known = torch.cat((known, v[None]))
-                variants.append((f"{name} #{len(known) - 2}", reduce_to_fundamental_zone(v, phase.symmetry)))
-    return variants

@@ -1,16 +1,20 @@
-"""Where the points of a map file stand: rows and columns from coordinates, which headers contradict in the wild."""
+"""Points of a map file on the rows and columns of a scan, from coordinates that headers often contradict."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.crystal_map.frames import AXES_SWAPPED, from_frame
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 
 
-class Header(NamedTuple):
+class GridHeader(NamedTuple):
     """What a header says of the grid; None where it says nothing.
 
     `points` counts them all; on a hexagonal grid rows may take turns in their length, and `columns` is the longer.
@@ -26,7 +30,7 @@ class Header(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The grid that the points make: pixels run row by row, and point i stands on `pixel[i]`.
+    """The grid that the points make: pixels run row by row, and point i is at `pixel[i]`.
 
     `steps` are the distances between rows and between columns in the file's unit, None where there is only one point.
     """
@@ -37,10 +41,78 @@ class Grid(NamedTuple):
     notes: list[str]
 
 
-def lay(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: Header, source: str) -> Grid:
+@dataclass(frozen=True)
+class Points:
+    """What a file holds of its m points, in its own order and frame.
+
+    Parameters
+    ----------
+    orientation
+        Unit quaternions (m, 4), or NaN.
+    phase
+        Index (m,) into `phases`; -1 where not indexed.
+    phases
+        The file's phases.
+    scores
+        Values (m,) by name.
+    confidence
+        (m,) larger is better; None where there is nothing of the kind.
+    program
+        What wrote the file.
+    notes
+        What the user ought to know.
+    """
+
+    orientation: npt.NDArray[np.float64]
+    phase: npt.NDArray[np.int16]
+    phases: Sequence[PhaseDescription]
+    scores: Mapping[str, npt.NDArray[np.floating]] = field(default_factory=dict)
+    confidence: npt.NDArray[np.floating] | None = None
+    program: str = ""
+    notes: Sequence[str] = ()
+
+
+def map_of(points: Points, grid: Grid, frame: str, nm_per_unit: float | None) -> OrientationMap:
+    """Return the map of `points` on `grid`; `nm_per_unit` is the length of the grid's unit, None if not known."""
+    orientation = np.full_like(points.orientation, np.nan)
+    for index, phase in enumerate(points.phases):
+        own = points.phase == index
+        laue = None if phase.stated is None else phase.stated.laue
+        orientation[own] = from_frame(points.orientation[own], frame, phase.lattice, laue)
+    shape, pixel, steps = grid.shape, grid.pixel, grid.steps
+    if frame in AXES_SWAPPED:
+        row, column = np.divmod(pixel, shape[1])
+        shape, pixel = (shape[1], shape[0]), column * shape[0] + row
+        steps = None if steps is None else (steps[1], steps[0])
+    n = shape[0] * shape[1]
+
+    def laid(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        full = np.full(n, np.nan, dtype=np.float32)
+        full[pixel] = values
+        return full
+
+    everywhere = np.full((n, 4), np.nan)
+    everywhere[pixel] = orientation
+    phases = np.full(n, NOT_INDEXED, dtype=np.int16)
+    phases[pixel] = points.phase
+    known = steps is not None and nm_per_unit is not None
+    confidence = np.full(n, np.nan, np.float32) if points.confidence is None else laid(points.confidence)
+    return OrientationMap(
+        shape=shape,
+        answers=everywhere[:, None],
+        answer_confidence=confidence[:, None],
+        phase=phases,
+        phases=list(points.phases),
+        step_nm=(steps[0] * nm_per_unit, steps[1] * nm_per_unit) if known and steps and nm_per_unit else None,
+        layers={name: laid(values) for name, values in points.scores.items()},
+        attrs={"frame": frame, "program": points.program, "notes": [*points.notes, *grid.notes]},
+    )
+
+
+def grid_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: GridHeader, source: str) -> Grid:
     """Return the grid of points with coordinates `x` and `y` (m,), in any order.
 
-    The points of a hexagonal grid keep the row and the place in the row that they have, so each stands at most a
+    The points of a hexagonal grid keep the row and the place in the row that they have, so each is at most a
     quarter of a step from the middle of its pixel on either side.
 
     Raises
@@ -50,7 +122,7 @@ def lay(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: Header, 
     """
     m = len(x)
     if header.rows == 0 or header.columns == 0:
-        raise UserError(f"{source} says in its header that it has 0 rows or columns, but it holds {m} points; mend it")
+        raise UserError(f"{source} says in its header that it has 0 rows or columns, but holds {m} points; correct it")
     if not m:
         raise UserError(f"{source} holds no points; export it again")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -130,7 +202,7 @@ def _levels(values: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.intp], floa
     return None
 
 
-def _refuse_cut_off(pixel: npt.NDArray[np.intp], shape: tuple[int, int], header: Header, source: str) -> None:
+def _refuse_cut_off(pixel: npt.NDArray[np.intp], shape: tuple[int, int], header: GridHeader, source: str) -> None:
     """Raise a `UserError` where the points end before the last row is full."""
     m = len(pixel)
     in_row = np.bincount(pixel // shape[1], minlength=shape[0])
@@ -147,7 +219,7 @@ def _refuse_cut_off(pixel: npt.NDArray[np.intp], shape: tuple[int, int], header:
 
 
 def _contradictions(
-    m: int, shape: tuple[int, int], steps: tuple[float, float] | None, hexagonal: bool, header: Header
+    m: int, shape: tuple[int, int], steps: tuple[float, float] | None, hexagonal: bool, header: GridHeader
 ) -> list[str]:
     """Return what the header says otherwise than the points, a sentence each."""
     notes = []
@@ -157,12 +229,13 @@ def _contradictions(
             f" {shape[1]}; the points count"
         )
     if steps is not None and header.steps is not None:
-        for name, said, seen, many in zip(header.names, header.steps, steps, shape, strict=True):
-            if many > 1 and abs(seen - said) > 0.02 * max(abs(said), seen):
-                notes.append(f"its header says {name} {said:g}, but the points are {seen:.4g} apart; the points count")
+        for name, stated, seen, many in zip(header.names, header.steps, steps, shape, strict=True):
+            if many > 1 and abs(seen - stated) > 0.02 * max(abs(stated), seen):
+                apart = f"but the points are {seen:.4g} apart; the points count"
+                notes.append(f"its header says {name} {stated:g}, {apart}")
     if hexagonal:
         notes.append(
-            "its points make a hexagonal grid; each keeps its row and its place in the row, so every other row stands"
+            "its points make a hexagonal grid; each keeps its row and its place in the row, so every other row is"
             " half a step beside the scan's columns"
         )
     elif header.hexagonal:
@@ -173,11 +246,11 @@ def _contradictions(
     return notes
 
 
-def _better(seen: tuple[float, float] | None, said: tuple[float, float]) -> tuple[float, float] | None:
+def _better(seen: tuple[float, float] | None, stated: tuple[float, float]) -> tuple[float, float] | None:
     """Return the steps that the points make, or the header's where both agree, for it has more digits."""
     if seen is None:
-        return said if min(said) > 0 else None
+        return stated if min(stated) > 0 else None
     first, second = (
-        head if abs(head - step) <= 0.02 * abs(head) else step for step, head in zip(seen, said, strict=True)
+        head if abs(head - step) <= 0.02 * abs(head) else step for step, head in zip(seen, stated, strict=True)
     )
     return first, second

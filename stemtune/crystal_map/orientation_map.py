@@ -1,51 +1,81 @@
-"""The orientation map: one answer per scan position, and the file `map.h5` that keeps it.
+"""The orientation map: for every scan position an orientation, its phase and what else is known of it.
 
-`map.h5` is a crystal map in orix's own HDF5 layout, so `orix.io.load` opens it, with one more group, `stemtune`,
-that holds what orix has no place for: quaternions instead of Euler angles, the n best answers of every pixel, the
-CIF text of the phases and how the map was made.
-
-Frames. An orientation turns the lab frame into the crystal frame. The lab frame of a map is the scan's: x along a scan
-line, y towards smaller rows, z towards the electron source. It is the pattern's, turned by the scan rotation that the
-store was made with (`crystal_map.scan_rotation`); where none was given the two are taken as one.
+Maps of every origin are one class: predicted ones, those of other programs (`crystal_map.io`) and the labels of a
+store (`dataset.labels`). An orientation turns the lab frame into the crystal frame; the lab frame of a map is the
+scan's, see `crystal_map.frames`.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from stemtune._files import existing
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.symmetry import Symmetry
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
     from orix.crystal_map import CrystalMap
     from orix.crystal_map import Phase as OrixPhase
 
-    from stemtune.crystal.phase import Phase
-
-SCHEMA = 1
-"""Version of the group `stemtune` in map.h5."""
-
 NOT_INDEXED = -1
 """Phase of a pixel that shows no crystal."""
 
-_COLUMNS = ("answers", "answer_confidence", "phase", "signal", "fit")
-_OPTIONAL = "goodness"
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+
+
+@dataclass(frozen=True)
+class PhaseDescription:
+    """What a map file says of a phase; it lists no atoms.
+
+    Parameters
+    ----------
+    name
+        As the file has it.
+    stated
+        Laue class and setting; None where the file does not say.
+    lattice
+        Å and degrees; rhombohedral cells rewritten on hexagonal axes. None where the file does not say.
+    space_group
+        Number in the International Tables; None where the file does not say.
+    point_group
+        As the file has it, "43" or "m-3m" for instance.
+    """
+
+    name: str
+    stated: Symmetry | None = None
+    lattice: Lattice | None = None
+    space_group: int | None = None
+    point_group: str = ""
+
+    @property
+    def symmetry(self) -> Symmetry:
+        """The symmetry; a `UserError` where the file does not state it."""
+        if self.stated is None:
+            raise UserError(f"the map does not say the symmetry of its phase '{self.name}'")
+        return self.stated
+
+    def __str__(self) -> str:
+        known = [] if self.stated is None else [f"Laue class {self.stated.laue}"]
+        if self.space_group:
+            known.append(f"space group {self.space_group}")
+        if self.lattice is not None:
+            known.append(str(self.lattice))
+        return f"'{self.name}'" + (f" ({', '.join(known)})" if known else "")
 
 
 @dataclass(frozen=True)
 class OrientationMap:
     """Orientations on a scan of `shape` rows and columns; pixels run row by row, n = rows x columns.
+
+    `map[rows, columns]` is the part of the map that the two slices cut out.
 
     Parameters
     ----------
@@ -55,24 +85,27 @@ class OrientationMap:
         Unit quaternions (n, k, 4), the k best answers per pixel, best first, lab-to-crystal, scalar first. They are
         kept for pixels that are not indexed too; NaN where no pattern was measured.
     answer_confidence
-        The model's confidence (n, k) in them, from 0 to 1.
+        The confidence (n, k) in them, of a model a probability; larger is better, NaN where there is none.
     phase
         Index (n,) into `phases`; -1 where the pixel is not indexed.
-    signal
-        Evidence (n,) that the predicted spots are in the pattern, in standard deviations; see `indexing.spot_check`.
-    fit
-        Share (n,) of the scattered intensity that the predicted spots explain beyond chance; see `indexing.spot_check`.
     phases
-        Crystal phases.
+        Crystal phases, or what a file of another program says of them.
+    spot_z_score
+        Evidence (n,) that the predicted spots are in the pattern, in standard deviations; see `indexing.spot_check`.
+        None where the patterns were not asked.
+    explained_intensity
+        Share (n,) of the scattered intensity that the predicted spots explain beyond chance; None likewise.
     step_nm
         Distance between rows and between columns in nm; None when it is not known.
     attrs
-        How the map was made: model, source, calibration, versions.
-    goodness
-        Correlation (n, k), 0 to 1, of the patterns with the fitted spots of each answer, NaN for those that were not
-        fitted; None where no answer was refined; see `indexing.refine`.
+        How the map was made: model, source, calibration, versions; of a file `program`, `frame` and `notes`, what the
+        user ought to know of it in one sentence each.
+    ncc
+        Normalised correlation (n, k), 0 to 1, of the patterns with the fitted spots of each answer, NaN for those that
+        were not fitted; None where no answer was refined; see `indexing.refine`.
     layers
-        What else is known of every pixel, by name: arrays (n, ...), `grain` and `kam` for instance.
+        What else is known of every pixel, by name: arrays (n, ...), `grain` and `kam_deg` for instance, or the scores
+        of another program under its own names.
     tables
         What is known of parts of the map, of grains for instance: by name of the table and name of the column.
     """
@@ -81,26 +114,92 @@ class OrientationMap:
     answers: npt.NDArray[np.float64]
     answer_confidence: npt.NDArray[np.float32]
     phase: npt.NDArray[np.int16]
-    signal: npt.NDArray[np.float32]
-    fit: npt.NDArray[np.float32]
-    phases: list[Phase]
+    phases: Sequence[Phase | PhaseDescription]
+    spot_z_score: npt.NDArray[np.float32] | None = None
+    explained_intensity: npt.NDArray[np.float32] | None = None
     step_nm: tuple[float, float] | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    goodness: npt.NDArray[np.float32] | None = None
+    ncc: npt.NDArray[np.float32] | None = None
     layers: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, npt.NDArray[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows, columns = self.shape
-        held = {name: getattr(self, name) for name in self._columns} | dict(self.layers)
-        for name, values in held.items():
-            length = len(values)
-            if length != rows * columns:
-                raise ValueError(f"{name} has {length} entries, but the map has {rows} x {columns} pixels")
+        for name, values in {**self.columns(), **self.layers}.items():
+            if len(values) != rows * columns:
+                raise ValueError(f"{name} has {len(values)} entries, but the map has {rows} x {columns} pixels")
+
+    def columns(self) -> dict[str, Any]:
+        """Return the arrays (n, ...) of the map by name, without layers and those that are None."""
+        names = ("answers", "answer_confidence", "phase", "spot_z_score", "explained_intensity", "ncc")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def score(self, name: str) -> npt.NDArray[np.float32]:
+        """Return `spot_z_score`, `explained_intensity` or `ncc` of the best answer (n,); NaN where there is none."""
+        values = getattr(self, name)
+        if values is None:
+            return np.full(len(self.phase), np.nan, dtype=np.float32)
+        return np.asarray(values if values.ndim == 1 else values[:, 0])
+
+    def __getitem__(self, key: tuple[slice, slice]) -> OrientationMap:
+        rows, columns = key
+        pixel = np.arange(len(self.phase)).reshape(self.shape)[rows, columns]
+        if pixel.ndim != 2 or not pixel.size:
+            raise ValueError(f"a map of {self.shape} is cut by two slices that leave a pixel, not by {key}")
+        kept = pixel.ravel()
+        dy, dx = rows.step or 1, columns.step or 1
+        step = None if self.step_nm is None else (abs(dy) * self.step_nm[0], abs(dx) * self.step_nm[1])
+        changes = {name: values[kept] for name, values in self.columns().items()}
+        changes["layers"] = {name: values[kept] for name, values in self.layers.items()}
+        return dataclasses.replace(self, shape=(pixel.shape[0], pixel.shape[1]), step_nm=step, tables={}, **changes)
+
+    def __str__(self) -> str:
+        title, facts = self.describe()
+        return "\n".join([title, *(f"  {name:<10}  {text}" for name, text in facts.items() if text)])
+
+    __repr__ = __str__
+
+    def describe(self) -> tuple[str, dict[str, str]]:
+        """Return a title, and what the map holds by topic, for people."""
+        shares = [f"{name} {np.mean(self.phase == number):.1%}" for number, name in enumerate(self.phase_names)]
+        confidence = self.confidence[self.indexed]
+        step = "{:g} x {:g} nm apart".format(*self.step_nm) if self.step_nm else "at an unknown distance"
+        refined = self.score("ncc")[self.indexed]
+        facts = {
+            "scan": f"{self.shape[0]} rows x {self.shape[1]} columns, {step}",
+            "indexed": f"{self.indexed.mean():.1%} of {len(self.phase):,} pixels ({', '.join(shares)})",
+            "confidence": f"{np.median(confidence):.3g} (median of the indexed pixels)" if len(confidence) else "",
+            "answers": f"the best {self.answers.shape[1]} of every pixel"
+            + (
+                f", refined: ncc {np.nanmedian(refined):.3g} (median of the indexed pixels)"
+                if np.isfinite(refined).any()
+                else ""
+            ),
+            **{name: str(value) for name, value in self.attrs.items() if isinstance(value, str | int | float)},
+        }
+        return f"an orientation map of {self.shape[0]} x {self.shape[1]} pixels", facts
 
     @property
-    def _columns(self) -> tuple[str, ...]:
-        return _COLUMNS if self.goodness is None else (*_COLUMNS, _OPTIONAL)
+    def crystals(self) -> list[Phase]:
+        """The phases with their atoms; a `UserError` where one is only described."""
+        for phase in self.phases:
+            if not isinstance(phase, Phase):
+                raise UserError(f"the map does not list the atoms of its phase {phase}; predict or label with its CIF")
+        return [phase for phase in self.phases if isinstance(phase, Phase)]
+
+    @property
+    def phase_names(self) -> list[str]:
+        """A name for each phase that no other has: "Fe (229)" and "Fe (225)", by space group, for two called Fe."""
+        names = [phase.name for phase in self.phases]
+        groups = [f"{phase.name} ({phase.space_group})" for phase in self.phases]
+        names = [group if names.count(name) > 1 else name for name, group in zip(names, groups, strict=True)]
+        return [f"{name} #{place}" if names.count(name) > 1 else name for place, name in enumerate(names, start=1)]
+
+    @property
+    def laue(self) -> npt.NDArray[np.str_]:
+        """Laue class (n,) of every pixel, "" where not indexed."""
+        names = [phase.symmetry.laue for phase in self.phases]
+        return np.array([*names, ""])[self.phase]
 
     @property
     def indexed(self) -> npt.NDArray[np.bool_]:
@@ -120,7 +219,7 @@ class OrientationMap:
 
     @property
     def confidence(self) -> npt.NDArray[np.float32]:
-        """The model's confidence (n,) in its best answer; 0 where not indexed."""
+        """The confidence (n,) in the best answer; 0 where not indexed."""
         return np.where(self.indexed, self.answer_confidence[:, 0], 0).astype(np.float32)
 
     @property
@@ -129,8 +228,8 @@ class OrientationMap:
         return "px" if self.step_nm is None else "nm"
 
     def to_orix(self) -> CrystalMap:
-        """Return the map for orix: coordinates in `scan_unit`, properties confidence, signal and fit, of a
-        refined map goodness too, and every layer of one number per pixel.
+        """Return the map for orix: coordinates in `scan_unit`, the properties confidence, spot_z_score,
+        explained_intensity and ncc where the map has them, and every layer of one number per pixel.
 
         orix has no orientation without numbers: pixels that are not indexed carry the identity there, with the
         phase -1 that orix reads as *not_indexed*, and where a pixel has fewer than k answers its best one repeats.
@@ -143,16 +242,13 @@ class OrientationMap:
         quaternions = np.where(offered[..., None], self.answers, best)
         if quaternions.shape[1] == 1:
             quaternions = quaternions[:, 0]
-        properties = {
-            "confidence": self.confidence,
-            "signal": np.nan_to_num(self.signal),
-            "fit": np.nan_to_num(self.fit),
-        }
-        if self.goodness is not None:
-            properties[_OPTIONAL] = np.nan_to_num(self.goodness[:, 0])
+        properties = {"confidence": np.nan_to_num(self.confidence)}
+        for name in ("spot_z_score", "explained_intensity", "ncc"):
+            if getattr(self, name) is not None:
+                properties[name] = np.nan_to_num(self.score(name))
         properties |= {name: values for name, values in self.layers.items() if values.ndim == 1}
         coordinates, _ = create_coordinate_arrays(self.shape, self.step_nm or (1, 1))
-        phases = PhaseList([orix_phase(phase, _COLOURS[i % len(_COLOURS)]) for i, phase in enumerate(self.phases)])
+        phases = PhaseList([orix_phase(phase, _COLOURS[i % len(_COLOURS)]) for i, phase in enumerate(self.crystals)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = CrystalMap(
@@ -169,91 +265,16 @@ class OrientationMap:
         made.phases = phases  # orix has dropped those that no pixel has
         return made
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write `map.h5`; the caller sees to it that the name is a temporary one."""
-        from orix import io
-
-        io.save(str(path), self.to_orix(), overwrite=True)
-        with h5py.File(path, "a") as file:
-            group = file.create_group("stemtune")
-            for name in self._columns:
-                group.create_dataset(name, data=getattr(self, name))
-            for name, values in self.layers.items():
-                group.create_dataset(f"layers/{name}", data=values, compression="gzip", compression_opts=1)
-            for table, columns in self.tables.items():
-                for name, values in columns.items():
-                    kind = h5py.string_dtype() if values.dtype.kind == "U" else values.dtype
-                    group.create_dataset(f"tables/{table}/{name}", data=values.astype(kind))
-            group.attrs["schema"] = SCHEMA
-            group.attrs["shape"] = self.shape
-            group.attrs["phases_cif"] = json.dumps([phase.cif for phase in self.phases])
-            if self.step_nm is not None:
-                group.attrs["step_nm"] = self.step_nm
-            group.attrs["facts"] = json.dumps(dict(self.attrs))
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> OrientationMap:
-        """Read a `map.h5` that `write` made, or the one in the map folder `path`.
-
-        Raises
-        ------
-        UserError
-            When the file is missing, no HDF5, truncated, or not written by stemtune.
-        """
-        from stemtune.crystal.phase import Phase
-
-        found = map_file(path)
-        try:
-            with h5py.File(found) as file:
-                group = file.get("stemtune")
-                if group is None or "schema" not in group.attrs or any(name not in group for name in _COLUMNS):
-                    raise UserError(f"'{found}' is HDF5, but no map of stemtune: it lacks the group 'stemtune'")
-                if int(group.attrs["schema"]) > SCHEMA:
-                    raise UserError(f"'{found}' was written by a newer stemtune; update stemtune to read it")
-                columns = {name: group[name][()] for name in (*_COLUMNS, _OPTIONAL) if name in group}
-                layers = {name: values[()] for name, values in group.get("layers", {}).items()}
-                tables = {name: _table(columns) for name, columns in group.get("tables", {}).items()}
-                attrs = dict(group.attrs)
-        except OSError as problem:
-            raise UserError(f"'{found}' cannot be read as HDF5 ({_first_line(problem)}); is it truncated?") from None
-        step = attrs.get("step_nm")
-        return cls(
-            shape=(int(attrs["shape"][0]), int(attrs["shape"][1])),
-            phases=[Phase.from_cif_text(text) for text in json.loads(attrs["phases_cif"])],
-            step_nm=None if step is None else (float(step[0]), float(step[1])),
-            attrs=json.loads(attrs["facts"]),
-            layers=layers,
-            tables=tables,
-            **columns,
-        )
-
-
-def _table(columns: h5py.Group) -> dict[str, npt.NDArray[Any]]:
-    return {
-        name: values.asstr()[()].astype(str) if h5py.check_string_dtype(values.dtype) else values[()]
-        for name, values in columns.items()
-    }
-
-
-def map_file(path: str | os.PathLike[str]) -> Path:
-    """Return the file of a map: `path` itself, or `map.h5` inside the map folder `path`."""
-    found = existing(path, "the map")
-    return existing(found / "map.h5", "the map") if found.is_dir() else found
-
 
 def orix_phase(phase: Phase, colour: str = "tab:blue") -> OrixPhase:
     """Return `phase` for orix, with its true space group, lattice and all atoms of the cell."""
-    from diffpy.structure import Atom, Lattice, Structure
+    from diffpy.structure import Atom, Structure
+    from diffpy.structure import Lattice as DiffpyLattice
     from orix.crystal_map import Phase as OrixPhase
 
     atoms = [
         Atom(str(element), xyz=np.asarray(place, dtype=float), occupancy=float(share))
         for element, place, share in zip(phase.elements, np.asarray(phase.fractional), phase.occupancy, strict=True)
     ]
-    lattice = Lattice(phase.a, phase.b, phase.c, phase.alpha, phase.beta, phase.gamma)
-    structure = Structure(atoms=atoms, lattice=lattice, title=phase.name)
+    structure = Structure(atoms=atoms, lattice=DiffpyLattice(*phase.lattice), title=phase.name)
     return OrixPhase(name=phase.name, space_group=int(phase.space_group), structure=structure, color=colour)
-
-
-def _first_line(problem: BaseException) -> str:
-    return str(problem).splitlines()[0]

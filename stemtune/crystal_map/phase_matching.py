@@ -7,53 +7,42 @@ one with the map's space group counts, then the one with the nearest lattice.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from stemtune.crystal.phase import Phase
-from stemtune.crystal_map.foreign import NOT_INDEXED, ForeignMap, ForeignPhase, in_words
-from stemtune.dataset.label_map import LabelMap
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 
 EDGE_TOLERANCE = 0.03
 ANGLE_TOLERANCE_DEG = 2.0
 
 
-def label_map_of(foreign: ForeignMap, phases: Sequence[Phase], source: str) -> LabelMap:
-    """Return `foreign` with its phases replaced by those of `phases` that they are.
+def with_crystals(orientation_map: OrientationMap, phases: Sequence[Phase], source: str) -> OrientationMap:
+    """Return the map with its phases replaced by those of `phases` that they are; `source` names it in errors.
 
     Raises
     ------
     UserError
         When nothing in the map is indexed, or a phase with points is none of `phases` or several alike.
     """
-    if not foreign.indexed.any():
+    if not orientation_map.indexed.any():
         raise UserError(f"{source} has no indexed point, so it labels nothing")
-    index = np.full(len(foreign.phase), NOT_INDEXED, dtype=np.int16)
-    for place, theirs in enumerate(foreign.phases):
-        own = foreign.phase == place
+    index = np.full(len(orientation_map.phase), NOT_INDEXED, dtype=np.int16)
+    for place, theirs in enumerate(orientation_map.phases):
+        own = orientation_map.phase == place
         if own.any():
             index[own] = _matching(theirs, phases, source)
-    return LabelMap(
-        shape=foreign.shape,
-        orientation=foreign.orientation,
-        phase=index,
-        phases=list(phases),
-        scores=foreign.scores,
-        step_nm=foreign.step_nm,
-        notes=foreign.notes,
-        confidence=foreign.confidence,
-    )
+    return dataclasses.replace(orientation_map, phase=index, phases=list(phases))
 
 
-def _matching(theirs: ForeignPhase, phases: Sequence[Phase], source: str) -> int:
+def _matching(theirs: Phase | PhaseDescription, phases: Sequence[Phase], source: str) -> int:
     """Return the index of the crystal that is `theirs`."""
     fits = [(_differs(theirs, ours), place) for place, ours in enumerate(phases) if _fits(theirs, ours)]
     if not fits:
-        known = "; ".join(
-            f"'{ours.name}' (Laue class {ours.symmetry.laue}, {in_words(ours.lattice)})" for ours in phases
-        )
+        known = "; ".join(map(str, phases))
         raise UserError(f"{source} has the phase {theirs}, which is none of {known}; give its --cif too")
     best = min(fits)
     alike = [place for differs, place in fits if differs == best[0]]
@@ -63,8 +52,9 @@ def _matching(theirs: ForeignPhase, phases: Sequence[Phase], source: str) -> int
     return best[1]
 
 
-def _fits(theirs: ForeignPhase, ours: Phase) -> bool:
-    if theirs.symmetry is not None and theirs.symmetry.laue != ours.symmetry.laue:
+def _fits(theirs: Phase | PhaseDescription, ours: Phase) -> bool:
+    stated = theirs.symmetry if isinstance(theirs, Phase) else theirs.stated
+    if stated is not None and stated.laue != ours.symmetry.laue:
         return False
     if theirs.lattice is None:
         return True
@@ -73,7 +63,7 @@ def _fits(theirs: ForeignPhase, ours: Phase) -> bool:
     return max(edges) < EDGE_TOLERANCE and max(angles) < ANGLE_TOLERANCE_DEG
 
 
-def _differs(theirs: ForeignPhase, ours: Phase) -> tuple[bool, float]:
+def _differs(theirs: Phase | PhaseDescription, ours: Phase) -> tuple[bool, float]:
     """Return whether the space groups differ, and by how much the lattices do."""
     lattice = theirs.lattice
     apart = 0.0 if lattice is None else max(abs(a / b - 1) for a, b in zip(lattice, ours.lattice, strict=True))

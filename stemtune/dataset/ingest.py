@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stemtune._parallel import prefetch
 from stemtune._progress import Progress
 from stemtune.dataset.fingerprint import Fingerprint
 from stemtune.dataset.schema import replaceable_store
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.scan.blocks import Window, ahead, blocks, computed, stored_type
+from stemtune.scan.blocks import Window, blocks, computed, stored_type
 from stemtune.scan.corrections import Corrections, Wanted
 from stemtune.scan.plan import Plan, Sample, plan
 from stemtune.scan.readers import Scan, read_scan
@@ -131,7 +132,7 @@ def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) 
     fingerprint, copied = Fingerprint(source.path, source.parts), 0
     with (
         ThreadPoolExecutor(1) as hashing,
-        closing(ahead(blocks(source, window))) as coming,
+        closing(prefetch(blocks(source, window), 1)) as coming,
         Progress(writer.n, "ingest", "pattern") as progress,
     ):
         hashed = hashing.submit(fingerprint.advance, 0.0)

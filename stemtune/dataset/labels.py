@@ -21,6 +21,8 @@ import numpy.typing as npt
 from stemtune._files import existing, replaceable_file, whole_file
 from stemtune._version import __version__
 from stemtune.crystal.phase import Phase
+from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.schema import COLUMNS, OVERLAP, SIMULATED, replaceable_store, set_attribute
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
@@ -66,6 +68,40 @@ class Labels:
                 raise ValueError(f"there are {len(values)} values of `{name}`, but {n} of `phase`")
         if n and not -1 <= self.phase.min() <= self.phase.max() < len(self.phases):
             raise ValueError(f"`phase` lies in [{self.phase.min()}, {self.phase.max()}] for {len(self.phases)} phases")
+
+
+def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mapping[str, Any]) -> Labels:
+    """Return the labels that a map gives the patterns of a store.
+
+    The map is in the frame of the scan (`crystal_map.frames`). It may cover the scan as it is in the store, or the
+    whole scan that the store is a part of (`ingest --keep`).
+
+    Raises
+    ------
+    UserError
+        When the store is no scan, or the shapes do not fit.
+    """
+    if store.scan_shape is None:
+        raise UserError(f"'{store.path}' is no scan, so a map cannot be laid on it; `stemtune ingest` makes one")
+    row, column = store.position.T.astype(np.int64)
+    if orientation_map.shape != store.scan_shape:
+        window = store.attrs.get("origin_window")
+        if not window or orientation_map.shape[0] < window[2] or orientation_map.shape[1] < window[3]:
+            shapes = ["{} x {}".format(*shape) for shape in (orientation_map.shape, store.scan_shape)]
+            raise UserError(f"the map has {shapes[0]} positions, but the scan in '{store.path}' has {shapes[1]}")
+        row, column = row + int(window[0]), column + int(window[1])
+    pixel = row * orientation_map.shape[1] + column
+    indexed = orientation_map.indexed[pixel]
+    scores = {**orientation_map.layers, **orientation_map.columns()}
+    rotation = scan_rotation_deg(store.attrs)  # a map is in the scan's frame, labels in the patterns'
+    return Labels(
+        orientation=to_pattern_frame(orientation_map.orientation[pixel], rotation),
+        confidence=np.where(indexed, orientation_map.answer_confidence[pixel, 0], np.nan).astype(np.float32),
+        phase=orientation_map.phase[pixel].astype(np.int16),
+        phases=orientation_map.crystals,
+        scores={name: values[pixel] for name, values in scores.items() if values.ndim == 1 and name != "phase"},
+        facts=facts,
+    )
 
 
 def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:

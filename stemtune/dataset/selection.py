@@ -104,13 +104,13 @@ def score_of(store: Store, name: str, setting: str) -> npt.NDArray[np.float64]:
     UserError
         When the store has no such score; the message lists those that it has.
     """
-    known = (CONFIDENCE, *store.scores)
-    if name not in known:
+    score = store.confidence if name == CONFIDENCE else store.score(name)
+    if score is None:
+        known = (CONFIDENCE, *store.scores)
         raise UserError(
             f"`{setting}` asks for the score '{name}', but the labels of '{store.path}' have {', '.join(known)}"
             f"{did_you_mean(name, known)}"
         )
-    score = store.confidence if name == CONFIDENCE else store.scores[name]
     return np.nan_to_num(np.asarray(score, dtype=np.float64), nan=-np.inf)
 
 

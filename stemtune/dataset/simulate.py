@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stemtune._parallel import Spread, over_processes
+from stemtune._parallel import Spread, map_over_processes
 from stemtune._progress import Progress
 from stemtune.config import SimulateConfig, Span
 from stemtune.crystal.phase import Phase, phase_from
@@ -118,7 +118,7 @@ def simulate_store(
     attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
     with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
         plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in _missing(writer)]
-        spread = spread or over_processes(workers if device == "cpu" else 1)
+        spread = spread or map_over_processes(workers if device == "cpu" else 1)
         with closing(spread(_prepare, (simulator.phase.cif, simulate, device), _work, plan)) as blocks:
             _stream(writer, zip((BLOCK * number for _, number, _ in plan), blocks, strict=True))
     return Path(out)
@@ -236,7 +236,7 @@ def simulate_polycrystal(
     }
     with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
         numbers = _missing(writer)
-        spread = spread or over_processes(workers if device == "cpu" else 1)
+        spread = spread or map_over_processes(workers if device == "cpu" else 1)
         given = ((simulator.phase.cif, simulate, device), scan, grains, seed)
         with closing(spread(_prepare_scan, given, _work_scan, numbers)) as blocks:
             _stream(writer, zip((BLOCK * number for number in numbers), blocks, strict=True))

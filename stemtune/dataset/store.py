@@ -38,6 +38,13 @@ _PIECE = 2**22  # bytes at a time of what is only read into the page cache
 _SAMPLED = 64  # patterns that enter the content hash, and whose counts are checked
 
 
+OLD_SCORES = {
+    **(_renamed := {"spot_z_score": "signal", "explained_intensity": "fit", "ncc": "goodness"}),
+    **{old: new for new, old in _renamed.items()},
+}
+"""Names of the labellers' own scores in stores of this version and of those up to 0.1, either way."""
+
+
 class Store:
     """A store opened for reading; use `Store.open`.
 
@@ -210,6 +217,28 @@ class Store:
     def scores(self) -> dict[str, npt.NDArray[Any]]:
         """The labeller's own scores (n,) under the names it gave them."""
         return {name: data[()] for name, data in self._file["scores"].items()} if "scores" in self._file else {}
+
+    def score(self, name: str) -> npt.NDArray[Any] | None:
+        """Return the score (n,) called `name`, also under the name that it had up to version 0.1; None without it."""
+        return next((self.scores[known] for known in (name, OLD_SCORES.get(name)) if known in self.scores), None)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of the scan; a store that is no scan counts as one row."""
+        return self.scan_shape or (1, self.n)
+
+    def grid_pixel(self) -> npt.NDArray[np.intp]:
+        """Return the pixel (n,) of the row-by-row grid of `grid_shape` where each pattern was recorded."""
+        if self.scan_shape is None:
+            return np.arange(self.n)
+        rows, columns = self.scan_shape
+        row, column = self.position.astype(np.intp).T
+        if ((row < 0) | (row >= rows) | (column < 0) | (column >= columns)).any():
+            raise UserError(f"'{self.path}' has positions outside its scan of {rows} x {columns}")
+        pixel: npt.NDArray[np.intp] = row * columns + column
+        if len(np.unique(pixel)) != len(pixel):
+            raise UserError(f"'{self.path}' has several patterns at one scan position, which a map cannot show")
+        return pixel
 
     @cached_property
     def calibration(self) -> dict[str, npt.NDArray[Any]]:

@@ -6,16 +6,13 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stemtune.crystal_map.frames import AUTO
-from stemtune.crystal_map.io.reading import read_map
-from stemtune.crystal_map.phase_matching import label_map_of
-from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_pattern_frame
-from stemtune.dataset.label_map import laid_on
-from stemtune.dataset.labels import label_target, write_labels
+from stemtune.crystal_map.io import read_map
+from stemtune.crystal_map.phase_matching import with_crystals
+from stemtune.dataset.labels import label_target, labels_from_map, write_labels
 from stemtune.dataset.store import Store
 from stemtune.indexing.template_matching import chosen_phases
 
@@ -35,7 +32,7 @@ def label_from_map(
     store
         The store, a scan.
     source
-        The map: `.ang`, `.ctf` or `.h5`, see `crystal_map.io.reading.read_map`.
+        The map: `.ang`, `.ctf` or `.h5`, see `crystal_map.io.read_map`.
     cifs
         The crystals, as `crystal.phase.phase_from` takes them; without any, those of the store. Each phase that the map
         uses has to be one of them.
@@ -54,33 +51,31 @@ def label_from_map(
     UserError
         For unusable input, a map of another shape for instance, before anything is written.
     """
-    foreign = read_map(source, frame)
-    name = Path(source).name
-    for note in foreign.notes:
+    read = read_map(source, frame)
+    name, notes = Path(source).name, read.attrs.get("notes", [])
+    for note in notes:
         print(f"note: {name}: {note}", file=sys.stderr)
     target = label_target(store, out)
     with Store.open(store) as opened:
-        label_map = label_map_of(foreign, chosen_phases(opened, cifs), f"'{source}'")
+        orientation_map = with_crystals(read, chosen_phases(opened, cifs), f"'{source}'")
         facts = {
             "method": "map",
             "store": Path(store).name,
             "map": name,
             "map_sha256": _sha256(source),
-            "program": foreign.program,
-            "frame": foreign.frame,
+            "program": read.attrs.get("program", "stemtune"),
+            "frame": read.attrs.get("frame", "orix"),
             "cif": [Path(cif).name for cif in cifs],
-            "notes": foreign.notes,
+            "notes": notes,
         }
-        labels = laid_on(opened, label_map, facts)
-        rotation = scan_rotation_deg(opened.attrs)  # a map is in the scan's frame, a store's labels in the patterns'
-        labels = replace(labels, orientation=to_pattern_frame(labels.orientation, rotation))
+        labels = labels_from_map(opened, orientation_map, facts)
     write_labels(store, labels, target)
     return {
         "store": str(target),
         "patterns": len(labels.phase),
         "indexed": int((labels.phase >= 0).sum()),
-        "frame": foreign.frame,
-        "program": foreign.program,
+        "frame": read.attrs.get("frame", "orix"),
+        "program": read.attrs.get("program", "stemtune"),
     }
 
 

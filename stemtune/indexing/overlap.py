@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.indexing.spot_check import SpotCheck
@@ -29,13 +29,13 @@ from stemtune.learning.model import DIFFERENT_DEG, Answers, OrientationModel
 from stemtune.learning.models.polar_templates import PolarView, centred, template_views
 from stemtune.learning.models.spot_features import Evidence
 
-LEAST_GAIN = 0.03
+MIN_GAIN = 0.03
 """What the second template must add to the correlation."""
 
-LEAST_SIGNAL = 2.5
+MIN_Z_SCORE = 2.5
 """Evidence (`indexing.spot_check`) that the second crystal's own spots must have."""
 
-LEAST_WEIGHT = 0.1
+MIN_WEIGHT = 0.1
 """Smallest share of the counts of a second crystal.
 
 The numbers were set, as were those below, on 400 Bloch-wave mixtures of LiNiO2 (30:70 to 50:50, 20 to 80 nm, 3,000 to
@@ -66,7 +66,7 @@ class Overlapped(NamedTuple):
         Their shares (B, 2) of the counts of both; 1 and 0 where the signal is too small to look further.
     gain
         What the second adds to the correlation (B,); 0 where the signal is too small to look further.
-    signal
+    spot_z_score
         Evidence (B,) that the second's own spots are there, in standard deviations.
     two
         Whether the pattern counts as two crystals (B,).
@@ -75,7 +75,7 @@ class Overlapped(NamedTuple):
     orientation: Tensor
     weight: Tensor
     gain: Tensor
-    signal: Tensor
+    spot_z_score: Tensor
     two: Tensor
 
 
@@ -114,10 +114,10 @@ class OverlapFinder:
             torch.stack((alone, second), dim=1),
             counts.new_tensor([1.0, 0.0]).repeat(len(counts), 1),
             counts.new_zeros(len(counts)),
-            self.check(left, second).signal,
+            self.check(left, second).spot_z_score,
             torch.zeros(len(counts), dtype=torch.bool, device=counts.device),
         )
-        some = torch.nonzero(found.signal >= LEAST_SIGNAL)[:, 0]
+        some = torch.nonzero(found.spot_z_score >= MIN_Z_SCORE)[:, 0]
         if len(some):
             first = self._best(self.without(counts[some], second[some]))
 
@@ -126,7 +126,7 @@ class OverlapFinder:
                 return self._judged(counts[rows], first[part], second[rows], alone[rows])
 
             parts = [slice(start, start + _BATCH) for start in range(0, len(some), _BATCH)]
-            done = map_chunks(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
+            done = map_over_threads(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
             for values, judged in zip(found, zip(*done, strict=True), strict=True):
                 values[some] = torch.cat(judged)
         return found
@@ -151,10 +151,10 @@ class OverlapFinder:
         weight_B2 = self.weights(counts, pair_B24)
         order_B2 = weight_B2.argsort(dim=1, descending=True)
         pair_B24, weight_B2 = pair_B24[rows, order_B2], weight_B2.gather(1, order_B2)
-        signal_B = self.check(self.without(counts, pair_B24[:, 0]), pair_B24[:, 1]).signal
+        signal_B = self.check(self.without(counts, pair_B24[:, 0]), pair_B24[:, 1]).spot_z_score
         gain_B = self._gain(counts, pair_B24, alone)
         apart_B = disorientation_deg(first, second, self.phase.symmetry) > DIFFERENT_DEG  # false of NaN
-        two_B = (gain_B >= LEAST_GAIN) & (signal_B >= LEAST_SIGNAL) & (weight_B2[:, 1] >= LEAST_WEIGHT) & apart_B
+        two_B = (gain_B >= MIN_GAIN) & (signal_B >= MIN_Z_SCORE) & (weight_B2[:, 1] >= MIN_WEIGHT) & apart_B
         return Overlapped(pair_B24, weight_B2, gain_B, signal_B, two_B)
 
     def _gain(self, counts: Tensor, pair_B24: Tensor, alone: Tensor) -> Tensor:

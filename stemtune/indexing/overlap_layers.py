@@ -1,9 +1,8 @@
-"""Overlapping grains in a map: the second crystal of every pattern that holds two, as layers and as a picture."""
+"""Overlapping grains in a map: the second crystal of every pattern that holds two, as layers of the map."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,12 @@ import numpy.typing as npt
 import torch
 
 from stemtune.crystal.symmetry import disorientation_deg
+from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_scan_frame
 from stemtune.indexing.overlap import OverlapFinder, Overlapped
-from stemtune.indexing.phase_choice import Chosen
+from stemtune.indexing.phase_choice import PhaseChoice
 from stemtune.indexing.predictor import Predictor
 from stemtune.learning.model import DIFFERENT_DEG
-from stemtune.plot.figures import draw_scalar
 
 SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
 """Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
@@ -39,7 +37,7 @@ def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.ND
 def with_overlaps(
     orientation_map: OrientationMap,
     predictors: Sequence[Predictor],
-    chosen: Chosen,
+    choice: PhaseChoice,
     pixel: npt.NDArray[np.intp],
 ) -> OrientationMap:
     """Return a copy of the map that tells where patterns hold two crystals of one phase.
@@ -52,20 +50,20 @@ def with_overlaps(
         The map.
     predictors
         One for each phase.
-    chosen
-        The answers to the patterns (m), and which predictor gave them.
+    choice
+        The predictions for the patterns (m), and which predictor made them.
     pixel
         Where each pattern stands (m,).
     """
     n = len(orientation_map.phase)
     second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)
     answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
-    goodness = None if orientation_map.goodness is None else orientation_map.goodness.copy()
+    ncc = None if orientation_map.ncc is None else orientation_map.ncc.copy()
     for index, predictor in enumerate(predictors):
-        rows = np.flatnonzero(chosen.model == index)
+        rows = np.flatnonzero(choice.model == index)
         if not len(rows):
             continue
-        found = find_overlaps(predictor, rows, chosen.answered.answers[rows, 0])
+        found = find_overlaps(predictor, rows, choice.predictions.candidates[rows, 0])
         two = found.two.numpy()
         place = pixel[rows[two]]
         pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)
@@ -74,16 +72,16 @@ def with_overlaps(
         off = disorientation_deg(pair[:, :1], torch.from_numpy(answers[place]), predictor.model.phase.symmetry).numpy()
         off = np.nan_to_num(off, nan=np.inf)
         known = off.min(axis=1) < DIFFERENT_DEG
-        _first(place[known], off.argmin(axis=1)[known], answers, confidence, goodness)
+        _first(place[known], off.argmin(axis=1)[known], answers, confidence, ncc)
         new = place[~known]  # one that the model has not named: it says nothing of its confidence
         answers[new, 0], confidence[new, 0] = pair[~known, 0].numpy(), 0
-        if goodness is not None:
-            goodness[new, 0] = np.nan
+        if ncc is not None:
+            ncc[new, 0] = np.nan
     return dataclasses.replace(
         orientation_map,
         answers=answers,
         answer_confidence=confidence,
-        goodness=goodness,
+        ncc=ncc,
         layers={**orientation_map.layers, SECOND_LAYER: second, WEIGHT_LAYER: weight},
     )
 
@@ -105,20 +103,3 @@ def overlap_figures(orientation_map: OrientationMap) -> dict[str, Any]:
         "share_of_indexed": float(two.sum() / max(int(orientation_map.indexed.sum()), 1)),
         "median_weight": float(np.median(weight[two])) if two.any() else None,
     }
-
-
-def draw_overlaps(orientation_map: OrientationMap, path: str | os.PathLike[str]) -> None:
-    """Draw the share of the second crystal as a PNG: 0 where a pattern holds one, grey where not indexed."""
-    weight = np.where(orientation_map.indexed, np.nan_to_num(orientation_map.layers[WEIGHT_LAYER]), np.nan)
-    draw_scalar(
-        weight.reshape(orientation_map.shape),
-        path,
-        step=orientation_map.step_nm,
-        title="Overlapping grains: share of the second crystal",
-        label="share of the scattered counts",
-        note="Share of the weaker of two crystals in the pattern; 0: a single one. Grey: not indexed.",
-        limits=(0.0, 0.5),
-    )
-
-
-__all__ = ["SECOND_LAYER", "WEIGHT_LAYER", "draw_overlaps", "find_overlaps", "overlap_figures", "with_overlaps"]

@@ -22,7 +22,7 @@ from stemtune.errors import UserError
 from stemtune.indexing.predictor import Predictor
 from stemtune.learning.checkpoint import load_model
 
-LEAST_CONFIDENCE = 0.9
+MIN_CONFIDENCE = 0.9
 """Smallest confidence, the probability of being within 5 degrees, of an answer that becomes a label."""
 
 
@@ -31,7 +31,7 @@ def label_by_model(
     model_folder: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    min_confidence: float = LEAST_CONFIDENCE,
+    min_confidence: float = MIN_CONFIDENCE,
     refine: bool = False,
     batch: int = 256,
     device: torch.device | str | None = None,
@@ -56,8 +56,8 @@ def label_by_model(
     -------
     dict
         `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The scores kept
-        are `signal`, `fit` and, refined, `goodness`, for every pattern, as well as `answered`, the confidence of those
-        that were not labelled too.
+        are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, as well as `answered`, the
+        confidence of those that were not labelled too.
 
     Raises
     ------
@@ -71,21 +71,29 @@ def label_by_model(
     with Store.open(store) as opened:
         predictor = Predictor(model, opened, batch, 1, device, refine)
         began = time.perf_counter()
-        answered = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
+        predictions = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
         rate = opened.n / (time.perf_counter() - began)
-    confidence = answered.confidence[:, 0]
-    kept = answered.indexed & (confidence >= min_confidence)
+    confidence = predictions.confidence[:, 0]
+    kept = predictions.indexed & (confidence >= min_confidence)
     if not kept.any():
-        seen = f"{confidence[answered.indexed].max():.4f}" if answered.indexed.any() else "none, for nothing is indexed"
+        seen = (
+            f"{confidence[predictions.indexed].max():.4f}"
+            if predictions.indexed.any()
+            else "none, for nothing is indexed"
+        )
         raise UserError(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"
         )
-    scores = {"signal": answered.signal, "fit": answered.fit, "answered": confidence}
-    if answered.goodness is not None:
-        scores["goodness"] = answered.goodness[:, 0]
+    scores = {
+        "spot_z_score": predictions.spot_z_score,
+        "explained_intensity": predictions.explained_intensity,
+        "answered": confidence,
+    }
+    if predictions.ncc is not None:
+        scores["ncc"] = predictions.ncc[:, 0]
     labels = Labels(
-        orientation=np.where(kept[:, None], answered.answers[:, 0], np.nan),
+        orientation=np.where(kept[:, None], predictions.candidates[:, 0], np.nan),
         confidence=np.where(kept, confidence, np.nan).astype(np.float32),
         phase=np.where(kept, 0, -1).astype(np.int16),
         phases=[model.phase],

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import multiply
@@ -84,7 +84,7 @@ class Refined(NamedTuple):
     ----------
     orientation
         (B, n, 4) in the fundamental zone; NaN where the answers were.
-    goodness
+    ncc
         (B, n) correlation, 0 to 1, of the counts with the fitted spots; NaN for answers that were not fitted.
     scale, centre_px
         (B,) true over assumed reciprocal length of a pixel, and (B, 2) row and column of the direct beam, both by the
@@ -92,7 +92,7 @@ class Refined(NamedTuple):
     """
 
     orientation: Tensor
-    goodness: Tensor
+    ncc: Tensor
     scale: Tensor
     centre_px: Tensor
 
@@ -134,7 +134,7 @@ class Refiner:
         def work(rows: slice) -> Refined:
             return self._refine(patterns[rows], answers.orientation[rows], answers.confidence[rows])
 
-        done = map_chunks(work, parts) if patterns.device.type == "cpu" else [work(rows) for rows in parts]
+        done = map_over_threads(work, parts) if patterns.device.type == "cpu" else [work(rows) for rows in parts]
         return Refined(*(torch.cat(column) for column in zip(*done, strict=True)))
 
     def _refine(self, patterns: Tensor, answer_Bn4: Tensor, confidence_Bn: Tensor) -> Refined:
@@ -142,36 +142,36 @@ class Refiner:
         window = self.evidence.windows(counts)
         orientation_Bn4 = answer_Bn4.float().clone()
         known_Bn = orientation_Bn4.isfinite().all(-1)
-        goodness_Bn = torch.full_like(orientation_Bn4[..., 0], torch.nan)
-        scale_B, centre_B2 = torch.full_like(goodness_Bn[:, 0], torch.nan), torch.full_like(off_B2, torch.nan)
+        ncc_Bn = torch.full_like(orientation_Bn4[..., 0], torch.nan)
+        scale_B, centre_B2 = torch.full_like(ncc_Bn[:, 0], torch.nan), torch.full_like(off_B2, torch.nan)
         worth_Bn = known_Bn & (confidence_Bn >= WORTH * confidence_Bn[:, :1])
         worth_Bn[:, 0] = known_Bn[:, 0]
         for rank in range(worth_Bn.shape[1]):
             rows = worth_Bn[:, rank].nonzero()[:, 0]
             if not len(rows):
                 continue
-            fitted, goodness, moved = self._fit(window[rows], orientation_Bn4[rows, rank])
-            orientation_Bn4[rows, rank], goodness_Bn[rows, rank] = fitted, goodness
+            fitted, ncc, moved = self._fit(window[rows], orientation_Bn4[rows, rank])
+            orientation_Bn4[rows, rank], ncc_Bn[rows, rank] = fitted, ncc
             if rank == 0:
                 right, up = moved[:, 2:].unbind(-1)
                 scale_B[rows] = 1 / (1 + moved[:, 1])  # spots farther out than expected: a pixel is less than it says
                 left = torch.stack((-up, right), dim=-1) / self.geometry.scale_inv_angstrom
                 centre_B2[rows] = off_B2[rows] + left + left.new_tensor(self.geometry.centre_px)
-        return Refined(orientation_Bn4, goodness_Bn, scale_B, centre_B2)
+        return Refined(orientation_Bn4, ncc_Bn, scale_B, centre_B2)
 
     def _fit(self, window: Tensor, start_B4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return fitted orientations (B, 4), their goodness (B,), and turn, growth and shift (B, 4) of the spots."""
+        """Return fitted orientations (B, 4), their ncc (B,), and turn, growth and shift (B, 4) of the spots."""
         place, error, coupling = (part[:, 0] for part in self.evidence.predicted(start_B4[:, None]))
         affine = _affine(place)
         moved = place.new_zeros(len(place), 4)
         for _ in range(ROUNDS):
             moved = self._moved(self._seen(window, _after(place, affine, moved)), affine, moved)
         counts_BK = self._seen(window, _after(place, affine, moved))[..., 0].clamp_min(0)
-        tilt_B2, goodness_B = self._tilted(counts_BK, place, error, coupling.pow(2 * POWER))
+        tilt_B2, ncc_B = self._tilted(counts_BK, place, error, coupling.pow(2 * POWER))
         # Spots turned anticlockwise mean an orientation, which takes the lab to the crystal, turned clockwise.
         vector = torch.cat((tilt_B2, -moved[:, :1]), dim=-1)
         fitted_B4 = multiply(start_B4, from_rotation_vector(vector))
-        return reduce_to_fundamental_zone(fitted_B4, self.phase.symmetry), goodness_B, moved
+        return reduce_to_fundamental_zone(fitted_B4, self.phase.symmetry), ncc_B, moved
 
     def _seen(self, window: Tensor, place_BK2: Tensor) -> Tensor:
         sampled, inside = self.evidence.sampled(window, place_BK2[:, None])

@@ -21,14 +21,14 @@ from stemtune.diffraction.geometry import Geometry
 SHAPE_WIDTH = 0.02
 """Width (1/Å) of the shape factor exp(-(s / width)²) that says which spots are expected."""
 
-LEAST_FIT = 0.07
-"""Smallest `fit` of a pattern that counts as indexed: noise, halos and beam stops stay below it."""
+MIN_EXPLAINED_INTENSITY = 0.07
+"""Smallest `explained_intensity` of a pattern that counts as indexed: noise, halos and beam stops stay below it."""
 
-LEAST_SIGNAL = 2.0
-"""Smallest `signal` of a pattern that counts as indexed."""
+MIN_Z_SCORE = 2.0
+"""Smallest `spot_z_score` of a pattern that counts as indexed."""
 
-DIM_SHARE, LEAST_SIGNAL_DIM = 0.1, 3.0
-"""A pattern with less than this share of its intensity around the direct beam needs this `signal` instead: stray
+MAX_DIM_SHARE, MIN_DIM_Z_SCORE = 0.1, 3.0
+"""A pattern with less than this share of its intensity around the direct beam needs this `spot_z_score` instead: stray
 peaks of a support film or a few stray electrons lie on predicted spots too easily.
 
 How the four numbers were set: on simulated LiNiO2 over all ranges of `SimulateConfig` (300 to 100,000 electrons) they
@@ -37,6 +37,14 @@ keep 43 %. Of 500 patterns each of vacuum with stray electrons, uniform noise, a
 answered by the model `matched`, which looks for the best match in them, they keep none. On the cathode scan they keep
 every pattern with 20 or more peaks, and 5 % of those beside the particle, which have 4 stray peaks on average.
 """
+
+LIMITS = {
+    "explained_intensity": MIN_EXPLAINED_INTENSITY,
+    "spot_z_score": MIN_Z_SCORE,
+    "signal_dim": MIN_DIM_Z_SCORE,
+    "dim": MAX_DIM_SHARE,
+}
+"""The four by the names that maps keep them under."""
 
 _SPOTS = 48  # strongest expected spots that are looked up
 _TURNS = 32  # other in-plane angles for comparison
@@ -50,25 +58,25 @@ class SpotScores(NamedTuple):
 
     Attributes
     ----------
-    signal
+    spot_z_score
         (B,) evidence that the predicted spots are there: the rank of each spot's brightness among its turned copies,
         averaged (weight: root of the expected amplitude), less what chance gives, in standard deviations of chance.
-    fit
+    explained_intensity
         (B,) share of the intensity around the direct beam that the predicted spots hold beyond chance: 1 when all of
         it lies on them, 0 when no more than on turned spots.
     share
         (B,) share of the pattern's whole intensity that lies around the direct beam, out to its edge.
     """
 
-    signal: Tensor
-    fit: Tensor
+    spot_z_score: Tensor
+    explained_intensity: Tensor
     share: Tensor
 
 
 def is_crystal(scores: SpotScores) -> Tensor:
     """Return (B,) whether each pattern shows the crystal in the orientation that was asked about."""
-    needed = torch.where(scores.share < DIM_SHARE, LEAST_SIGNAL_DIM, LEAST_SIGNAL)
-    return (scores.fit >= LEAST_FIT) & (scores.signal >= needed)
+    needed = torch.where(scores.share < MAX_DIM_SHARE, MIN_DIM_Z_SCORE, MIN_Z_SCORE)
+    return (scores.explained_intensity >= MIN_EXPLAINED_INTENSITY) & (scores.spot_z_score >= needed)
 
 
 class SpotCheck:

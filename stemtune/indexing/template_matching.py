@@ -18,9 +18,9 @@ R
     that of the field's precession maps. A zero-layer pattern fits its twin, turned half about the beam, as well.
 R_phase
     With several phases the same between the best phase and the next: 100 (1 - Q(other phase) / Q1).
-signal, fit
+spot_z_score, explained_intensity
     Whether the predicted spots are there at all, see `indexing.spot_check`. They decide what is *not indexed*.
-goodness
+ncc
     With refinement only, see `indexing.refine`.
 
 References
@@ -73,7 +73,7 @@ SETTINGS = (
 )
 """The knobs that matching has."""
 
-SCORES = ("Q", "R", "signal", "fit")
+SCORES = ("Q", "R", "spot_z_score", "explained_intensity")
 
 
 class Matches(NamedTuple):
@@ -159,7 +159,7 @@ class TemplateLabeller:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the answers, refined where asked for, and what a look at their spots says; each phase on its own."""
         orientation_B4 = orientation_B4.clone()
-        names = ("indexed", "signal", "fit", *(("goodness",) if self.refiners else ()))
+        names = ("indexed", "spot_z_score", "explained_intensity", *(("ncc",) if self.refiners else ()))
         found = {name: torch.zeros(len(phase_B), device=self.device) for name in names}
         for number, check in enumerate(self.checks):
             mine = (phase_B == number).nonzero()[:, 0]
@@ -168,12 +168,13 @@ class TemplateLabeller:
             counts, answers = counts_BHW[mine], orientation_B4[mine]
             if self.refiners:
                 asked = Answers(answers[:, None], confidence_B[mine, None])
-                answers, goodness, *_ = self.refiners[number].refine(counts, asked)
+                answers, ncc, *_ = self.refiners[number].refine(counts, asked)
                 answers = answers[:, 0]
-                orientation_B4[mine], found["goodness"][mine] = answers, goodness[:, 0]
+                orientation_B4[mine], found["ncc"][mine] = answers, ncc[:, 0]
             scores = check(counts, answers)
             found["indexed"][mine] = is_crystal(scores).float()
-            found["signal"][mine], found["fit"][mine] = scores.signal, scores.fit
+            found["spot_z_score"][mine] = scores.spot_z_score
+            found["explained_intensity"][mine] = scores.explained_intensity
         return orientation_B4, found
 
     def on_cpu(self, patterns: Tensor) -> Matches:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, distributed
 
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
-from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg, pseudo_variants
+from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
 from stemtune.dataset.batches import Loader
 from stemtune.learning.calibration import Calibration, crossed_error
 from stemtune.learning.inference import raw_answer

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stemtune._files import replaceable_folder, whole_folder
-from stemtune._parallel import deaf_to_interrupts
+from stemtune._parallel import interrupts_blocked
 from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import UserError
@@ -138,7 +138,7 @@ def run_workers(task: Callable[..., None], workers: int, arguments: tuple[Any, .
                 mine, theirs = context.Pipe(duplex=False)
                 given = (theirs, task, rank, workers, meet, arguments)
                 process = context.Process(target=_worker, args=given, daemon=True)
-                with deaf_to_interrupts():  # the parent hears Ctrl-C and ends its workers
+                with interrupts_blocked():  # the parent hears Ctrl-C and ends its workers
                     process.start()
                 theirs.close()
                 running[mine] = process

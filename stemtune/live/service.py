@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.indexing.predictor import Answerer
+from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model
 from stemtune.scan.blocks import sound, stored_type
 
@@ -31,15 +31,15 @@ class Service:
 
     def __init__(self, folder: str) -> None:
         self.model = load_model(folder)
-        self._answerers: dict[Geometry, Answerer] = {}
+        self._indexers: dict[Geometry, Indexer] = {}
 
-    def answerer(self, geometry: Geometry) -> Answerer:
+    def indexer(self, geometry: Geometry) -> Indexer:
         """Return what answers frames of this calibration."""
-        if geometry not in self._answerers:
-            if len(self._answerers) >= _CALIBRATIONS:
-                self._answerers.pop(next(iter(self._answerers)))
-            self._answerers[geometry] = Answerer(self.model, geometry, alternatives=1)
-        return self._answerers[geometry]
+        if geometry not in self._indexers:
+            if len(self._indexers) >= _CALIBRATIONS:
+                self._indexers.pop(next(iter(self._indexers)))
+            self._indexers[geometry] = Indexer(self.model, geometry, alternatives=1)
+        return self._indexers[geometry]
 
 
 def prepare(folder: str) -> Service:
@@ -47,7 +47,7 @@ def prepare(folder: str) -> Service:
     service = Service(folder)
     size = service.model.geometry.size
     frames = np.random.default_rng(0).poisson(1.0, (2, size, size)).astype(np.uint16)
-    service.answerer(service.model.geometry).read(frames)
+    service.indexer(service.model.geometry).index(frames)
     return service
 
 
@@ -79,7 +79,7 @@ def checked(service: Service, frames: npt.NDArray[Any], query: Mapping[str, str]
         raise UserError(f"frames of {frames.shape[1]} px need ?scale=, for the model's have {own.size} px")
     scale = _number(query, "scale", own.scale_inv_angstrom, (0, 1))
     geometry = Geometry(frames.shape[1], scale, _number(query, "kv", own.kv, (20, 1500)))
-    service.answerer(geometry)  # refuses what the model cannot look at
+    service.indexer(geometry)  # refuses what the model cannot look at
     return Asked(np.ascontiguousarray(frames, dtype=stored_type(frames.dtype)), geometry)
 
 
@@ -89,12 +89,12 @@ def answered(service: Service, asked: list[Any]) -> list[Mapping[str, npt.NDArra
     key = [(one.geometry, one.frames.dtype) for one in asked]
     for kind in dict.fromkeys(key):
         chosen = [number for number, own in enumerate(key) if own == kind]
-        answers = service.answerer(kind[0]).read(np.concatenate([asked[number].frames for number in chosen]))
+        answers = service.indexer(kind[0]).index(np.concatenate([asked[number].frames for number in chosen]))
         ends = itertools.accumulate(len(asked[number].frames) for number in chosen)
         for number, end in zip(chosen, ends, strict=True):
             own = slice(end - len(asked[number].frames), end)
             found[number] = {
-                "orientation": answers.answers[own, 0],
+                "orientation": answers.candidates[own, 0],
                 "confidence": answers.confidence[own, 0],
                 "indexed": answers.indexed[own],
             }

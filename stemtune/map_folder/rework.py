@@ -10,10 +10,10 @@ from typing import Any
 from stemtune._files import replaceable_folder, whole_folder
 from stemtune.analysis.cleanup import clean_figures, cleaned, undone
 from stemtune.analysis.evaluation.evaluate import COMPARED
+from stemtune.analysis.grain_analysis import analyse, grain_figures
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.crystal_map.orientation_map import OrientationMap, map_file
-from stemtune.map_folder.grain_files import analyse, grain_figures, retell, write_grains
-from stemtune.map_folder.predict import FILES, write_map
+from stemtune.crystal_map.io import map_file, read_map_h5, write_map_h5
+from stemtune.map_folder.files import FILES, update_summary, write_grains, write_map
 from stemtune.plot.report import write_report
 
 
@@ -44,7 +44,7 @@ def clean_map(
     """
     file = map_file(path)
     folder = replaceable_folder(file.parent, FILES, "a map")
-    before = OrientationMap.read(file)
+    before = read_map_h5(file)
     changed = undone(before) if clean is None else cleaned(before, clean)
     analysis = analyse(changed, grains, twins)
     measured = changed.measured
@@ -57,7 +57,7 @@ def clean_map(
         for entry in folder.iterdir():
             shutil.copy2(entry, part / entry.name)
         write_map(analysis, part)
-        write_report(analysis, part, retell(part, figures, stale=COMPARED))
+        write_report(analysis, part, update_summary(part, figures, stale=COMPARED))
     return figures
 
 
@@ -78,21 +78,18 @@ def regrain(path: str | os.PathLike[str], settings: GrainsConfig, twins: Sequenc
     """
     file = map_file(path)
     folder = replaceable_folder(file.parent, FILES, "a map")
-    analysis = analyse(OrientationMap.read(file), settings, twins)
+    analysis = analyse(read_map_h5(file), settings, twins)
     figures = {"grains": grain_figures(analysis)}
     with whole_folder(folder) as part:
         for entry in folder.iterdir():
             if entry.name != file.name:
                 shutil.copy2(entry, part / entry.name)
-        analysis.orientation_map.write(part / file.name)
+        write_map_h5(analysis.orientation_map, part / file.name)
         write_grains(analysis, part)
-        write_report(analysis, part, retell(part, figures))
+        write_report(analysis, part, update_summary(part, figures))
     return figures["grains"]
 
 
 def made_by(path: str | os.PathLike[str]) -> list[str]:
     """Return the ids of the MLflow runs whose models made the map at `path`; none where they came from no run."""
-    return list(OrientationMap.read(map_file(path)).attrs.get("model_runs") or [])
-
-
-__all__ = ["clean_map", "made_by", "regrain"]
+    return list(read_map_h5(map_file(path)).attrs.get("model_runs") or [])

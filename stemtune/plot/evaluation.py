@@ -1,4 +1,4 @@
-"""What is known of a map and its truth as one picture of four panels."""
+"""Pictures of what `analysis.evaluation` finds: a map beside its truth, labels kept by a score, two maps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stemtune.plot.figures import save
+from stemtune._files import whole_file
+from stemtune.analysis.evaluation.agreement import difference_deg
+from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.errors import UserError
+from stemtune.plot.figures import draw_scalar, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "0.6"  # Okabe and Ito's
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind readers can tell apart."""
+
+_BLUE, _ORANGE, _GREEN, _GREY = *COLOURS[:3], "0.6"
+_MARKERS = "osD^vP*"
+
+UNTRAINED = "matched"
+"""The architecture that learns nothing from labels, drawn as a line to compare with."""
+
+HIGHEST_DIFFERENCE_DEG = 15.0
+"""Disorientations of two maps from here on have one colour."""
 
 
 def draw_evaluation(figures: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -30,6 +44,8 @@ def draw_evaluation(figures: dict[str, Any], path: str | os.PathLike[str]) -> No
     """
     from matplotlib.figure import Figure
 
+    if "reliability" not in figures:
+        raise UserError("there is nothing to draw: no pixel is indexed as the phase that the truth has there")
     figure = Figure(figsize=(9.6, 8.4), dpi=200, facecolor="white")
     upper = figure.add_axes((0.08, 0.66, 0.38, 0.28))
     lower = figure.add_axes((0.08, 0.56, 0.38, 0.08), sharex=upper)
@@ -44,7 +60,8 @@ def draw_evaluation(figures: dict[str, Any], path: str | os.PathLike[str]) -> No
     for axes in (upper, lower, *panels, last):
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    save(figure, path)
+    with whole_file(path) as part:
+        save(figure, part)
 
 
 def _reliability(upper: Axes, lower: Axes, figures: dict[str, Any]) -> None:
@@ -100,19 +117,80 @@ def _confusion(axes: Axes, shares: dict[str, float]) -> None:
     axes.set_title("what the answers are", loc="left")
 
 
-def _boundaries(axes: Axes, told: list[dict[str, Any]] | None) -> None:
+def _boundaries(axes: Axes, rows: list[dict[str, Any]] | None) -> None:
     axes.set_title("boundaries, to within a pixel", loc="left")
     axes.set_xlabel("least disorientation across the boundary (degrees)", fontsize=9)
     axes.set_ylabel("share", fontsize=9)
     axes.set_ylim(0, 1.04)
-    if not told or all(entry["edges_of_truth"] == 0 for entry in told):
+    if not rows or all(entry["edges_of_truth"] == 0 for entry in rows):
         axes.text(0.5, 0.5, "the truth has no boundaries", transform=axes.transAxes, ha="center", fontsize=9)
         return
     for name, colour, marker in (("precision", _BLUE, "o"), ("recall", _ORANGE, "s")):
-        shares = [np.nan if entry[name] is None else entry[name] for entry in told]
-        axes.plot([entry["threshold_deg"] for entry in told], shares, f"{marker}-", color=colour, label=name)
+        shares = [np.nan if entry[name] is None else entry[name] for entry in rows]
+        axes.plot([entry["threshold_deg"] for entry in rows], shares, f"{marker}-", color=colour, label=name)
     axes.set_xlim(0, None)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
-__all__ = ["draw_evaluation"]
+def draw_risk(figures: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the error of the labels, and beside it that of networks where there are any, against the share kept."""
+    from matplotlib.figure import Figure
+
+    trained = figures.get("networks") or []
+    figure = Figure(figsize=(8.6 if trained else 4.6, 3.8), dpi=150, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, 2 if trained else 1, sharex=True, squeeze=False)[0]
+    style = {name: (COLOURS[k % 7], _MARKERS[k % 7]) for k, name in enumerate(figures["scores"])}
+    for name, curve in figures["scores"].items():
+        colour, marker = style[name]
+        kept, wrong = 100 * np.array(curve["kept"]), 100 * np.array(curve["wrong"])
+        panels[0].plot(kept, wrong, color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=f"by {name}")
+    panels[0].set_title(f"Labels ({figures['labels']:,})", loc="left", fontsize=10)
+    panels[0].set_ylabel("more than 5° from the truth, %")
+    if trained:
+        _draw_networks(panels[1], trained, style)
+    for axes in panels:
+        axes.set_xlim(105, 0)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("labels kept, best first, %")
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    with whole_file(path) as part:
+        save(figure, part)
+
+
+def _draw_networks(axes: Any, trained: list[dict[str, Any]], style: dict[str, tuple[str, str]]) -> None:
+    truth = ", ".join(dict.fromkeys(entry["truth"] for entry in trained))
+    axes.set_title(f"Networks trained on them, judged on {truth}", loc="left", fontsize=10)
+    for entry in trained:
+        if entry["architecture"] == UNTRAINED:
+            axes.axhline(
+                100 * entry["wrong"], color="0.4", linestyle="--", linewidth=1, label=f"{UNTRAINED}, untrained"
+            )
+    trained = [entry for entry in trained if entry["architecture"] != UNTRAINED]
+    for name in dict.fromkeys(entry["score"] for entry in trained):
+        colour, marker = style.get(name, ("0.4", "o"))
+        own = [entry for entry in trained if entry["score"] == name]
+        kept = sorted({entry["kept"] for entry in own}, reverse=True)
+        mean = [100 * np.mean([entry["wrong"] for entry in own if entry["kept"] == share]) for share in kept]
+        axes.plot([100 * share for share in kept], mean, color=colour, linewidth=1.2, label=f"by {name} (mean)")
+        places, wrong = [100 * entry["kept"] for entry in own], [100 * entry["wrong"] for entry in own]
+        axes.plot(places, wrong, linestyle="", color=colour, marker=marker, markersize=4, alpha=0.6)
+
+
+def draw_difference(orientation_map: OrientationMap, other: OrientationMap, path: str | os.PathLike[str]) -> None:
+    """Draw the disorientation of two maps as a PNG."""
+    angles = difference_deg(orientation_map, other)
+    known = angles[np.isfinite(angles)]
+    share = float((known < 5).mean()) if len(known) else 0.0
+    with whole_file(path) as part:
+        draw_scalar(
+            angles.reshape(orientation_map.shape),
+            part,
+            step=orientation_map.step_nm,
+            title=f"Disorientation of the two maps: {share:.1%} within 5°",
+            label="degrees",
+            note=f"{HIGHEST_DIFFERENCE_DEG:g}° and more in one colour. Grey: not both indexed, as the same Laue class.",
+            limits=(0.0, HIGHEST_DIFFERENCE_DEG),
+            beyond=True,
+        )

@@ -43,9 +43,9 @@ def draw_grains(
     for place, index in enumerate(keys):
         share = 0.62 * height / len(keys)
         low = bottom + height - (place + 1) * share
-        phase = orientation_map.phases[index]
+        phase = orientation_map.crystals[index]
         draw_key(figure.add_axes((left + 0.14 * width, low + 0.12 * share, 0.72 * width, 0.66 * share)), phase)
-        name = f"{phase.name}, {phase.symmetry.laue}"
+        name = f"{orientation_map.phase_names[index]}, {phase.symmetry.laue}"
         figure.text(left + width / 2, low + 0.97 * share, name, ha="center", va="bottom", fontsize=9)
     if legend:
         figure.legend(
@@ -65,7 +65,7 @@ def grain_colours(orientation_map: OrientationMap, grains: Grains) -> npt.NDArra
     """Return the RGB colours (rows, columns, 3) of the grains' mean orientations along the beam."""
     table = grains.table
     mean = np.full((len(table), 3), NEUTRAL)
-    for index, phase in enumerate(orientation_map.phases):
+    for index, phase in enumerate(orientation_map.crystals):
         own = table.phase == index
         mean[own] = ipf_colours(table.orientation[own], phase)
     colours = np.full((len(grains.number), 3), NEUTRAL)
@@ -179,15 +179,3 @@ def _draw_angle(
         limits=(0.0, highest_deg(values)),
         beyond=True,
     )
-
-
-__all__ = [
-    "class_colours",
-    "draw_boundaries",
-    "draw_grains",
-    "draw_grod",
-    "draw_kam",
-    "edge_lines",
-    "grain_colours",
-    "highest_deg",
-]

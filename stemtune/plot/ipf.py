@@ -97,14 +97,14 @@ def map_colours(orientation_map: OrientationMap, axis: str) -> npt.NDArray[np.fl
     for index in present_phases(orientation_map):
         own = orientation_map.phase == index
         chosen = orientation_map.orientation[own]
-        colours[own] = ipf_colours(chosen, orientation_map.phases[index], DIRECTIONS[axis])
+        colours[own] = ipf_colours(chosen, orientation_map.crystals[index], DIRECTIONS[axis])
     return colours.reshape(*orientation_map.shape, 3)
 
 
 def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike[str]) -> None:
     """Draw the IPF map along lab axis "x", "y" or "z" with its colour key and a scale bar to the PNG `path`.
 
-    Pixels that are not indexed are grey. With several phases, the key of each stands below the other.
+    Pixels that are not indexed are grey. With several phases, the keys are below one another.
     """
     rows, columns = orientation_map.shape
     present = present_phases(orientation_map)
@@ -117,8 +117,8 @@ def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike
     for place, index in enumerate(present):
         low = bottom + height - (place + 1) * share
         key_axes = figure.add_axes((left + 0.12 * width, low + 0.16 * share, 0.76 * width, 0.56 * share))
-        draw_key(key_axes, orientation_map.phases[index])
-        name = f"{orientation_map.phases[index].name}, {orientation_map.phases[index].symmetry.laue}"
+        draw_key(key_axes, orientation_map.crystals[index])
+        name = f"{orientation_map.phase_names[index]}, {orientation_map.phases[index].symmetry.laue}"
         figure.text(left + width / 2, low + 0.86 * share, name, ha="center", va="bottom", fontsize=9)
     save(figure, path)
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 
 from stemtune._files import existing, whole_file
-from stemtune.analysis.evaluation.ground_truth import grid_pixel
 from stemtune.config import SimulateConfig
 from stemtune.crystal.phase import Phase
-from stemtune.crystal_map.orientation_map import OrientationMap, map_file
-from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.io import map_file, read_map_h5
+from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.ingest import corrected_at
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
@@ -63,7 +63,7 @@ def overlay_positions(
     UserError
         When the scan is no longer where it was, or a position lies outside of the map.
     """
-    orientation_map = OrientationMap.read(folder)
+    orientation_map = read_map_h5(folder)
     target = map_file(folder).parent / "overlay.png" if png is None else Path(png)
     source = existing(orientation_map.attrs["source"], "the scan or store of the map")
     if is_store(source):
@@ -92,11 +92,11 @@ def overlay(
     png
         The picture.
     """
-    orientation_map = map if isinstance(map, OrientationMap) else OrientationMap.read(map)
+    orientation_map = map if isinstance(map, OrientationMap) else read_map_h5(map)
     _check(orientation_map, positions)
     columns = orientation_map.shape[1]
     with Store.open(store) as opened:
-        rows = {int(pixel): row for row, pixel in enumerate(grid_pixel(opened))}
+        rows = {int(pixel): row for row, pixel in enumerate(opened.grid_pixel())}
         missing = [place for place in positions if place[0] * columns + place[1] not in rows]
         if missing:
             raise UserError(f"'{store}' has no pattern at {missing[0][0]},{missing[0][1]}")
@@ -135,7 +135,7 @@ def draw(
             axes.set_ylim(geometry.size - 0.5, -0.5)
         bare.set_title(_caption(orientation_map, place, pixel), fontsize=7, linespacing=1.2)
         if orientation_map.measured[pixel]:
-            phase = orientation_map.phases[max(0, int(orientation_map.phase[pixel]))]
+            phase = orientation_map.crystals[max(0, int(orientation_map.phase[pixel]))]
             answer = to_pattern_frame(orientation_map.answers[pixel, 0], scan_rotation_deg(orientation_map.attrs))
             _mark(marked, phase, geometry, answer, bool(orientation_map.indexed[pixel]))
     figure.supxlabel(
@@ -165,7 +165,7 @@ def _caption(orientation_map: OrientationMap, place: tuple[int, int], pixel: int
     state = "" if orientation_map.indexed[pixel] else ", not indexed"
     along = _beam_direction(orientation_map, pixel)
     confidence = float(orientation_map.answer_confidence[pixel, 0])
-    fit = float(orientation_map.fit[pixel])
+    fit = float(orientation_map.score("explained_intensity")[pixel])
     return f"row {place[0]}, column {place[1]}{state}\n{along}confidence {confidence:.2f}, fit {fit:.2f}"
 
 

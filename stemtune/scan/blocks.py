@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,12 +94,3 @@ def stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype.kind == "b" or (dtype.kind in "ui" and dtype.itemsize == 1):
         return np.dtype(np.uint8)
     return np.dtype(np.uint16) if dtype.kind in "ui" and dtype.itemsize == 2 else np.dtype(np.float32)
-
-
-def ahead(items: Iterator[Block]) -> Generator[Block, None, None]:
-    """Yield `items` while the next one is made in a thread."""
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item

@@ -14,16 +14,18 @@ import torch
 from matplotlib.image import imread
 from orix.quaternion import Orientation
 from orix.quaternion.symmetry import D3
+from sample_maps import map_of
 
-from stemtune.analysis.evaluation.agreement import against_patterns, agreement, coherence, judge
-from stemtune.analysis.evaluation.ground_truth import Truth, map_or_labels, read_truth
-from stemtune.analysis.evaluation.risk import judge_labels, label_risk, risk_in_words
+from stemtune.analysis.evaluation.agreement import against_patterns, agreement, coherence
+from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
+from stemtune.analysis.evaluation.risk import describe_risk, label_risk, networks
 from stemtune.cli import main
 from stemtune.config import Config, SimulateConfig
 from stemtune.crystal.phase import linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import beam180, pseudo_variants
+from stemtune.crystal.symmetry import beam180
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.labels import Labels, write_labels
 from stemtune.dataset.simulate import simulate_polycrystal
@@ -39,11 +41,15 @@ def as_map(g: torch.Tensor, shape: tuple[int, int], indexed: Any = None) -> Orie
     count = shape[0] * shape[1]
     phase = np.zeros(count, dtype=np.int16) if indexed is None else np.where(indexed, 0, -1).astype(np.int16)
     ones = np.ones(count, dtype=np.float32)
-    return OrientationMap(shape, g.numpy()[:, None], ones[:, None], phase, ones, ones, [linio2()])
+    return OrientationMap(shape, g.numpy()[:, None], ones[:, None], phase, [linio2()], ones, ones)
 
 
-def as_truth(g: torch.Tensor, shape: tuple[int, int]) -> Truth:
-    return Truth(shape, g.numpy(), np.zeros(len(g), dtype=np.int16), ("-3m",))
+def judge(path: Path, store: Path) -> dict[str, Any]:
+    return against_patterns(map_or_labels(path), store)
+
+
+def as_truth(g: torch.Tensor, shape: tuple[int, int]) -> OrientationMap:
+    return map_of(shape, g.numpy(), [linio2()])
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +117,18 @@ def test_the_right_map_explains_the_patterns_best(scan: Path, tmp_path: Path) ->
     good = against_patterns(as_map(right, SHAPE, inside), scan)
     bad = against_patterns(as_map(turned, SHAPE, inside), scan, read_truth(scan))
     assert good["indexed"] == inside.mean()
-    assert good["fit"]["fit"] > 2 * bad["fit"]["fit"] and good["fit"]["signal"] > bad["fit"]["signal"] + 2
+    assert (
+        good["spots"]["explained_intensity"] > 2 * bad["spots"]["explained_intensity"]
+        and good["spots"]["spot_z_score"] > bad["spots"]["spot_z_score"] + 2
+    )
     assert bad["agreement"]["both"] == inside.mean() and bad["agreement"]["within_5deg"] == 0
-    assert bad["agreement"]["fit_other"] == pytest.approx(good["fit"]["fit"])
-    assert bad["agreement"]["fit_here"] == pytest.approx(bad["fit"]["fit"])
+    assert bad["agreement"]["explained_by_other"] == pytest.approx(good["spots"]["explained_intensity"])
+    assert bad["agreement"]["explained_here"] == pytest.approx(bad["spots"]["explained_intensity"])
     assert bad["coherence"]["within_5deg"] == pytest.approx(good["coherence"]["within_5deg"])  # coherent, and wrong
-    labels = judge(scan, scan, json=tmp_path / "f.json")  # the labels of a store are a map as well
-    assert labels == json.loads((tmp_path / "f.json").read_text()) == good
+    labels = judge(scan, scan)  # the labels of a store are a map as well
+    written = tmp_path / "f.json"
+    assert main(["evaluate", str(scan), "--against-patterns", str(scan), "--json", str(written)]) == 0
+    assert labels == json.loads(written.read_text()) == good
     assert map_or_labels(scan).confidence[inside].min() == 1
 
 
@@ -126,7 +137,7 @@ def test_a_turned_scan_is_judged_in_the_frame_of_its_patterns(scan: Path, tmp_pa
     shutil.copyfile(scan, turned)
     with h5py.File(turned, "r+") as file:
         file.attrs["scan_rotation_deg"] = 30.0
-    assert judge(turned, turned)["fit"] == pytest.approx(judge(scan, scan)["fit"])
+    assert judge(turned, turned)["spots"] == pytest.approx(judge(scan, scan)["spots"])
     with Store.open(turned) as store:
         sure = np.linspace(0, 1, store.n, dtype=np.float32)
         labels = Labels(store.orientation, sure, store.phase, store.phases)
@@ -146,7 +157,7 @@ def test_maps_that_do_not_fit_are_refused(scan: Path) -> None:
         against_patterns(nothing, scan)
 
 
-def labelled(path: Path, tmp_path: Path) -> tuple[Path, Truth]:
+def labelled(path: Path, tmp_path: Path) -> tuple[Path, OrientationMap]:
     """Write a labelled row of 100 patterns: Q falls with the number, every fourth label is wrong up to number 40 and
     every second one behind; the last ten patterns show no crystal.
     """
@@ -161,7 +172,7 @@ def labelled(path: Path, tmp_path: Path) -> tuple[Path, Truth]:
     labels = Labels(given, np.linspace(0, 1, 100, dtype=np.float32), np.zeros(100, np.int16), [linio2()], scores)
     write_labels(tmp_path / "plain.h5", labels, path)
     phase = np.where(number < 90, 0, -1).astype(np.int16)
-    return path, Truth((1, 100), np.where((phase >= 0)[:, None], g.numpy(), np.nan), phase, ("-3m",))
+    return path, map_of((1, 100), np.where((phase >= 0)[:, None], g.numpy(), np.nan), [linio2()])
 
 
 def test_risk_is_the_share_of_wrong_labels_among_those_kept(tmp_path: Path) -> None:
@@ -198,14 +209,14 @@ def test_risk_figure_with_networks(scan: Path, tmp_path: Path) -> None:
         fit(Config.from_flat(flat | more), lambda *_: None, tmp_path / name, device=device)
     blind, judged = (tmp_path / name / "checkpoint" / "model" for name in ("blind", "judged"))
     with pytest.raises(UserError, match="was not validated on a truth"):
-        judge_labels(path, scan, tmp_path / "risk.png", [blind])
+        networks([blind])
     assert not (tmp_path / "risk.png").exists()
     arguments = ["evaluate", str(path), "--truth", str(scan), "--risk", str(tmp_path / "risk.png")]
     assert main([*arguments, "--models", str(judged), "--json", str(tmp_path / "risk.json")]) == 0
     figures = json.loads((tmp_path / "risk.json").read_text())
     (network,) = figures["networks"]
     assert (network["score"], network["kept"], network["truth"]) == ("Q", 0.5, "scan.h5")
-    assert 0 <= network["wrong"] <= 1 and "by Q, seed 0" in risk_in_words(figures)
+    assert 0 <= network["wrong"] <= 1 and "by Q, seed 0" in describe_risk(figures)
     picture = imread(tmp_path / "risk.png")
     assert picture.shape[1] > 1000 and (picture[..., :3] < 0.9).any(axis=-1).mean() > 0.005
 

@@ -13,13 +13,13 @@ from orix.quaternion.symmetry import O
 from sample_maps import NICKEL, blurred, map_of
 
 from stemtune.analysis.boundaries import deviation_deg, equivalents, relations_of, twin
+from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import GrainsConfig
 from stemtune.crystal.phase import Phase, linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import pseudo_variants
 from stemtune.errors import UserError
-from stemtune.map_folder.grain_files import analyse
 from stemtune.plot.grains import draw_grains, edge_lines
 
 

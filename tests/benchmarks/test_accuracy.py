@@ -11,9 +11,10 @@ from benchmarks import accuracy, testset
 from benchmarks.testset import Condition
 from stemtune import cli
 from stemtune.crystal.phase import linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import beam180, pseudo_variants
+from stemtune.crystal.symmetry import beam180
 from stemtune.errors import UserError
 
 X = torch.tensor([1.0, 0, 0], dtype=torch.float64)

@@ -10,6 +10,7 @@ import pytest
 from stemtune.cli.inspect import contact_sheet, describe
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
+from stemtune.crystal_map.io import write_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
@@ -85,14 +86,14 @@ def test_map_in_words(tmp_path: Path) -> None:
         answers=np.tile([1.0, 0, 0, 0], (n, 2, 1)),
         answer_confidence=np.full((n, 2), 0.75, dtype=np.float32),
         phase=phase,
-        signal=np.ones(n, dtype=np.float32),
-        fit=np.ones(n, dtype=np.float32),
+        spot_z_score=np.ones(n, dtype=np.float32),
+        explained_intensity=np.ones(n, dtype=np.float32),
         phases=[linio2()],
         step_nm=(2.0, 2.0),
         attrs={"source": "scan.h5"},
     )
     (tmp_path / "map").mkdir()
-    made.write(tmp_path / "map" / "map.h5")
+    write_map_h5(made, tmp_path / "map" / "map.h5")
     (tmp_path / "map" / "ipf_z.png").touch()
     text = describe(tmp_path / "map")
     for words in (

@@ -11,8 +11,9 @@ from scipy.spatial import cKDTree
 from scipy.stats import kstest
 
 from stemtune.crystal import rotations
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.sampling import beam_directions, orientation_from_beam, random_orientations
-from stemtune.crystal.symmetry import LAUE_CLASSES, Symmetry, disorientation_deg, reduce_to_fundamental_zone
+from stemtune.crystal.symmetry import Symmetry, disorientation_deg, reduce_to_fundamental_zone
 
 ALL_SETTINGS = ("1", "2", "121", "211", "222", "4", "422", "3", "32", "312", "6", "622", "23", "432")
 BEAM = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)

@@ -9,9 +9,9 @@ from orix.quaternion import Orientation
 from orix.quaternion import symmetry as orix_symmetry
 
 from stemtune.crystal import rotations
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import (
-    LAUE_CLASSES,
     Symmetry,
     beam180,
     disorientation_beam180_deg,
@@ -204,7 +204,7 @@ def test_beam180_turns_the_lab_about_z_and_is_its_own_inverse() -> None:
 def test_space_groups_have_the_symmetry_of_their_own_operations(number: int) -> None:
     from diffpy.structure.spacegroups import GetSpaceGroup
 
-    from stemtune.crystal.phase import Lattice
+    from stemtune.crystal.lattice import Lattice
 
     # Any cell of the crystal system will do: what counts is how the operations stand to e1 || a and e3 || c*.
     lattice = {

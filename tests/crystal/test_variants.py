@@ -8,8 +8,9 @@ import torch
 
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase, Reflections, linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import beam180, disorientation_deg, pseudo_variants, reduce_to_fundamental_zone
+from stemtune.crystal.symmetry import beam180, disorientation_deg, reduce_to_fundamental_zone
 
 C_AXIS = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
 

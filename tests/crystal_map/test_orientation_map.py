@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,12 @@ from orix import io as orix_io
 from sample_maps import NICKEL, orix_angle_deg, random_map
 
 from stemtune.crystal.phase import Phase, linio2
-from stemtune.crystal_map.io.ang import check_same, write_ang
-from stemtune.crystal_map.io.orix_h5 import read_with_orix
+from stemtune.crystal_map.io import read_map, read_map_h5, write_map_h5
+from stemtune.crystal_map.io.ang import write_ang
+from stemtune.crystal_map.io.csv import write_csv
+from stemtune.crystal_map.io.ctf import write_ctf
+from stemtune.crystal_map.io.orix_h5 import from_orix, read_with_orix
+from stemtune.crystal_map.io.read_back import check_same
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 
@@ -27,7 +32,7 @@ def test_orix_opens_map_h5(
     tmp_path: Path, shape: tuple[int, int], step: tuple[float, float] | None, answers: int
 ) -> None:
     made = random_map(shape, [linio2()], answers, step)
-    made.write(tmp_path / "map.h5")
+    write_map_h5(made, tmp_path / "map.h5")
     read = orix_io.load(tmp_path / "map.h5")
     assert read.scan_unit == ("px" if step is None else "nm")
     np.testing.assert_array_equal(read.is_indexed, made.indexed)
@@ -62,11 +67,11 @@ def test_orix_opens_map_ang(tmp_path: Path, shape: tuple[int, int], step: tuple[
 
 def test_two_phases_keep_their_own(tmp_path: Path) -> None:
     made = random_map((8, 9), [linio2(), Phase.from_cif_text(NICKEL)])
-    made.write(tmp_path / "map.h5")
+    write_map_h5(made, tmp_path / "map.h5")
     write_ang(made, tmp_path / "map.ang")
     for name in ("map.h5", "map.ang"):
         read = read_with_orix(tmp_path / name)
-        check_same(made, read, name)
+        check_same(made, from_orix(read), name)
         laue = {1: "m-3m", 0: "-3m"}
         for index, expected in laue.items():
             own = made.phase == index
@@ -76,11 +81,11 @@ def test_two_phases_keep_their_own(tmp_path: Path) -> None:
 
 def test_nothing_indexed_still_reads_back(tmp_path: Path) -> None:
     made = random_map((4, 5), [linio2()], indexed=0.0)
-    made.write(tmp_path / "map.h5")
+    write_map_h5(made, tmp_path / "map.h5")
     write_ang(made, tmp_path / "map.ang")
     assert not orix_io.load(tmp_path / "map.h5").is_indexed.any()
     assert not read_with_orix(tmp_path / "map.ang").is_indexed.any()
-    assert OrientationMap.read(tmp_path / "map.h5").phases == [linio2()]
+    assert read_map_h5(tmp_path / "map.h5").phases == [linio2()]
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
@@ -89,18 +94,18 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     other = random_map((4, 5), [linio2()])
     other.answers[:, 0] = np.roll(other.answers[:, 0], 1, axis=0)
     with pytest.raises(RuntimeError, match="deg away"):
-        check_same(other, read_with_orix(tmp_path / "map.ang"), "map.ang")
+        check_same(other, from_orix(read_with_orix(tmp_path / "map.ang")), "map.ang")
 
 
 def test_own_reader_returns_everything(tmp_path: Path) -> None:
     made = random_map((6, 5), [linio2()])
-    made.write(tmp_path / "map.h5")
-    read = OrientationMap.read(tmp_path)
+    write_map_h5(made, tmp_path / "map.h5")
+    read = read_map_h5(tmp_path)
     assert read.shape == made.shape
     assert read.step_nm == made.step_nm
     assert read.phases == made.phases
     assert read.attrs == made.attrs
-    for name in ("answers", "answer_confidence", "phase", "signal", "fit"):
+    for name in ("answers", "answer_confidence", "phase", "spot_z_score", "explained_intensity"):
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
     assert np.isnan(read.orientation[~read.indexed]).all()
 
@@ -109,24 +114,69 @@ def test_bad_map_files_are_one_line(tmp_path: Path) -> None:
     import h5py
 
     with pytest.raises(UserError, match="does not exist"):
-        OrientationMap.read(tmp_path / "none.h5")
+        read_map_h5(tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(UserError, match="cannot be read as HDF5"):
-        OrientationMap.read(tmp_path / "text.h5")
+        read_map_h5(tmp_path / "text.h5")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["a"] = [1, 2]
     with pytest.raises(UserError, match="no map of stemtune"):
-        OrientationMap.read(tmp_path / "foreign.h5")
+        read_map_h5(tmp_path / "foreign.h5")
     made = random_map((30, 30), [linio2()])
-    made.write(tmp_path / "map.h5")
+    write_map_h5(made, tmp_path / "map.h5")
     whole = (tmp_path / "map.h5").read_bytes()
     (tmp_path / "short.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated") as caught:
-        OrientationMap.read(tmp_path / "short.h5")
+        read_map_h5(tmp_path / "short.h5")
     assert "\n" not in str(caught.value)
 
 
 def test_wrong_lengths_are_refused() -> None:
     made = random_map((4, 5), [linio2()])
     with pytest.raises(ValueError, match="pixels"):
-        OrientationMap((4, 6), made.answers, made.answer_confidence, made.phase, made.signal, made.fit, made.phases)
+        OrientationMap(
+            (4, 6),
+            made.answers,
+            made.answer_confidence,
+            made.phase,
+            made.phases,
+        )
+
+
+def two_irons() -> OrientationMap:
+    fcc = NICKEL.replace("data_Ni", "data_Fe").replace("Ni1 Ni", "Fe1 Fe")
+    bcc = fcc.replace("3.52", "2.87").replace("F m -3 m", "I m -3 m").replace("225", "229")
+    return random_map((6, 7), [Phase.from_cif_text(fcc), Phase.from_cif_text(bcc)], answers=1)
+
+
+def test_two_phases_of_one_name_stay_apart(tmp_path: Path) -> None:
+    made = two_irons()
+    assert [phase.name for phase in made.phases] == ["Fe", "Fe"]
+    assert made.phase_names == ["Fe (225)", "Fe (229)"]
+    assert "Fe (229)" in str(made)
+    for name, write in (("a.ang", write_ang), ("a.ctf", write_ctf)):
+        write(made, tmp_path / name)
+        read = read_map(tmp_path / name)
+        assert [phase.space_group for phase in read.phases] == [225, 229]
+        np.testing.assert_array_equal(read.phase, made.phase)
+    write_csv(made, tmp_path / "a.csv")
+    assert '"Fe (225)"' in (tmp_path / "a.csv").read_text()
+
+
+def test_three_equal_phases_are_numbered() -> None:
+    made = two_irons()
+    same = dataclasses.replace(made, phases=[made.phases[0]] * 2)
+    assert same.phase_names == ["Fe (225) #1", "Fe (225) #2"]
+
+
+def test_a_map_is_cut_and_prints_itself() -> None:
+    made = random_map((6, 8), [linio2()])
+    made = dataclasses.replace(made, layers={"row": np.repeat(np.arange(6), 8)})
+    part = made[1:5, ::2]
+    assert part.shape == (4, 4) and part.step_nm == (2.5, 5.0)
+    np.testing.assert_array_equal(part.layers["row"].reshape(4, 4)[:, 0], [1, 2, 3, 4])
+    np.testing.assert_array_equal(part.answers, made.answers.reshape(6, 8, 3, 4)[1:5, ::2].reshape(16, 3, 4))
+    assert part.to_orix().shape == (4, 4)
+    assert "an orientation map of 4 x 4 pixels" in repr(part) and "LiNiO2" in str(part)
+    with pytest.raises(ValueError, match="leave a pixel"):
+        made[6:, :]

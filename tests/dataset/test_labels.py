@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from stemtune.crystal.phase import linio2
+from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset import labels
-from stemtune.dataset.label_map import LabelMap, laid_on
-from stemtune.dataset.labels import LABELLED, Labels, label_target, write_labels
+from stemtune.dataset.labels import LABELLED, Labels, label_target, labels_from_map, write_labels
 from stemtune.dataset.schema import SIMULATED
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
@@ -82,14 +82,15 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_labels import some_labels, writing
-replace = labels._replace
+from stemtune.dataset import labels as labels_module
+from test_labels import some_labels
+replace = labels_module._replace
 def half(file, labels):
     replace(file, labels)
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-labels._replace = half
-writing.write_labels({path!r}, some_labels())
+labels_module._replace = half
+labels_module.write_labels({path!r}, some_labels())
 """
 
 
@@ -157,22 +158,24 @@ def test_labels_that_do_not_fit_are_a_fault(tmp_path: Path) -> None:
         Labels(good.orientation, good.confidence, good.phase, good.phases, {"a/b": good.confidence})
 
 
-def a_map(rows: int, columns: int) -> LabelMap:
+def a_map(rows: int, columns: int) -> OrientationMap:
     n = rows * columns
-    orientation = np.tile([1.0, 0, 0, 0], (n, 1))
+    orientation = np.tile([1.0, 0, 0, 0], (n, 1, 1))
     phase = np.zeros(n, dtype=np.int16)
     phase[::4] = -1
-    return LabelMap((rows, columns), orientation, phase, [linio2()], {"CI": np.arange(n, dtype=np.float32)})
+    confidence = np.ones((n, 1), dtype=np.float32)
+    layers = {"CI": np.arange(n, dtype=np.float32)}
+    return OrientationMap((rows, columns), orientation, confidence, phase, [linio2()], layers=layers)
 
 
 def test_a_map_is_laid_on_the_scan_it_belongs_to(tmp_path: Path) -> None:
     path = write_scan(tmp_path / "scan.h5", origin_window=[2, 1, 2 + ROWS, 1 + COLUMNS])
     with Store.open(path) as store:
-        same = laid_on(store, a_map(ROWS, COLUMNS), {})
+        same = labels_from_map(store, a_map(ROWS, COLUMNS), {})
         np.testing.assert_array_equal(same.scores["CI"], np.arange(N))
         np.testing.assert_array_equal(np.isnan(same.orientation[:, 0]), np.arange(N) % 4 == 0)
-        whole = laid_on(store, a_map(8, 9), {})  # of the scan that this store is a part of
+        whole = labels_from_map(store, a_map(8, 9), {})  # of the scan that this store is a part of
         np.testing.assert_array_equal(whole.scores["CI"].reshape(ROWS, COLUMNS)[0], 2 * 9 + 1 + np.arange(COLUMNS))
         np.testing.assert_array_equal(whole.phase, np.where(whole.scores["CI"] % 4 == 0, -1, 0))
         with pytest.raises(UserError, match=r"the map has 2 x 9 positions, but the scan in .* has 3 x 5"):
-            laid_on(store, a_map(2, 9), {})
+            labels_from_map(store, a_map(2, 9), {})

@@ -92,7 +92,7 @@ def test_ctrl_c_and_the_same_again(
 KILLED = """
 import os, signal, sys
 from stemtune.config import Config
-from stemtune.data import simulate, writer
+from stemtune.dataset import simulate, writer
 writer._KEEP_EVERY_S = 0.0
 write = writer.ResumableWriter.write
 def killing(self, start, *arguments, **columns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from laue_phases import crystal
 from orix.quaternion import Rotation
 
 from stemtune.cli import main
-from stemtune.crystal.phase import Lattice, Phase
+from stemtune.crystal.lattice import Lattice
+from stemtune.crystal.phase import Phase
 from stemtune.crystal.symmetry import Symmetry, disorientation_deg
-from stemtune.crystal_map.foreign import ForeignMap, ForeignPhase
-from stemtune.crystal_map.io.writing import export
-from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.crystal_map.phase_matching import label_map_of
+from stemtune.crystal_map.io import write_map, write_map_h5
+from stemtune.crystal_map.orientation_map import OrientationMap, PhaseDescription
+from stemtune.crystal_map.phase_matching import with_crystals
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
@@ -33,7 +34,7 @@ def random_map(phases: list[Phase], shape: tuple[int, int] = SHAPE) -> Orientati
     answers /= np.linalg.norm(answers, axis=-1, keepdims=True)
     score = rng.random(n).astype(np.float32)
     phase = rng.integers(-1, len(phases), n).astype(np.int16)
-    return OrientationMap(shape, answers, score[:, None], phase, score, score, phases, (3.0, 3.0))
+    return OrientationMap(shape, answers, score[:, None], phase, phases, score, score, (3.0, 3.0))
 
 
 def scan_store(path: Path, phases: list[Phase], order: np.ndarray | None = None) -> None:
@@ -58,8 +59,8 @@ def cif_file(folder: Path, phase: Phase) -> str:
 def test_labels_are_those_of_the_map(tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
     phases = [crystal("-3m"), crystal("m-3m"), crystal("2/m")]
     made = random_map(phases)
-    made.write(tmp_path / "map.h5")
-    file = export(tmp_path / "map.h5", to)
+    write_map_h5(made, tmp_path / "map.h5")
+    file = write_map(tmp_path / "map.h5", to)
     order = np.random.default_rng(3).permutation(30)
     scan_store(tmp_path / "scan.h5", [], order)
     cifs = [word for phase in reversed(phases) for word in ("--cif", cif_file(tmp_path, phase))]
@@ -92,8 +93,8 @@ def test_what_is_refused_changes_nothing(tmp_path: Path, capsys: pytest.CaptureF
     kept = (tmp_path / "scan.h5").read_bytes()
     good, bad = random_map([phase]), random_map([phase], (4, 6))
     for name, made in (("good", good), ("bad", bad)):
-        made.write(tmp_path / f"{name}.h5")
-        export(tmp_path / f"{name}.h5", "ctf")
+        write_map_h5(made, tmp_path / f"{name}.h5")
+        write_map(tmp_path / f"{name}.h5", "ctf")
     store, ctf = str(tmp_path / "scan.h5"), str(tmp_path / "good.ctf")
 
     def refused(*words: str, says: str) -> None:
@@ -117,8 +118,8 @@ def test_frame_reaches_the_labels(tmp_path: Path) -> None:
     """The same file as of EDAX's setting 1: a quarter turn about the beam."""
     phase = crystal("m-3m")
     made = random_map([phase])
-    made.write(tmp_path / "map.h5")
-    file = export(tmp_path / "map.h5", "ang")
+    write_map_h5(made, tmp_path / "map.h5")
+    file = write_map(tmp_path / "map.h5", "ang")
     scan_store(tmp_path / "scan.h5", [phase])
     assert main(["label", str(tmp_path / "scan.h5"), "--from", str(file), "--frame", "edax1"]) == 0
     with Store.open(tmp_path / "scan.h5") as store:
@@ -128,9 +129,10 @@ def test_frame_reaches_the_labels(tmp_path: Path) -> None:
         assert float(off.max()) < 0.05
 
 
-def foreign(*phases: ForeignPhase) -> ForeignMap:
+def foreign(*phases: PhaseDescription) -> OrientationMap:
     n = len(phases)
-    return ForeignMap((1, n), np.tile([1.0, 0, 0, 0], (n, 1)), np.arange(n, dtype=np.int16), list(phases))
+    confidence = np.ones((n, 1), np.float32)
+    return OrientationMap((1, n), np.tile([1.0, 0, 0, 0], (n, 1, 1)), confidence, np.arange(n, dtype=np.int16), phases)
 
 
 def test_phases_are_told_apart() -> None:
@@ -138,28 +140,27 @@ def test_phases_are_told_apart() -> None:
     other = Phase.from_cif_text(oxide.cif.replace("2.878", "2.92").replace("number 166", "number 160"))
     known = [cubic, other, oxide]
 
-    def found(phase: ForeignPhase, among: list[Phase]) -> int:
-        return int(label_map_of(foreign(phase), among, "it").phase[0])
+    def found(phase: PhaseDescription, among: list[Phase]) -> int:
+        return int(with_crystals(foreign(phase), among, "it").phase[0])
 
     class_3m = Symmetry.of_laue("-3m")
     near = Lattice(2.90, 2.90, 14.2, 90.0, 90.0, 120.0)
-    assert found(ForeignPhase("a", class_3m, near, 166), known) == 2  # by its space group
-    assert found(ForeignPhase("a", class_3m, near, 160), known) == 1
+    assert found(PhaseDescription("a", class_3m, near, 166), known) == 2  # by its space group
+    assert found(PhaseDescription("a", class_3m, near, 160), known) == 1
     assert (
-        found(ForeignPhase("a", class_3m, Lattice(2.915, 2.915, 14.2, 90.0, 90.0, 120.0)), known) == 1
+        found(PhaseDescription("a", class_3m, Lattice(2.915, 2.915, 14.2, 90.0, 90.0, 120.0)), known) == 1
     )  # by its lattice
-    assert found(ForeignPhase("a"), [oxide]) == 0  # the file does not say, and there is one
+    assert found(PhaseDescription("a"), [oxide]) == 0  # the file does not say, and there is one
     with pytest.raises(UserError, match="may be"):
-        found(ForeignPhase("a"), [oxide, cubic])
+        found(PhaseDescription("a"), [oxide, cubic])
     with pytest.raises(UserError, match="which is none of"):
-        found(ForeignPhase("a", class_3m, Lattice(4.9, 4.9, 5.4, 90.0, 90.0, 120.0)), known)
-    unused = ForeignMap(
-        (1, 1),
-        np.array([[1.0, 0, 0, 0]]),
-        np.array([1], np.int16),
-        [ForeignPhase("x", class_3m, near), ForeignPhase("a")],
+        found(PhaseDescription("a", class_3m, Lattice(4.9, 4.9, 5.4, 90.0, 90.0, 120.0)), known)
+    unused = dataclasses.replace(
+        foreign(PhaseDescription("a")),
+        phase=np.array([1], np.int16),
+        phases=[PhaseDescription("x", class_3m, near), PhaseDescription("a")],
     )
-    assert label_map_of(unused, [oxide], "it").phase[0] == 0  # a phase without points need not be known
-    nothing = ForeignMap((1, 1), np.full((1, 4), np.nan), np.array([-1], np.int16), [ForeignPhase("a")])
+    assert with_crystals(unused, [oxide], "it").phase[0] == 0  # a phase without points need not be known
+    nothing = dataclasses.replace(foreign(PhaseDescription("a")), phase=np.array([-1], np.int16))
     with pytest.raises(UserError, match="no indexed point"):
-        label_map_of(nothing, [oxide], "it")
+        with_crystals(nothing, [oxide], "it")

@@ -16,14 +16,14 @@ from stemtune.config import Config, SimulateConfig, Span
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
-from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction import overlap
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.diffraction.simulator import simulator_for
 from stemtune.indexing.overlap import OverlapFinder
-from stemtune.indexing.predictor import Answerer
+from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
 from stemtune.map_folder.predict import predict
@@ -56,7 +56,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray, ov
 def test_both_crystals_and_their_shares(scan: tuple[Path, np.ndarray, overlap.Overlap]) -> None:
     place, truth, further = scan
     summary = predict(place / "scan.h5", place / "model", place / "map", overlap=True)
-    made = OrientationMap.read(place / "map")
+    made = read_map_h5(place / "map")
     second, weight = made.layers["orientation2"], made.layers["weight2"]
     two = np.isfinite(weight)
     np.testing.assert_array_equal(two, np.isfinite(second).all(axis=1))
@@ -97,7 +97,7 @@ def test_dynamical_mixtures_are_read_and_single_crystals_left_single() -> None:
     further.weight[several:] = torch.tensor([1.0, 0.0, 0.0])
     patterns = overlap.patterns(simulator_for(linio2(), geometry, settings), truth, further, generator)
     model = load_model(shipped_or("linio2"))
-    found = OverlapFinder(model, Answerer(model, geometry).proposals).find(patterns)
+    found = OverlapFinder(model, Indexer(model, geometry).proposals).find(patterns)
 
     def near(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return disorientation_deg(a.double(), b, linio2().symmetry) < 5
@@ -115,5 +115,5 @@ def test_without_being_asked_nothing_is_looked_for(scan: tuple[Path, np.ndarray,
     place, _, _ = scan
     summary = predict(place / "scan.h5", place / "model", place / "plain")
     assert "overlaps" not in summary
-    assert "orientation2" not in OrientationMap.read(place / "plain").layers
+    assert "orientation2" not in read_map_h5(place / "plain").layers
     assert not (place / "plain" / "overlap.png").exists()

@@ -15,7 +15,7 @@ from sample_maps import MICROSCOPE, NICKEL
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_pattern_is_of_its_phase(folder: Path) -> None:
     summary = predict(folder / "scan.h5", [folder / "oxide", folder / "nickel"], folder / "map")
-    made = OrientationMap.read(folder / "map")
+    made = read_map_h5(folder / "map")
     column = np.arange(160) % SHAPE[1]
     number = np.select([column < 9, column > 11], [1, 0], -1)
     assert not made.indexed[number < 0].any()
@@ -63,8 +63,8 @@ def test_each_pattern_is_of_its_phase(folder: Path) -> None:
     assert (made.phase[seen] == number[seen]).mean() > 0.95
     assert summary["disorientation"]["beam180"]["within_5deg"] > 0.75  # banks of 4 degrees on 64 px
     assert summary["other_phase"] < 0.05
-    assert made.layers["phase_fit"].shape == (160, 2)
-    np.testing.assert_array_equal(made.layers["phase_fit"].argmax(1)[seen], made.phase[seen])
+    assert made.layers["phase_explained_intensity"].shape == (160, 2)
+    np.testing.assert_array_equal(made.layers["phase_explained_intensity"].argmax(1)[seen], made.phase[seen])
     table = {row["name"]: row for row in summary["phases"]}
     assert table["LiNiO2"]["pixels"] == int((made.phase == 0).sum())
     assert sum(row["share"] for row in summary["phases"]) == pytest.approx(1.0)

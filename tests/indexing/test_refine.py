@@ -19,8 +19,8 @@ from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.indexing.calibration import found_calibration
-from stemtune.indexing.predictor import Answered
+from stemtune.indexing.fitted_geometry import fit_geometry
+from stemtune.indexing.predictor import Predictions
 from stemtune.indexing.refine import Refined, Refiner
 from stemtune.learning.grid import from_rotation_vector
 from stemtune.learning.inference import answer
@@ -112,12 +112,12 @@ def test_nothing_is_made_of_nothing() -> None:
     given[5] = torch.nan
     found = refined(some, given)
     assert found.orientation[:5].isfinite().all() and found.orientation[5].isnan().all()
-    assert found.goodness[:5].isfinite().all() and found.goodness[5].isnan().all()
+    assert found.ncc[:5].isfinite().all() and found.ncc[5].isnan().all()
     assert found.scale[:5].isfinite().all() and found.centre_px[:5].isfinite().all() and found.scale[5].isnan()
     moved = disorientation_deg(found.orientation[:5, 0].double(), given[:5].double(), linio2().symmetry)
     assert moved[[0, 3]].max() < 0.01
     assert moved.max() < 1.5
-    assert found.goodness[0] == 0 and found.goodness[2] > found.goodness[1]
+    assert found.ncc[0] == 0 and found.ncc[2] > found.ncc[1]
     assert found.scale[0] == 1
 
 
@@ -128,10 +128,10 @@ def test_only_answers_that_are_worth_it_are_fitted() -> None:
     confidence[4:, 1] = 0.05
     refiner = Refiner(Config(), linio2(), testset.GEOMETRY)
     found = refiner.refine(patterns[:8], Answers(two, confidence))
-    assert found.goodness[:4, 1].isnan().all()
+    assert found.ncc[:4, 1].isnan().all()
     torch.testing.assert_close(found.orientation[:4, 1], two[:4, 1])
-    assert found.goodness[4:, 1].isfinite().all()
-    assert (found.goodness[4:, 0] > found.goodness[4:, 1]).all()
+    assert found.ncc[4:, 1].isfinite().all()
+    assert (found.ncc[4:, 0] > found.ncc[4:, 1]).all()
     alone = refiner.refine(patterns[:8], Answers(two[:, :1], confidence[:, :1]))
     torch.testing.assert_close(alone.orientation, found.orientation[:, :1])
 
@@ -170,28 +170,28 @@ def test_the_real_cathode(shared_data: Path) -> None:
     tilted = multiply(given.orientation[:, 0].double(), off_by(torch.eye(4, dtype=torch.float64)[:1], 3.0))
     away = refiner.refine(patterns, Answers(tilted[:, None].float(), torch.ones(len(tilted), 1)))
     assert once.orientation.isfinite().all()
-    assert float((once.goodness[:, 0] > away.goodness[:, 0]).float().mean()) > 0.7
+    assert float((once.ncc[:, 0] > away.ncc[:, 0]).float().mean()) > 0.7
 
 
-def answered(scale: torch.Tensor, centre: torch.Tensor) -> Answered:
+def answered(scale: torch.Tensor, centre: torch.Tensor) -> Predictions:
     n = len(scale)
     blank = np.ones(n, dtype=np.float32)
     columns = np.zeros((n, 1, 4)), blank[:, None], blank > 0, blank, blank, 0.8 * blank[:, None]
-    return Answered(*columns, scale.numpy(), centre.numpy())
+    return Predictions(*columns, scale.numpy(), centre.numpy())
 
 
 def test_a_wrong_calibration_is_told_only_where_patterns_agree() -> None:
     noise = torch.randn(100, 3, generator=torch.Generator().manual_seed(2))
     geometry = testset.GEOMETRY
     centre = 63.5 + 0.2 * noise[:, 1:]
-    off = found_calibration(answered(1.007 + 0.002 * noise[:, 0], centre + torch.tensor([0.0, 1.2])), geometry)
+    off = fit_geometry(answered(1.007 + 0.002 * noise[:, 0], centre + torch.tensor([0.0, 1.2])), geometry)
     assert len(off.notes) == 2
     assert "0.7% larger" in off.notes[0] and "0.02518 instead of 0.025 1/Å" in off.notes[0]
     assert "row 63.5, column 64.7" in off.notes[1]
-    assert off.figures["median_goodness"] == pytest.approx(0.8)
+    assert off.figures["median_ncc"] == pytest.approx(0.8)
     assert off.figures["fitted"]["scale_inv_angstrom"] == pytest.approx(0.025175, rel=1e-3)
     assert off.figures["fitted"]["scale_spread"] == pytest.approx(0.002 * 0.025, rel=0.2)
-    assert found_calibration(answered(1.001 + 0.002 * noise[:, 0], centre), geometry).notes == []
-    assert found_calibration(answered(1.007 + 0.02 * noise[:, 0], centre), geometry).notes == []
-    few = found_calibration(answered(1.007 + 0.002 * noise[:10, 0], centre[:10]), geometry)
+    assert fit_geometry(answered(1.001 + 0.002 * noise[:, 0], centre), geometry).notes == []
+    assert fit_geometry(answered(1.007 + 0.02 * noise[:, 0], centre), geometry).notes == []
+    few = fit_geometry(answered(1.007 + 0.002 * noise[:10, 0], centre[:10]), geometry)
     assert few.notes == []

@@ -59,7 +59,7 @@ def test_crystals_are_kept(check: SpotCheck) -> None:
     patterns, answer = crystals(400)
     scores = check(patterns, answer)
     assert is_crystal(scores).float().mean() > 0.91
-    assert bool(((scores.fit >= 0) & (scores.fit <= 1)).all())
+    assert bool(((scores.explained_intensity >= 0) & (scores.explained_intensity <= 1)).all())
 
 
 def test_wrong_answers_mostly_are_not(check: SpotCheck) -> None:
@@ -99,12 +99,12 @@ def test_fit_is_the_share_of_intensity_on_predicted_spots(check: SpotCheck) -> N
         keep = spots.intensity[index] > 0
         place = torch.as_tensor(row[index]).round().long()[keep], torch.as_tensor(column[index]).round().long()[keep]
         pure[index].index_put_(place, spots.intensity[index][keep].float(), accumulate=True)
-    assert check(pure, answer).fit.min() > 0.8
+    assert check(pure, answer).explained_intensity.min() > 0.8
     line = torch.arange(128) - 63.5
     radius = torch.hypot(line[:, None], line[None, :]) * 0.025
     ring = ((radius > 0.3) & (radius < 1.4)).float()
     mixed = pure / pure.sum((1, 2), keepdim=True) + ring / ring.sum()
-    assert 0.35 < check(mixed, answer).fit.median() < 0.6
+    assert 0.35 < check(mixed, answer).explained_intensity.median() < 0.6
 
 
 def test_nan_answers_and_bad_counts_do_not_pass(check: SpotCheck) -> None:

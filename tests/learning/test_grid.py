@@ -8,8 +8,9 @@ import torch
 from orix.quaternion import Orientation
 from orix.quaternion import symmetry as orix_symmetry
 
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.sampling import orientation_from_beam, random_orientations
-from stemtune.crystal.symmetry import LAUE_CLASSES, Symmetry, beam180, disorientation_deg
+from stemtune.crystal.symmetry import Symmetry, beam180, disorientation_deg
 from stemtune.learning.grid import Grid, about_beam, from_rotation_vector, rotation_vector
 from stemtune.learning.heads import GridReadout
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from stemtune.config import Config
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import from_euler_deg, multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import LAUE_CLASSES, Symmetry, disorientation_deg
+from stemtune.crystal.symmetry import Symmetry, disorientation_deg
 from stemtune.learning.heads import make_head
 from stemtune.learning.losses import canonical_euler_deg, euler_ranges_deg, symmetric_angle
 

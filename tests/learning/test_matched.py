@@ -9,9 +9,10 @@ from bloch_patterns import KV, SCALE, SIZE, load, pictures
 
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, linio2
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import from_axis_angle_deg, inverse, multiply, rotate
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import LAUE_CLASSES, Symmetry, disorientation_deg
+from stemtune.crystal.symmetry import Symmetry, disorientation_deg
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError

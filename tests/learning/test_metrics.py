@@ -9,9 +9,10 @@ from torch import Tensor
 
 from stemtune.config import METRICS, Config
 from stemtune.crystal.phase import Phase, linio2
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import beam180, pseudo_variants
+from stemtune.crystal.symmetry import beam180
 from stemtune.dataset.batches import Batch
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.metrics import evaluate

@@ -26,7 +26,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.indexing.predictor import Answerer
+from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
 from stemtune.live.server import allowed, parsed, token_from, written
@@ -123,9 +123,9 @@ def test_requests_are_checked_and_answered_apart(model: Path, frames: np.ndarray
     asked = [checked(service, *request) for request in ((frames[:2], {}), (frames, {"scale": "0.04"}), (frames[2], {}))]
     found = answered(service, asked)
     assert [len(one["orientation"]) for one in found] == [2, 5, 1]
-    alone = Answerer(load_model(model), Geometry(64, 0.05, 200.0), 1).read(frames[:3])
+    alone = Indexer(load_model(model), Geometry(64, 0.05, 200.0), 1).index(frames[:3])
     np.testing.assert_allclose(
-        np.concatenate([found[0]["orientation"], found[2]["orientation"]]), alone.answers[:, 0], atol=1e-5
+        np.concatenate([found[0]["orientation"], found[2]["orientation"]]), alone.candidates[:, 0], atol=1e-5
     )
 
 
@@ -164,10 +164,10 @@ def test_server_answers_refuses_and_recovers(model: Path, frames: np.ndarray, tm
             time.sleep(0.5)
         assert {address for _, address, _ in listening(server.pid)} <= LOOPBACK
         client, body = Client(port), npy(frames)
-        alone = Answerer(load_model(model), Geometry(64, 0.05, 200.0), 1).read(frames)
+        alone = Indexer(load_model(model), Geometry(64, 0.05, 200.0), 1).index(frames)
         status, text = client.post(body)
         assert status == 200
-        np.testing.assert_allclose(json.loads(text)["orientation"], alone.answers[:, 0], atol=1e-5)
+        np.testing.assert_allclose(json.loads(text)["orientation"], alone.candidates[:, 0], atol=1e-5)
         status, raw = client.post(body, Accept="application/x-npy")
         np.testing.assert_array_equal(np.load(io.BytesIO(raw))["indexed"], alone.indexed)
         assert Client(port, None).post(body)[0] == 401

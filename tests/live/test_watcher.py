@@ -23,7 +23,7 @@ from listening import listening
 from stemtune import cli
 from stemtune.config import Config, SimulateConfig, Span
 from stemtune.crystal.phase import linio2
-from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
@@ -85,7 +85,7 @@ def writer(source: Path, out: Path, kind: str, rate: float, *further: float) -> 
 def same_maps(found: Path, wanted: Path) -> None:
     """Compare two map folders: the same files, the same answers."""
     assert {path.name for path in found.iterdir()} == {path.name for path in wanted.iterdir()}
-    one, other = OrientationMap.read(found), OrientationMap.read(wanted)
+    one, other = read_map_h5(found), read_map_h5(wanted)
     assert one.shape == other.shape
     np.testing.assert_array_equal(one.indexed, other.indexed)
     np.testing.assert_allclose(one.answer_confidence, other.answer_confidence, atol=1e-4)
@@ -204,7 +204,7 @@ def test_stalled_scan_is_reported_and_goes_on_later(
     said = capsys.readouterr().err
     assert "scan.npy has not grown for 1.5 s: 38 of 60 frames are there" in said
     assert "bad.npy cannot be read" in said
-    assert OrientationMap.read(tmp_path / "maps" / "scan").shape == (3, 10)
+    assert read_map_h5(tmp_path / "maps" / "scan").shape == (3, 10)
     answered = {entry.name: entry.stat().st_mtime_ns for entry in (tmp_path / "maps/.live/scan").glob("*.npz")}
     assert "000000000-000000030.npz" in answered
     path.write_bytes(whole)

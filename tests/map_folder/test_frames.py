@@ -15,8 +15,8 @@ from stemtune.config import Config, SimulateConfig, Span
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.crystal_map.scan_rotation import to_pattern_frame, to_scan_frame
+from stemtune.crystal_map.frames import to_pattern_frame, to_scan_frame
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.augment import turn_orientation, turn_patterns
 from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.dataset.store import Store
@@ -106,7 +106,7 @@ def test_turned_and_mirrored_scan_gives_the_same_crystal(
     predict(file, "matched", tmp_path / "map", flip=flip, scan_rotation=angle)
     # On so coarse patterns the best answer is often a pseudo-symmetric variant; the crystal is among the five best.
     assert right_among_answers(tmp_path / "map", scan) > 0.9
-    found = OrientationMap.read(tmp_path / "map")
+    found = read_map_h5(tmp_path / "map")
     off = disorientation_deg(
         torch.from_numpy(to_pattern_frame(found.answers[crystal], angle)),
         torch.from_numpy(truth[crystal])[:, None],

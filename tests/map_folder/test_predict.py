@@ -15,14 +15,16 @@ from orix import io as orix_io
 from sample_maps import MICROSCOPE
 
 from benchmarks.map_rates import predict_rate
-from stemtune.analysis.evaluation.evaluate import evaluate, in_words
+from stemtune.analysis.evaluation.evaluate import compare, evaluate
+from stemtune.analysis.evaluation.evaluate import describe as in_words
+from stemtune.cli import main
 from stemtune.cli.inspect import describe
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
@@ -32,9 +34,10 @@ from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import from_rotation_vector
 from stemtune.learning.model import Answers, OrientationModel
+from stemtune.map_folder import files
 from stemtune.map_folder import predict as predict_module
-from stemtune.map_folder.grain_files import FILES
 from stemtune.map_folder.predict import predict
+from stemtune.plot.evaluation import draw_evaluation
 from stemtune.plot.overlay import overlay_positions
 
 SHAPE = (12, 10)
@@ -89,7 +92,7 @@ def test_map_folder_is_the_truth(scan: Path, folder: Path) -> None:
     out = folder
     summary = json.loads((out / "summary.json").read_text())
     names = {"map.h5", "map.ang", "map.ctf", "ipf_x.png", "ipf_y.png", "ipf_z.png", "confidence.png", "summary.json"}
-    names |= {"report.html", *FILES}
+    names |= {"report.html", "grains.csv", "boundaries.csv", "grains.png", "kam.png", "grod.png"}
     assert {path.name for path in out.iterdir()} == names
     with Store.open(scan) as store:
         truth, crystal = store.orientation, store.phase >= 0
@@ -122,7 +125,7 @@ def test_ipf_colours_are_those_of_orix(folder: Path) -> None:
     from stemtune.plot.ipf import DIRECTIONS, ipf_colours
 
     read = orix_io.load(folder / "map.h5")
-    made = OrientationMap.read(folder)
+    made = read_map_h5(folder)
     for axis, direction in DIRECTIONS.items():
         key = IPFColorKeyTSL(read.phases[0].point_group, direction=Vector3d(direction))
         expected = key.orientation2color(read["indexed"].orientations)
@@ -133,9 +136,12 @@ def test_ipf_colours_are_those_of_orix(folder: Path) -> None:
 
 def test_evaluate_reads_every_kind_of_truth(scan: Path, folder: Path, tmp_path: Path) -> None:
     out = folder
-    against_store = evaluate(out / "map.h5", scan, json=tmp_path / "figures.json", png=tmp_path / "trust.png")
+    against_store = evaluate(out / "map.h5", scan)
+    draw_evaluation(against_store, tmp_path / "trust.png")
     assert imread(tmp_path / "trust.png").shape[0] > 500
-    assert json.loads((tmp_path / "figures.json").read_text()) == against_store
+    written = tmp_path / "figures.json"
+    assert main(["evaluate", str(out), "--truth", str(scan), "--json", str(written)]) == 0
+    assert json.loads(written.read_text()) == against_store
     for truth in (out, out / "map.h5", out / "map.ang"):
         same = evaluate(out, truth)
         assert same["disorientation"]["strict"]["mean_deg"] < 0.05
@@ -144,12 +150,11 @@ def test_evaluate_reads_every_kind_of_truth(scan: Path, folder: Path, tmp_path: 
 
 
 def test_evaluate_finds_planted_errors(scan: Path, folder: Path) -> None:
-    from stemtune.analysis.evaluation.evaluate import compare
     from stemtune.analysis.evaluation.ground_truth import read_truth
     from stemtune.crystal.rotations import from_axis_angle_deg
     from stemtune.crystal.symmetry import beam180
 
-    made, truth = OrientationMap.read(folder), read_truth(scan)
+    made, truth = read_map_h5(folder), read_truth(scan)
     chosen = np.flatnonzero((truth.phase >= 0) & made.indexed)
     made.answers[:, 0] = np.where(np.isfinite(truth.orientation), truth.orientation, made.answers[:, 0])
     quarter = len(chosen) // 4
@@ -269,15 +274,15 @@ def test_refined_map(scan: Path, model: OrientationModel, folder: Path, tmp_path
         model.known.copy_(kept)
     assert plain["disorientation"]["strict"]["median_deg"] == pytest.approx(0.6, abs=0.05)
     assert summary["disorientation"]["strict"]["median_deg"] < 0.4
-    made, before = OrientationMap.read(tmp_path / "map"), OrientationMap.read(folder)
-    assert made.goodness is not None and made.goodness.shape == made.answers.shape[:2]
-    assert summary["median_goodness"] == pytest.approx(np.median(made.goodness[made.indexed, 0]))
+    made, before = read_map_h5(tmp_path / "map"), read_map_h5(folder)
+    assert made.ncc is not None and made.ncc.shape == made.answers.shape[:2]
+    assert summary["median_ncc"] == pytest.approx(np.median(made.ncc[made.indexed, 0]))
     assert summary["fitted"]["scale_inv_angstrom"] == pytest.approx(0.05, rel=0.01)
     assert summary["fitted"]["centre_px"] == pytest.approx([31.5, 31.5], abs=0.3)
     read = orix_io.load(tmp_path / "map" / "map.h5")
-    np.testing.assert_allclose(read.prop["goodness"], np.nan_to_num(made.goodness[:, 0]), rtol=1e-6)
-    assert before.goodness is None and "median_goodness" not in plain
-    assert "goodness" in describe(tmp_path / "map") and "goodness" not in describe(folder)
+    np.testing.assert_allclose(read.prop["ncc"], np.nan_to_num(made.ncc[:, 0]), rtol=1e-6)
+    assert before.ncc is None and "median_ncc" not in plain
+    assert "ncc" in describe(tmp_path / "map") and "ncc" not in describe(folder)
     assert evaluate(tmp_path / "map", scan)["disorientation"]["strict"] == summary["disorientation"]["strict"]
 
 
@@ -289,7 +294,7 @@ def test_ctrl_c_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict_module, "write_ang", interrupted)
+    monkeypatch.setattr(files, "write_ang", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(scan, "stand-in", tmp_path / "map")
     assert list(tmp_path.iterdir()) == []

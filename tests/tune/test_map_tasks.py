@@ -17,7 +17,7 @@ from stemtune import cli
 from stemtune._parallel import Spread
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
-from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.simulate import BLOCK, simulate_polycrystal, simulate_store
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
@@ -101,11 +101,11 @@ def test_maps_are_the_same(tmp_path: Path, spread: Spread) -> None:
     for name, how in (("here", None), ("there", spread)):
         summary = predict(store, tmp_path / "model", tmp_path / name, batch=50, refine=True, spread=how)
         assert summary["patterns"] == 144
-    here, there = (OrientationMap.read(tmp_path / name) for name in ("here", "there"))
+    here, there = (read_map_h5(tmp_path / name) for name in ("here", "there"))
     np.testing.assert_allclose(here.answers, there.answers, atol=1e-6)
     np.testing.assert_array_equal(here.indexed, there.indexed)
-    assert here.goodness is not None and there.goodness is not None
-    np.testing.assert_allclose(here.goodness, there.goodness, atol=1e-5)
+    assert here.ncc is not None and there.ncc is not None
+    np.testing.assert_allclose(here.ncc, there.ncc, atol=1e-5)
 
 
 def test_labels_are_the_same(tmp_path: Path, spread: Spread) -> None:

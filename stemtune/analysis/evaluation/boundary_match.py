@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.analysis.evaluation.ground_truth import Truth
 from stemtune.analysis.neighbors import SIDES, Neighbourhood, pairs
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 
@@ -27,7 +26,7 @@ Edges = npt.NDArray[np.bool_]
 """Flags (2 rows - 1, 2 columns - 1) of edges at their middles, in half pixels: pixel (r, c) is at (2 r, 2 c)."""
 
 
-def boundary_match(orientation_map: OrientationMap, truth: Truth) -> list[dict[str, Any]]:
+def boundary_match(orientation_map: OrientationMap, truth: OrientationMap) -> list[dict[str, Any]]:
     """Return for each threshold how far the map's boundaries are those of the truth.
 
     Only edges between pixels whose orientation the truth knows, both of them, are counted. Edges of the truth where
@@ -41,11 +40,11 @@ def boundary_match(orientation_map: OrientationMap, truth: Truth) -> list[dict[s
     """
     ours = _angles(orientation_map)
     right = _angles(as_phases_of(orientation_map, truth))
-    told = []
+    rows = []
     for threshold in THRESHOLDS_DEG:
         found, true = (ours > threshold) & ~np.isnan(right), right > threshold
-        told.append({"threshold_deg": threshold, "tolerance_px": TOLERANCE_PX, **match(found, true, TOLERANCE_PX)})
-    return told
+        rows.append({"threshold_deg": threshold, "tolerance_px": TOLERANCE_PX, **match(found, true, TOLERANCE_PX)})
+    return rows
 
 
 def match(found: Edges, true: Edges, tolerance_px: float) -> dict[str, Any]:
@@ -85,21 +84,20 @@ def _angles(orientation_map: OrientationMap) -> npt.NDArray[np.float32]:
     return angles
 
 
-def as_phases_of(orientation_map: OrientationMap, truth: Truth) -> OrientationMap:
+def as_phases_of(orientation_map: OrientationMap, truth: OrientationMap) -> OrientationMap:
     """Return the truth as a map of the phases of `orientation_map`; crystals of a Laue class it lacks are unknown.
 
-    Where two phases have one Laue class, the first of them stands for both, unless truth and map list the same ones.
+    Where two phases have one Laue class, the first of them counts for both, unless truth and map list the same ones.
     """
-    own = tuple(phase.symmetry.laue for phase in orientation_map.phases)
-    first = [own.index(laue) if laue in own else NOT_INDEXED for laue in truth.laue]
-    place = np.array([*(range(len(own)) if own == truth.laue else first), NOT_INDEXED], dtype=np.int16)
+    own, theirs = ([phase.symmetry.laue for phase in some.phases] for some in (orientation_map, truth))
+    first = [own.index(laue) if laue in own else NOT_INDEXED for laue in theirs]
+    place = np.array([*(range(len(own)) if own == theirs else first), NOT_INDEXED], dtype=np.int16)
     known = np.isfinite(truth.orientation).all(axis=1)
     return dataclasses.replace(
         orientation_map,
         answers=truth.orientation[:, None],
+        answer_confidence=truth.answer_confidence[:, :1],
         phase=np.where(known, place[truth.phase], NOT_INDEXED).astype(np.int16),
         layers={},
+        ncc=None,
     )
-
-
-__all__ = ["THRESHOLDS_DEG", "TOLERANCE_PX", "as_phases_of", "boundary_match", "match", "near"]

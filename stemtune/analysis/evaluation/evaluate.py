@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from stemtune._files import whole_file
 from stemtune.analysis.evaluation.boundary_match import boundary_match
 from stemtune.analysis.evaluation.coverage import risk_coverage
-from stemtune.analysis.evaluation.ground_truth import Truth, map_or_labels, read_truth
-from stemtune.crystal.phase import Phase
-from stemtune.crystal.rotations import multiply
-from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg, pseudo_variants
-from stemtune.crystal_map.orientation_map import OrientationMap
+from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
+from stemtune.analysis.evaluation.pairs import RIGHT_DEG, confusion, disorientations_deg, same_laue
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.errors import UserError
 from stemtune.learning import calibration
-from stemtune.plot.evaluation import draw_evaluation
-
-RIGHT_DEG = 5.0
-"""An orientation within this angle of the truth counts as right in the tables."""
 
 COMPARED = (
     "crystal",
@@ -44,53 +35,12 @@ COMPARED = (
 _HISTOGRAM = 20
 
 
-def evaluate(
-    map: str | os.PathLike[str],
-    truth: str | os.PathLike[str],
-    json: str | os.PathLike[str] | None = None,
-    png: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Compare the map at `map` with `truth` and return the figures; write and draw them where files are given.
-
-    Parameters
-    ----------
-    map
-        A `map.h5` of stemtune, or its folder, or a labelled store, whose labels are judged.
-    truth
-        A labelled store, a `map.h5`, an HDF5 map of orix, or an `.ang` file with as many rows and columns.
-    json
-        File for the figures.
-    png
-        File for the picture, see `plot.evaluation`.
-
-    Returns
-    -------
-    dict
-        See `compare`.
-
-    Raises
-    ------
-    UserError
-        When the two do not fit together.
-    """
-    result = compare(map_or_labels(map), read_truth(truth))
-    write_figures(result, json)
-    if png is not None:
-        if "reliability" not in result:
-            raise UserError("there is nothing to draw: no pixel is indexed as the phase that the truth has there")
-        with whole_file(png) as part:
-            draw_evaluation(result, part)
-    return result
+def evaluate(map: str | os.PathLike[str], truth: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the figures of a map, or of a store's labels, against a ground truth, both by path; see `compare`."""
+    return compare(map_or_labels(map), read_truth(truth))
 
 
-def write_figures(figures: Mapping[str, Any], json: str | os.PathLike[str] | None) -> None:
-    """Write figures as JSON where a file is given."""
-    if json is not None:
-        with whole_file(json) as part:
-            part.write_text(json_format.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def in_words(figures: Mapping[str, Any]) -> str:
+def describe(figures: Mapping[str, Any]) -> str:
     """Return the figures of `compare` as a few lines of text."""
     lines = [
         f"{figures['pixels']:,} pixels, {figures['crystal']:,} of them crystal by the truth",
@@ -134,7 +84,7 @@ def in_percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
+def compare(orientation_map: OrientationMap, truth: OrientationMap) -> dict[str, Any]:
     """Return the figures of `orientation_map` against `truth`.
 
     Returns
@@ -157,15 +107,13 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
     if orientation_map.shape != truth.shape:
         rows, columns = orientation_map.shape
         raise UserError(f"the map has {rows} x {columns} pixels, but the truth {truth.shape[0]} x {truth.shape[1]}")
-    known = np.isfinite(truth.orientation).all(axis=1) & (truth.phase >= 0)
+    known = np.isfinite(truth.orientation).all(axis=1)
     empty = (truth.phase < 0) & orientation_map.measured
     if not known.any():
         raise UserError("the truth holds no orientation to compare with")
     known &= orientation_map.measured
-    own = np.array([phase.symmetry.laue for phase in orientation_map.phases])
-    same = np.zeros(len(known), dtype=bool)
+    same = known & same_laue(orientation_map, truth)
     both = known & orientation_map.indexed
-    same[both] = own[orientation_map.phase[both]] == np.array(truth.laue)[truth.phase[both]]
     result: dict[str, Any] = {
         "pixels": len(known),
         "crystal": int(known.sum()),
@@ -176,7 +124,15 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
     }
     if not same.any():
         return result
-    strict, modulo, best = _angles(orientation_map, truth, same)
+    phase, phases = np.where(same, orientation_map.phase, NOT_INDEXED), orientation_map.phases
+    answers = orientation_map.answers
+    strict = _wrong_if_nan(disorientations_deg(truth.orientation, answers[:, 0], phase, phases))
+    every = [
+        disorientations_deg(truth.orientation, answers[:, rank], phase, phases, modulo_beam180=True)
+        for rank in range(answers.shape[1])
+    ]
+    best = _wrong_if_nan(np.stack(every, axis=1))
+    modulo = best[:, 0]
     result["disorientation"] = {
         "strict": {**angle_figures(strict[same]), "within_5deg_of_crystal": float((strict[known] < RIGHT_DEG).mean())},
         "beam180": {**angle_figures(modulo[same]), "within_5deg_of_crystal": float((modulo[known] < RIGHT_DEG).mean())},
@@ -184,31 +140,12 @@ def compare(orientation_map: OrientationMap, truth: Truth) -> dict[str, Any]:
     result["within_5deg_of_best"] = {
         str(n): float((best[same, :n].min(axis=1) < RIGHT_DEG).mean()) for n in range(1, best.shape[1] + 1)
     }
-    result["pseudo_symmetry"] = _confusion(orientation_map, truth, same)
+    result["pseudo_symmetry"] = confusion(truth.orientation, answers[:, 0], phase, phases)
     result["reliability"] = reliability(orientation_map.confidence[same], strict[same] < RIGHT_DEG)
     result["risk_coverage"] = risk_coverage(orientation_map.confidence[same], strict[same], RIGHT_DEG)
     if min(truth.shape) > 1:
         result["boundaries"] = boundary_match(orientation_map, truth)
     return result
-
-
-def _angles(
-    orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return strict (n,) and beam-180 (n,) disorientations, and the latter for every answer (n, k); inf elsewhere."""
-    count, answers = orientation_map.answers.shape[:2]
-    strict, modulo, best = np.full(count, np.inf), np.full(count, np.inf), np.full((count, answers), np.inf)
-    for index, phase in enumerate(orientation_map.phases):
-        chosen = same & (orientation_map.phase == index)
-        if not chosen.any():
-            continue
-        right = torch.from_numpy(truth.orientation[chosen])
-        given = torch.from_numpy(orientation_map.answers[chosen])
-        strict[chosen] = disorientation_deg(right, given[:, 0], phase.symmetry).numpy()
-        each = disorientation_beam180_deg(right[:, None], given, phase.symmetry).numpy()
-        best[chosen] = np.nan_to_num(each, nan=np.inf)
-        modulo[chosen] = best[chosen, 0]
-    return strict, modulo, best
 
 
 def angle_figures(angles: npt.NDArray[np.float64]) -> dict[str, float]:
@@ -221,44 +158,12 @@ def angle_figures(angles: npt.NDArray[np.float64]) -> dict[str, float]:
     }
 
 
+def _wrong_if_nan(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(angles, nan=np.inf)
+
+
 def _share(flags: npt.NDArray[np.bool_]) -> float | None:
     return float(flags.mean()) if len(flags) else None
-
-
-def _confusion(orientation_map: OrientationMap, truth: Truth, same: npt.NDArray[np.bool_]) -> dict[str, float]:
-    """Return the shares of right answers, of beam-180 twins, of pseudo-symmetric variants and of all others."""
-    counts: dict[str, int] = {"right": 0, "beam180": 0}
-    for index, phase in enumerate(orientation_map.phases):
-        chosen = same & (orientation_map.phase == index)
-        if not chosen.any():
-            continue
-        right = torch.from_numpy(truth.orientation[chosen])
-        given = torch.from_numpy(orientation_map.answers[chosen, 0])
-        for name, number in families(right, given, phase).items():
-            counts[name] = counts.get(name, 0) + number
-    total = int(same.sum())
-    counts["other"] = total - sum(counts.values())
-    return {name: number / total for name, number in counts.items()}
-
-
-def families(right: torch.Tensor, given: torch.Tensor, phase: Phase) -> dict[str, int]:
-    """Count, among answers (n, 4), the right ones, the twins and each family of variants, every answer once."""
-    symmetry = phase.symmetry
-    left = torch.ones(len(given), dtype=torch.bool)
-    counts: dict[str, int] = {}
-
-    def count(name: str, expected: torch.Tensor) -> None:
-        hit = left & (disorientation_deg(expected, given, symmetry) < RIGHT_DEG)
-        counts[name] = counts.get(name, 0) + int(hit.sum())
-        left[hit] = False
-
-    count("right", right)
-    count("beam180", beam180(right))
-    for name, variant in pseudo_variants(phase):
-        family = name.split(" #")[0]
-        for start in (right, beam180(right)):
-            count(family, multiply(variant.to(start), start))
-    return counts
 
 
 def reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> dict[str, Any]:

@@ -9,62 +9,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from stemtune._files import whole_file
-from stemtune.analysis.evaluation.evaluate import RIGHT_DEG, in_percent, write_figures
-from stemtune.analysis.evaluation.ground_truth import Truth, grid_pixel, grid_shape, read_truth
-from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
-from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_scan_frame
+from stemtune.analysis.evaluation.evaluate import in_percent
+from stemtune.analysis.evaluation.pairs import RIGHT_DEG, disorientations_deg
+from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.selection import CONFIDENCE, score_of
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import read_description
-from stemtune.plot.figures import save
 
 SHARES = tuple(round(1 - 0.05 * step, 2) for step in range(20))
 """Shares of the labels that are kept, best first."""
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind readers can tell apart."""
 
-_MARKERS = "osD^vP*"
-
-UNTRAINED = "matched"
-"""The architecture that learns nothing from the labels, and is drawn as a line to compare with."""
-
-
-def judge_labels(
-    store: str | os.PathLike[str],
-    truth: str | os.PathLike[str],
-    png: str | os.PathLike[str],
-    models: Sequence[str | os.PathLike[str]] = (),
-    json: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Return and draw the error of labels, and of models trained on them, against the share of labels that is kept.
-
-    Parameters
-    ----------
-    store
-        The labelled store.
-    truth
-        What is right, as `analysis.evaluation.ground_truth.read_truth` takes it.
-    png
-        The picture.
-    models
-        Model folders; see `networks`.
-    json
-        File for the figures.
-    """
-    result = label_risk(store, read_truth(truth)) | {"networks": networks(models)}
-    write_figures(result, json)
-    with whole_file(png) as part:
-        draw_risk(result, part)
-    return result
-
-
-def risk_in_words(figures: dict[str, Any]) -> str:
-    """Return the figures of `judge_labels` as a table: shares that are more than 5 degrees off."""
+def describe_risk(figures: dict[str, Any]) -> str:
+    """Return the figures of `label_risk` and `networks` as a table: shares that are more than 5 degrees off."""
     lines = [
         f"{figures['labels']:,} labels; more than 5° from the truth of the best",
         "kept         100%    75%    50%    25%",
@@ -81,7 +41,7 @@ def risk_in_words(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def label_risk(store: str | os.PathLike[str], truth: Truth) -> dict[str, Any]:
+def label_risk(store: str | os.PathLike[str], truth: OrientationMap) -> dict[str, Any]:
     """Return the error of a store's labels against the truth as a function of the share that is kept.
 
     Parameters
@@ -107,8 +67,8 @@ def label_risk(store: str | os.PathLike[str], truth: Truth) -> dict[str, Any]:
     with Store.open(store) as opened:
         if not opened.labelled.any():
             raise UserError(f"'{store}' has no labels; `stemtune label` makes them")
-        if grid_shape(opened) != truth.shape:
-            raise UserError(f"'{store}' has {grid_shape(opened)} patterns, but the truth {truth.shape} pixels")
+        if opened.grid_shape != truth.shape:
+            raise UserError(f"'{store}' has {opened.grid_shape} patterns, but the truth {truth.shape} pixels")
         rows = np.flatnonzero(opened.labelled)
         strict, modulo = _errors(opened, rows, truth)
         scores = {name: score_of(opened, name, "score")[rows] for name in (CONFIDENCE, *opened.scores)}
@@ -129,19 +89,16 @@ def label_risk(store: str | os.PathLike[str], truth: Truth) -> dict[str, Any]:
 
 
 def _errors(
-    store: Store, rows: npt.NDArray[np.intp], truth: Truth
+    store: Store, rows: npt.NDArray[np.intp], truth: OrientationMap
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return how many degrees labels are off, strictly and modulo beam-180; 180 where there is no crystal."""
-    pixel = grid_pixel(store)[rows]
-    strict, modulo = np.full(len(rows), 180.0), np.full(len(rows), 180.0)
-    laue = np.array([*truth.laue, ""])[truth.phase[pixel]]
+    pixel = store.grid_pixel()[rows]
+    laue = np.array([phase.symmetry.laue for phase in store.phases])[store.phase[rows]]
+    phase = np.where(laue == truth.laue[pixel], store.phase[rows], NOT_INDEXED)
     label = to_scan_frame(store.orientation[rows], scan_rotation_deg(store.attrs))
-    for number, phase in enumerate(store.phases):
-        own = (store.phase[rows] == number) & (laue == phase.symmetry.laue)
-        given, right = torch.from_numpy(label[own]), torch.from_numpy(truth.orientation[pixel[own]])
-        strict[own] = disorientation_deg(given, right, phase.symmetry).nan_to_num(nan=180.0).numpy()
-        modulo[own] = disorientation_beam180_deg(given, right, phase.symmetry).nan_to_num(nan=180.0).numpy()
-    return strict, modulo
+    pair = (label, truth.orientation[pixel], phase, store.phases)
+    strict, modulo = disorientations_deg(*pair), disorientations_deg(*pair, modulo_beam180=True)
+    return np.nan_to_num(strict, nan=180.0), np.nan_to_num(modulo, nan=180.0)
 
 
 def networks(models: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -170,48 +127,3 @@ def networks(models: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda entry: (entry["score"], entry["kept"], entry["seed"]))
-
-
-def draw_risk(figures: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw the error of the labels, and beside it that of networks where there are any, against the share kept."""
-    from matplotlib.figure import Figure
-
-    trained = figures.get("networks") or []
-    figure = Figure(figsize=(8.6 if trained else 4.6, 3.8), dpi=150, facecolor="white", layout="constrained")
-    panels = figure.subplots(1, 2 if trained else 1, sharex=True, squeeze=False)[0]
-    style = {name: (_COLOURS[k % 7], _MARKERS[k % 7]) for k, name in enumerate(figures["scores"])}
-    for name, curve in figures["scores"].items():
-        colour, marker = style[name]
-        kept, wrong = 100 * np.array(curve["kept"]), 100 * np.array(curve["wrong"])
-        panels[0].plot(kept, wrong, color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=f"by {name}")
-    panels[0].set_title(f"Labels ({figures['labels']:,})", loc="left", fontsize=10)
-    panels[0].set_ylabel("more than 5° from the truth, %")
-    if trained:
-        _draw_networks(panels[1], trained, style)
-    for axes in panels:
-        axes.set_xlim(105, 0)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("labels kept, best first, %")
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
-
-
-def _draw_networks(axes: Any, trained: list[dict[str, Any]], style: dict[str, tuple[str, str]]) -> None:
-    truth = ", ".join(dict.fromkeys(entry["truth"] for entry in trained))
-    axes.set_title(f"Networks trained on them, judged on {truth}", loc="left", fontsize=10)
-    for entry in trained:
-        if entry["architecture"] == UNTRAINED:
-            axes.axhline(
-                100 * entry["wrong"], color="0.4", linestyle="--", linewidth=1, label=f"{UNTRAINED}, untrained"
-            )
-    trained = [entry for entry in trained if entry["architecture"] != UNTRAINED]
-    for name in dict.fromkeys(entry["score"] for entry in trained):
-        colour, marker = style.get(name, ("0.4", "o"))
-        own = [entry for entry in trained if entry["score"] == name]
-        kept = sorted({entry["kept"] for entry in own}, reverse=True)
-        mean = [100 * np.mean([entry["wrong"] for entry in own if entry["kept"] == share]) for share in kept]
-        axes.plot([100 * share for share in kept], mean, color=colour, linewidth=1.2, label=f"by {name} (mean)")
-        places, wrong = [100 * entry["kept"] for entry in own], [100 * entry["wrong"] for entry in own]
-        axes.plot(places, wrong, linestyle="", color=colour, marker=marker, markersize=4, alpha=0.6)

@@ -2,7 +2,7 @@
 
 The layout is that of SIMPL's `DataContainer` files: `DataContainers/ImageDataContainer` with the geometry in
 `_SIMPL_GEOMETRY`, the pixels in `CellData` (z = 1, y, x, components) and the phases in `CellEnsembleData`, where row 0
-stands for what is not indexed; each array carries `ObjectType`, `DataArrayVersion`, `TupleDimensions`,
+is for what is not indexed; each array carries `ObjectType`, `DataArrayVersion`, `TupleDimensions`,
 `ComponentDimensions` and `Tuple Axis Dimensions` as attributes, texts of fixed length. DAMASK writes and reads the
 same. Codes of crystal structures are those of EbsdLib (`CrystalStructure`: 0 for 6/mmm, 1 for m-3m and so on).
 
@@ -25,22 +25,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import to_euler_deg
 from stemtune.crystal_map.orientation_map import OrientationMap
 
-CRYSTAL_STRUCTURES = {
-    "6/mmm": 0,
-    "m-3m": 1,
-    "6/m": 2,
-    "m-3": 3,
-    "-1": 4,
-    "2/m": 5,
-    "mmm": 6,
-    "4/m": 7,
-    "4/mmm": 8,
-    "-3": 9,
-    "-3m": 10,
-}
+CRYSTAL_STRUCTURES = dict(zip(LAUE_CLASSES, (4, 5, 6, 7, 8, 9, 10, 2, 0, 3, 1), strict=True))
 """EbsdLib's number of each Laue class."""
 
 _UNKNOWN, _PRIMARY = 999, 0
@@ -87,10 +76,10 @@ def _cells(group: h5py.Group, orientation_map: OrientationMap) -> None:
         "Quats": np.roll(known, -1, axis=1).astype(np.float32),
         "Phases": (orientation_map.phase + 1).astype(np.int32),
         "Mask": indexed,
-        "Confidence": orientation_map.confidence,
-        "Signal": np.nan_to_num(orientation_map.signal).astype(np.float32),
-        "Fit": np.nan_to_num(orientation_map.fit).astype(np.float32),
+        "Confidence": np.nan_to_num(orientation_map.confidence),
     }
+    scores = {"SpotZScore": orientation_map.spot_z_score, "ExplainedIntensity": orientation_map.explained_intensity}
+    arrays |= {name: np.nan_to_num(values).astype(np.float32) for name, values in scores.items() if values is not None}
     for name, values in arrays.items():
         laid = values.reshape(rows, columns, -1)[::-1]
         _array(group, name, laid[None], (columns, rows, 1))
@@ -98,7 +87,7 @@ def _cells(group: h5py.Group, orientation_map: OrientationMap) -> None:
 
 
 def _ensemble(group: h5py.Group, orientation_map: OrientationMap) -> None:
-    phases = orientation_map.phases
+    phases = orientation_map.crystals
     count = (len(phases) + 1,)
     structures = [_UNKNOWN, *(CRYSTAL_STRUCTURES[phase.symmetry.laue] for phase in phases)]
     lattices = np.array([[0.0] * 6, *(phase.lattice for phase in phases)], np.float32)
@@ -107,7 +96,7 @@ def _ensemble(group: h5py.Group, orientation_map: OrientationMap) -> None:
     _array(group, "SpaceGroups", np.array([0, *(phase.space_group for phase in phases)], np.uint32)[:, None], count)
     _array(group, "LatticeConstants", lattices, count)
     for name in ("MaterialName", "PhaseName"):
-        _texts(group, name, ["Invalid Phase", *(phase.name for phase in phases)])
+        _texts(group, name, ["Invalid Phase", *orientation_map.phase_names])
     _matrix(group, _CELL_ENSEMBLE, count)
 
 

@@ -21,10 +21,9 @@ import numpy.typing as npt
 import torch
 
 from stemtune.crystal.rotations import from_matrix
-from stemtune.crystal_map.foreign import NOT_INDEXED, ForeignMap, ForeignPhase
 from stemtune.crystal_map.frames import AUTO
-from stemtune.crystal_map.grid import Grid
-from stemtune.crystal_map.io.building import Columns, build
+from stemtune.crystal_map.grid import Grid, Points, map_of
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 
 _ORTHOGONAL = 1e-3
@@ -44,7 +43,7 @@ def find_matrices(file: h5py.File) -> str | None:
     return found[0] if found else None
 
 
-def read_py4dstem(path: Path, frame: str = AUTO) -> ForeignMap:
+def read_py4dstem(path: Path, frame: str = AUTO) -> OrientationMap:
     """Read the best matches of the py4DSTEM orientation map in the HDF5 file `path`; "auto" is "py4dstem".
 
     Raises
@@ -71,17 +70,17 @@ def read_py4dstem(path: Path, frame: str = AUTO) -> ForeignMap:
         score = None
     orientation, mirrored = _rotations(matrix, answered, f"'{path}'")
     notes = [f"{mirrored:,} of its matrices are mirrored (determinant -1); they count with their inverted twin"]
-    made = Columns(
+    made = Points(
         orientation=orientation,
         phase=np.where(answered, 0, NOT_INDEXED).astype(np.int16),
-        phases=[ForeignPhase("the phase of the py4DSTEM map")],
+        phases=[PhaseDescription("the phase of the py4DSTEM map")],
         scores={} if score is None else {"corr": score},
         confidence=score,
         program="py4DSTEM",
         notes=notes if mirrored else [],
     )
     grid = Grid((rows, columns), np.arange(rows * columns), None, [])
-    return build(made, grid, "py4dstem" if frame == AUTO else frame, None)
+    return map_of(made, grid, "py4dstem" if frame == AUTO else frame, None)
 
 
 def _correlation(entry: Any) -> npt.NDArray[np.float64] | None:

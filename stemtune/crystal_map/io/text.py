@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from stemtune.crystal.rotations import from_euler_deg
 from stemtune.errors import UserError
 
 
@@ -73,3 +75,8 @@ def _is_number(word: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def from_euler(euler_deg: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the orientations (m, 4) of Bunge's Euler angles (m, 3) in degrees, as the file means them."""
+    return np.asarray(from_euler_deg(torch.from_numpy(np.ascontiguousarray(euler_deg))).numpy())

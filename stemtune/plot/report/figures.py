@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stemtune.analysis.grain_analysis import Analysis
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.map_folder.grain_files import Analysis
 from stemtune.plot.figures import NEUTRAL
 from stemtune.plot.ipf import draw_key
 from stemtune.plot.pole_figures import pole_figures
@@ -196,6 +196,3 @@ def _diagram(figure: Figure, across: str, up: str) -> Axes:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
-
-
-__all__ = ["disorientations", "grain_sizes", "grey_picture", "key", "picture", "poles", "ramp", "scalar_colours", "svg"]

@@ -37,7 +37,7 @@ def pixel_data(orientation_map: OrientationMap) -> dict[str, Any]:
         "euler": _angles(euler),
         "phase": _packed(orientation_map.phase, "int16", missing=-1),
         "confidence": _shares(np.where(indexed, orientation_map.confidence, np.nan)),
-        "fit": _shares(np.where(indexed, orientation_map.fit, np.nan)),
+        "explained_intensity": _shares(np.where(indexed, orientation_map.score("explained_intensity"), np.nan)),
     }
     layers = orientation_map.layers
     if "grain" in layers:
@@ -51,7 +51,7 @@ def pixel_data(orientation_map: OrientationMap) -> dict[str, Any]:
         "columns": orientation_map.shape[1],
         "step": [dy, dx],
         "unit": orientation_map.scan_unit,
-        "phases": [phase.name for phase in orientation_map.phases],
+        "phases": orientation_map.phase_names,
         "layers": shown,
     }
 
@@ -77,6 +77,3 @@ def _packed(values: npt.NDArray[Any], kind: str, missing: int, step: float = 1) 
         "missing": missing,
         "data": base64.b64encode(data).decode("ascii"),
     }
-
-
-__all__ = ["ANGLE_STEP_DEG", "pixel_data"]

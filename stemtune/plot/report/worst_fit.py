@@ -10,10 +10,9 @@ import numpy.typing as npt
 import torch
 
 from stemtune._files import existing
-from stemtune.analysis.evaluation.ground_truth import grid_pixel
 from stemtune.config import SimulateConfig, Span
+from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.crystal_map.scan_rotation import scan_rotation_deg, to_pattern_frame
 from stemtune.dataset.ingest import corrected_at
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
@@ -49,8 +48,10 @@ class WorstFit(NamedTuple):
 
 
 def worst_pixels(orientation_map: OrientationMap, count: int = COUNT) -> npt.NDArray[np.intp]:
-    """Return the indexed pixels of the least `fit`, worst first."""
-    fit = np.where(orientation_map.indexed & orientation_map.measured, orientation_map.fit, np.inf)
+    """Return the indexed pixels of the least `explained_intensity`, worst first."""
+    fit = np.where(
+        orientation_map.indexed & orientation_map.measured, orientation_map.score("explained_intensity"), np.inf
+    )
     order = np.argsort(fit, kind="stable")[:count]
     return order[np.isfinite(fit[order])]
 
@@ -77,7 +78,7 @@ def worst_fit(orientation_map: OrientationMap, store: Store | None = None) -> Wo
     measured = _patterns(orientation_map, pixel, store).astype(np.float64)
     simulated = np.empty((len(pixel), geometry.size, geometry.size))
     answers = to_pattern_frame(orientation_map.answers[pixel, 0], scan_rotation_deg(orientation_map.attrs))
-    for index, phase in enumerate(orientation_map.phases):
+    for index, phase in enumerate(orientation_map.crystals):
         own = orientation_map.phase[pixel] == index
         if own.any():
             simulator = KinematicSimulator(phase, geometry, dataclasses.replace(_SHOWN, kv=geometry.kv))
@@ -96,10 +97,7 @@ def _patterns(
             return np.asarray(corrected_at(source, positions, **orientation_map.attrs["calibration"]))
         with Store.open(source) as opened:
             return _patterns(orientation_map, pixel, opened)
-    row_of = {int(place): row for row, place in enumerate(grid_pixel(store))}
+    row_of = {int(place): row for row, place in enumerate(store.grid_pixel())}
     if any(int(place) not in row_of for place in pixel):
         raise UserError(f"'{store.path}' is another scan than that of the map")
     return np.asarray(store.take(np.array([row_of[int(place)] for place in pixel])))
-
-
-__all__ = ["COUNT", "WorstFit", "worst_fit", "worst_pixels"]

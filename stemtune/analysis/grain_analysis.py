@@ -1,12 +1,9 @@
-"""The grains of a map as files: layers and tables of map.h5, grains.csv, boundaries.csv, pictures, figures."""
+"""Grains and boundaries of a map together: as layers and tables of it, as figures, in words."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +14,6 @@ from stemtune.analysis.grains import Grains, find_grains
 from stemtune.analysis.neighbors import Neighbourhood
 from stemtune.config import GrainsConfig
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.plot.grains import draw_grains, draw_grod, draw_kam
-
-FILES = ("grains.csv", "boundaries.csv", "grains.png", "kam.png", "grod.png")
-"""What `write_grains` adds to a map folder."""
 
 
 class Analysis(NamedTuple):
@@ -58,19 +51,6 @@ def analyse(orientation_map: OrientationMap, settings: GrainsConfig, twins: Sequ
     return Analysis(changed, grains, boundaries)
 
 
-def write_grains(analysis: Analysis, folder: Path) -> None:
-    """Write the tables as CSV and the pictures into a map folder."""
-    orientation_map, grains, boundaries = analysis
-    _write_csv(folder / "grains.csv", _grain_columns(orientation_map, grains))
-    unit = orientation_map.scan_unit
-    between = dict(orientation_map.tables["boundaries"])
-    between = {f"length_{unit}" if name == "length" else name: values for name, values in between.items()}
-    _write_csv(folder / "boundaries.csv", between)
-    draw_grains(orientation_map, grains, boundaries, folder / "grains.png")
-    draw_kam(orientation_map, grains, folder / "kam.png")
-    draw_grod(orientation_map, grains, folder / "grod.png")
-
-
 def grain_figures(analysis: Analysis) -> dict[str, Any]:
     """Return what `summary.json` says about the grains.
 
@@ -97,19 +77,7 @@ def grain_figures(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def retell(folder: Path, figures: Mapping[str, Any], stale: Sequence[str] = ()) -> dict[str, Any]:
-    """Put `figures` into the `summary.json` of a map folder in place of those of the same names; drop `stale` ones.
-
-    Returns all that it then says.
-    """
-    said = folder / "summary.json"
-    told = json.loads(said.read_text(encoding="utf-8")) if said.exists() else {}
-    told = {**{name: value for name, value in told.items() if name not in stale}, **figures}
-    said.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return told
-
-
-def in_words(figures: Mapping[str, Any]) -> str:
+def describe_grains(figures: Mapping[str, Any]) -> str:
     """Return the figures of `grain_figures` as a few lines of text."""
     unit, boundaries = figures["unit"], figures["boundaries"]
     diameter = figures["median_diameter"]
@@ -118,8 +86,8 @@ def in_words(figures: Mapping[str, Any]) -> str:
     lines = [f"{figures['count']:,} grains, {size}; {0.0 if share is None else share:.1%} of the indexed pixels"]
     if figures["count"]:
         kam = figures["median_kam_deg"]
-        told = "-" if kam is None else f"{kam:.2f}°"
-        lines.append(f"median spread inside a grain {figures['median_spread_deg']:.2f}°, median KAM {told}")
+        shown = "-" if kam is None else f"{kam:.2f}°"
+        lines.append(f"median spread inside a grain {figures['median_spread_deg']:.2f}°, median KAM {shown}")
     lines.append(f"boundaries {boundaries['length']:,.4g} {unit}")
     lines += [
         f"  {name:24s} {part['length']:10,.4g} {unit}  {part['share']:6.1%}"
@@ -128,29 +96,6 @@ def in_words(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _grain_columns(orientation_map: OrientationMap, grains: Grains) -> dict[str, Sequence[Any] | npt.NDArray[Any]]:
-    table, unit = grains.table, orientation_map.scan_unit
-    names = np.array([phase.name for phase in orientation_map.phases])
-    columns: dict[str, Any] = {"grain": np.arange(len(table)), "phase": names[table.phase], "pixels": table.pixels}
-    columns |= {f"area_{unit}2": table.area, f"diameter_{unit}": table.diameter}
-    columns |= {"row": table.row, "column": table.column}
-    columns |= dict(zip(("phi1_deg", "Phi_deg", "phi2_deg"), table.euler_deg.T, strict=True))
-    columns |= {f"q{place}": column for place, column in enumerate(table.orientation.T)}
-    columns |= {"spread_deg": table.spread_deg, "confidence": table.confidence, "at_edge": table.at_edge.astype(int)}
-    return columns
-
-
-def _write_csv(path: Path, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for row in zip(*columns.values(), strict=True):
-            writer.writerow([f"{value:.7g}" if isinstance(value, float | np.floating) else value for value in row])
-
-
 def _median(values: npt.NDArray[Any]) -> float | None:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else None
-
-
-__all__ = ["FILES", "Analysis", "analyse", "grain_figures", "in_words", "retell", "write_grains"]
