@@ -299,6 +299,30 @@ def test_an_absent_server_loses_nothing(here: Path, server: Server) -> None:
         read_sweep("away")
 
 
+FETCH = """
+import os
+from stemtune.tracking import resolve_model
+folder = resolve_model("champion")
+print((folder / "model.safetensors").read_bytes().decode(), os.environ["MLFLOW_TRACKING_URI"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_fetched_model_goes_when_the_process_ends(
+    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.start()
+    tracker = Tracker(here / "sweep", "fetched", "id1", address())
+    tell(tracker, trials=1)
+    tracker.champion("t0", str(model_folder(here / "best")), {})
+    assert tracker.close() == 0
+    (here / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "temporary"))
+    done = subprocess.run([sys.executable, "-c", FETCH], capture_output=True, text=True, check=True)
+    assert done.stdout == f"weights of best {server.uri}\n"
+    assert not list((here / "temporary").iterdir())
+
+
 SECRETS = (
     "http://me:s3cret@host:5000",
     "postgresql+psycopg2://me:s3cret@host/mlflow",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemtune._files import whole_file
-from stemtune.cli.parsing import command, positive
+from stemtune.cli.parsing import command, finite, positive
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -172,6 +172,6 @@ def study(commands: Commands) -> None:
     parser.add_argument("name", metavar="NAME", help="reference")
     parser.add_argument("--small", action="store_true", help="for two cores: 3,136 patterns of 64 px, about an hour")
     parser.add_argument("--only", nargs="+", default=[], metavar="FINDING", help="labels, kernel, ...; default all")
-    parser.add_argument("--share", type=float, metavar="P", help="part of the epochs; default 1, 0.15 with --small")
+    parser.add_argument("--share", type=finite, metavar="P", help="part of the epochs; default 1, 0.15 with --small")
     parser.add_argument("--seeds", type=positive, metavar="N", help="seeds of each setting; default 3, 2 with --small")
     parser.add_argument("--out", default="study", metavar="DIR", help="folder for everything it makes; default study")

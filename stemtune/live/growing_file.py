@@ -17,6 +17,8 @@ Frames that are half there are left for later. The writer never notices: no lock
 from __future__ import annotations
 
 import math
+import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -338,7 +340,23 @@ def _written_now(path: Path) -> bool:
     """
     try:
         locks = Path("/proc/locks").read_text()
+        file = f"{_device(path)}:{path.stat().st_ino}"
     except OSError:  # another system
         return False
-    node = str(path.stat().st_ino)
-    return any(line.split()[3] == "WRITE" and line.split()[5].rsplit(":", 1)[-1] == node for line in locks.splitlines())
+    return any(line.split()[3] == "WRITE" and line.split()[5] == file for line in locks.splitlines())
+
+
+def _device(path: Path) -> str:
+    """Return the device of the file system that holds the file, as /proc/locks writes it: `08:01`.
+
+    It is that of the mount, which `stat` does not tell for a volume of btrfs or a container's layers.
+    """
+    with path.open("rb") as file:
+        facts = Path(f"/proc/self/fdinfo/{file.fileno()}").read_text()
+    mount = re.findall(r"^mnt_id:\s*(\d+)$", facts, re.M)[0]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        number, _, device, *_ = line.split()
+        if number == mount:
+            major, minor = (int(part) for part in device.split(":"))
+            return f"{major:02x}:{minor:02x}"
+    return f"{os.major(path.stat().st_dev):02x}:{os.minor(path.stat().st_dev):02x}"

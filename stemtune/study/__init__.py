@@ -31,31 +31,17 @@ MICROSCOPE = (
 
 @dataclass(frozen=True)
 class Size:
-    """How large a study is.
+    """How large a study is."""
 
-    Attributes
-    ----------
-    scan, grains, pixels, scale
-        Rows and columns of the scan, its grains, size of a pattern and 1/Å per pixel.
-    pretraining, passes
-        Simulated patterns that are pretrained on, and how often each.
-    share
-        Of the epochs that the spaces name.
-    seeds
-        How many seeds of each setting.
-    gpu
-        Whether trials get GPUs and the models that start from weights of the hub take part.
-    """
-
-    scan: int
+    scan: int  # rows and columns of the scan
     grains: int
-    pixels: int
-    scale: float
-    pretraining: int
-    passes: int
-    share: float
-    seeds: int
-    gpu: bool
+    pixels: int  # rows and columns of a pattern
+    scale: float  # 1/Å per pixel
+    pretraining: int  # simulated patterns that are pretrained on
+    passes: int  # how often each
+    share: float  # of the epochs that the spaces name
+    seeds: int  # how many seeds of each setting
+    gpu: bool  # whether trials get GPUs and the models that start from weights of the hub take part
 
 
 SIZES = {

@@ -19,18 +19,10 @@ _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "
 
 @dataclass(frozen=True)
 class Address:
-    """An MLflow tracking address.
+    """An MLflow tracking address."""
 
-    Attributes
-    ----------
-    uri
-        What MLflow calls the tracking URI.
-    artifacts
-        Folder of the artifacts where we choose it; None leaves it to the server.
-    """
-
-    uri: str
-    artifacts: Path | None = None
+    uri: str  # what MLflow calls the tracking URI
+    artifacts: Path | None = None  # folder of the artifacts where we choose it; None leaves it to the server
 
     @property
     def is_server(self) -> bool:

@@ -40,12 +40,7 @@ _COLUMNS = 6  # searched settings that the view shows
 def leaderboard_view(params: Mapping[str, Any], run: str) -> str:
     """Return the table of a sweep as the MLflow UI keeps views: trials, best first, and the columns that matter.
 
-    Parameters
-    ----------
-    params
-        Parameters of the sweep's run: `metric`, `mode`, and `searched`, the settings that trials differ in.
-    run
-        The sweep's run, which stands unfolded.
+    `params` are those of the sweep's `run`: `metric`, `mode`, and `searched`, the settings that trials differ in.
     """
     searched = [name for name in str(params.get("searched", "")).split(", ") if name][:_COLUMNS]
     columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`val/within_5deg`"]

@@ -99,18 +99,9 @@ class NullTracker:
 
 
 class Tracker(NullTracker):
-    """Journals every event and sends it to MLflow from one thread of its own.
+    """Journals every event in the sweep's `folder` and sends it to MLflow from one thread of its own.
 
-    Parameters
-    ----------
-    folder
-        The sweep's folder, which holds the journal.
-    name
-        Name of the experiment.
-    sweep_id
-        What tells this sweep from an earlier one of the same experiment.
-    where
-        The tracking address.
+    `name` is the experiment's; `sweep_id` tells this sweep from an earlier one of the same experiment.
     """
 
     def __init__(self, folder: Path, name: str, sweep_id: str, where: Address) -> None:

@@ -16,7 +16,6 @@ STATUS_WORDS = {
 
 
 def better(value: float, than: float, mode: str) -> bool:
-    """Whether `value` beats `than`."""
     return value < than if mode == "min" else value > than
 
 

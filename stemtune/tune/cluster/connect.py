@@ -79,7 +79,7 @@ def connect(local: bool = False, address: str | None = None) -> dict[str, float]
             "log_to_driver": bool(os.environ.get("STEMTUNE_RAY_LOGS")),
             "runtime_env": {"env_vars": dict(ENVIRONMENT)},
         }
-        with _kept_signal():
+        with _answers_sigterm():
             if where is None:
                 _start(options)
             else:
@@ -149,12 +149,22 @@ def _start(options: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _kept_signal() -> Iterator[None]:
-    """Keep our answer to SIGTERM, which Ray replaces by an exit without a word."""
+def _answers_sigterm() -> Iterator[None]:
+    """Keep our answer to SIGTERM, where there is one: Ray replaces it by an exit without a word.
+
+    A batch system sends the signal to every process of the command. Those of a Ray of our own, which start here, do
+    not hear it: without them the sweep could not end as it does after Ctrl-C, which Ray keeps from them itself.
+    """
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _quiet_loggers() -> None:
@@ -163,13 +173,7 @@ def _quiet_loggers() -> None:
 
 
 def running(given: str | None = None) -> str | None:
-    """Return the address of the Ray to join, `host:port`, or None where there is none; `given` or `RAY_ADDRESS` first.
-
-    Raises
-    ------
-    UserError
-        When `RAY_ADDRESS` is none that a sweep can join.
-    """
+    """Return the address of the Ray to join, `given` or that of `RAY_ADDRESS` first, or None where there is none."""
     given = given or os.environ.get("RAY_ADDRESS", "")
     if "://" in given:
         raise UserError(
@@ -187,13 +191,7 @@ def running(given: str | None = None) -> str | None:
 
 
 def check_address(where: str) -> None:
-    """See that the Ray at `where` answers and takes our token: Ray itself would try for minutes, and log each time.
-
-    Raises
-    ------
-    UserError
-        When nothing answers, or the token is missing, wrong, or in a file that others can read.
-    """
+    """See that the Ray at `where` answers and takes our token: Ray itself would try for minutes, and log each time."""
     host, _, port = where.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
@@ -241,13 +239,8 @@ def _silent_stderr() -> Iterator[None]:
 def use_token() -> bool:
     """Show the token of the token file from now on, unless `RAY_AUTH_MODE` says otherwise; return whether it does.
 
-    Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody; we do
-    not.
-
-    Raises
-    ------
-    UserError
-        When others can read the file and we cannot change that.
+    Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody, which
+    is changed here, or refused.
     """
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
@@ -275,10 +268,7 @@ def _first_line(problem: Exception) -> str:
 def concurrency(space: SearchSpace, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials can run at a time on `nodes`, each given as its resources.
 
-    Raises
-    ------
-    UserError
-        When the largest trial fits nowhere: it would wait for ever.
+    A largest trial that fits nowhere, and so would wait for ever, is refused.
     """
     fewest, most, _ = space.extremes
     each = {"CPU": space.resources.cpus_per_worker, "GPU": space.resources.gpus_per_worker}

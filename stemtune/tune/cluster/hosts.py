@@ -65,11 +65,7 @@ def is_cluster(content: Mapping[Any, Any]) -> bool:
 def check_cluster(path: str | Path, content: Mapping[Any, Any]) -> str:
     """Log into every host of the cluster file `path` and say what it has.
 
-    Raises
-    ------
-    UserError
-        For what is missing in the file or here, and for the hosts that cannot be reached or are not fit, all in one
-        line.
+    What is missing in the file or here, and the hosts that cannot be reached or are not fit, are named in one line.
     """
     cluster = _read(Path(path), content)
     token = Path.home() / ".ray" / "auth_token"

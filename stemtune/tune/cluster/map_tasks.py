@@ -22,19 +22,10 @@ RETRIES = 8
 
 
 def over_ray(address: str | None = None, device: str = "cpu") -> Spread:
-    """Join the Ray at `address` and return what spreads work over its nodes.
+    """Join the Ray at `address`, or that of `connect`, and return what spreads work over its nodes.
 
-    Parameters
-    ----------
-    address
-        As `ray.init` takes it; left out, the Ray of `RAY_ADDRESS`, the one that runs here, or a new one.
-    device
-        What a block takes: "cpu", one CPU; "cuda", one GPU; "auto", a GPU if the cluster has any.
-
-    Raises
-    ------
-    UserError
-        When Ray does not answer, or has no GPU where one is asked for.
+    A block takes one CPU (`device` "cpu") or one GPU ("cuda"); "auto" is a GPU if the cluster has any. A `UserError`
+    says that Ray does not answer, or has none of what a block takes.
     """
     resources = connect(address=address)
     if device == "auto":

@@ -53,13 +53,7 @@ def node_label(node: Mapping[str, Any]) -> str:
 
 
 def wait_for(count: int) -> None:
-    """Wait until `count` nodes take part.
-
-    Raises
-    ------
-    UserError
-        When they do not come in time; the message names those that came.
-    """
+    """Wait until `count` nodes take part; after `JOIN_S` say which came."""
     seconds = float(os.environ.get("STEMTUNE_NODES_WAIT_S") or JOIN_S)
     deadline = time.monotonic() + seconds
     while len(alive()) < count:
@@ -98,12 +92,7 @@ def inspect_node(folder: str, marker: str, paths: Sequence[str]) -> NodeReport:
 def check(folder: Path, paths: Sequence[str] = ()) -> None:
     """See that every node reads and writes the sweep's `folder`, sees the files `paths`, and runs the same versions.
 
-    On one node, the driver's own, there is nothing to ask.
-
-    Raises
-    ------
-    UserError
-        For the first node that differs, by its name and address, with the remedy.
+    The first node that differs is named, with the remedy. On one node, the driver's own, there is nothing to ask.
     """
     nodes = alive()
     here = ray.get_runtime_context().get_node_id()
@@ -122,7 +111,6 @@ def check(folder: Path, paths: Sequence[str] = ()) -> None:
 
 
 def _ask(nodes: Sequence[Mapping[str, Any]], folder: str, marker: str, paths: Sequence[str]) -> list[NodeReport]:
-    """Return every node's answer."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)

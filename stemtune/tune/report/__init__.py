@@ -14,47 +14,22 @@ from typing import Any
 from stemtune._files import whole_file, writable_folder
 from stemtune.tracking.query import SweepRecord, read_sweep, tagged_json
 from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
-from stemtune.tune.report.leaderboard import (
-    Row,
-    architectures,
-    cost,
-    pareto,
-    rows,
-    rungs,
-    seeds,
-    setting_importances,
-)
+from stemtune.tune.report.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, setting_importances
 from stemtune.tune.report.page import page
 from stemtune.tune.report.text import format_comparison
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A sweep's trials beside each other.
+    """A sweep's trials beside each other."""
 
-    Attributes
-    ----------
-    sweep
-        The sweep as MLflow keeps it.
-    metric, mode
-        What decides, and whether less ("min") or more ("max") of it is better.
-    ranked
-        The trials, best first.
-    figures
-        Everything that the JSON holds.
-    colours
-        A colour for each architecture.
-    proposals
-        What the sampler drew for each of its trials: parameters and their distributions.
-    """
-
-    sweep: SweepRecord
-    metric: str
-    mode: str
-    ranked: list[Row]
-    figures: dict[str, Any]
-    colours: Mapping[str, str]
-    proposals: Mapping[str, Any]
+    sweep: SweepRecord  # the sweep as MLflow keeps it
+    metric: str  # what decides
+    mode: str  # whether less of it ("min") or more ("max") is better
+    ranked: list[Row]  # the trials, best first
+    figures: dict[str, Any]  # everything that the JSON holds
+    colours: Mapping[str, str]  # a colour for each architecture
+    proposals: Mapping[str, Any]  # what the sampler drew for each of its trials: parameters and their distributions
 
     @property
     def about(self) -> str:
@@ -103,23 +78,10 @@ def compare(
     json: str | Path | None = None,
     out: str | Path | None = None,
 ) -> str:
-    """Return a sweep's comparison as text.
+    """Return a sweep's comparison (`compare_trials`) as text.
 
-    Parameters
-    ----------
-    name
-        The sweep; by default the one that started last.
-    png
-        Draw the learning curves and the architectures into this file.
-    json
-        Write every figure into this file.
-    out
-        A folder for all pictures, the figures and the page `compare.html`.
-
-    Raises
-    ------
-    UserError
-        As `compare_trials`.
+    With `png` the learning curves and the architectures are drawn into that file, with `json` every figure is written;
+    `out` is a folder for all pictures, the figures and the page `compare.html`.
     """
     found = compare_trials(name)
     if json is not None:
@@ -155,7 +117,6 @@ def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Pat
 
 
 def as_json(found: Comparison) -> str:
-    """Return every figure as JSON."""
     return dumps(without_nan(found.figures), indent=1) + "\n"
 
 

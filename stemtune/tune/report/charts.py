@@ -36,7 +36,6 @@ def colours(names: list[str]) -> dict[str, str]:
 
 
 def save(chart: Figure, png: Path) -> None:
-    """Write a picture, whole or not at all."""
     with whole_file(png) as part:
         chart.savefig(part, dpi=130, format=png.suffix.lstrip(".") or "png")
 
@@ -108,6 +107,7 @@ def parallel(found: Comparison) -> Figure | None:
 
     A setting that some trials do not have is there as `-` among its values, if these are few.
     """
+    from matplotlib import pyplot
     from optuna.distributions import CategoricalDistribution
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
@@ -132,6 +132,10 @@ def parallel(found: Comparison) -> Figure | None:
         place = plot_parallel_coordinate(study, params=shown, target_name=found.metric.split("/")[-1])
     chart = place.get_figure(root=True)
     assert chart is not None
+    pyplot.close(chart)  # or a notebook would show it by itself
+    labels = [tick.get_text().replace(".", ".\n", 1).replace("_", "_\n", 1) for tick in place.get_xticklabels()]
+    place.set_xticks(place.get_xticks(), labels, rotation=0, ha="center", fontsize=8)
+    chart.subplots_adjust(bottom=0.15)
     place.set_title("figure and settings of each trial (dark: good; -: no such setting)", fontsize=10)
     chart.set_size_inches(max(6.0, 1.8 * (len(shown) + 1)), 4.8)
     return chart
@@ -226,11 +230,5 @@ def spreads(found: Comparison) -> Figure | None:
     return chart
 
 
-CHARTS = {
-    "overview": overview,
-    "parallel": parallel,
-    "importances": importances,
-    "prices": prices,
-    "seeds": spreads,
-}
+CHARTS = {"overview": overview, "parallel": parallel, "importances": importances, "prices": prices, "seeds": spreads}
 """What draws each picture of a comparison, by the name of its file; None where there is nothing to draw."""

@@ -35,25 +35,7 @@ Point = tuple[dict[str, Any], float]
 
 @dataclass(frozen=True)
 class Row:
-    """One trial of the leaderboard.
-
-    Attributes
-    ----------
-    best, best_epoch
-        Best value of the sweep's metric and the epoch it was reached in.
-    epochs
-        Epochs that were run.
-    wall_s, device_s, first_report_s
-        Wall time, wall time of the training times its devices, and time to the first report.
-    parameters, ms_per_pattern
-        Size of the model, and milliseconds per pattern in batches, on the machine that the trial ran on.
-    seed
-        Seed of its training.
-    alike
-        What it has in common with the trials that differ from it in the seed only.
-    curve
-        (epoch, value) of the metric.
-    """
+    """One trial of the leaderboard."""
 
     number: int
     trial: str
@@ -61,19 +43,19 @@ class Row:
     architecture: str
     status: str
     reason: str
-    best: float
-    best_epoch: int
-    epochs: int
+    best: float  # best value of the sweep's metric
+    best_epoch: int  # the epoch it was reached in
+    epochs: int  # epochs that were run
     wall_s: float
-    device_s: float
+    device_s: float  # wall time of the training times its devices
     first_report_s: float
     samples_per_s: float
     parameters: float
-    ms_per_pattern: float
-    seed: str
-    alike: str
+    ms_per_pattern: float  # in batches, on the machine that the trial ran on
+    seed: str  # seed of its training
+    alike: str  # what it has in common with the trials that differ from it in the seed only
     searched: dict[str, Any]
-    curve: list[tuple[int, float]]
+    curve: list[tuple[int, float]]  # (epoch, value) of the metric
 
 
 def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:
@@ -166,19 +148,9 @@ def setting_importances(proposals: Mapping[str, Any], ranked: list[Row], mode: s
 def by_method(points: Sequence[Point], mode: str) -> dict[str, dict[str, float]]:
     """Return each setting's share in the figure, largest first, by every method that can say something, best first.
 
-    fANOVA says what matters over the whole range, PED-ANOVA what matters for being among the good trials. Only
-    settings that all trials share take part; settings of one branch are compared among its own trials.
-
-    Parameters
-    ----------
-    points
-        `{"params": {...}, "distributions": {...}}` and the figure, per trial.
-    mode
-        "min" or "max".
-
-    References
-    ----------
-    Hutter, Hoos, Leyton-Brown, ICML 2014 (fANOVA); Watanabe, Bansal, Hutter, IJCAI 2023 (PED-ANOVA).
+    fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) says what matters over the whole range, PED-ANOVA (Watanabe, Bansal,
+    Hutter, IJCAI 2023) what matters for being among the good trials. Only settings that all trials share take part;
+    settings of one branch are compared among its own trials.
     """
     if len(points) < FEWEST:
         return {}
@@ -232,17 +204,7 @@ def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
 
 
 def front(ranked: list[Row], mode: str, price: str) -> list[Row]:
-    """Return the trials that no other beats in both the metric and `price`, cheapest first.
-
-    Parameters
-    ----------
-    ranked
-        The trials.
-    mode
-        "min" or "max", of the metric; of `price` less is better.
-    price
-        Name of a figure of `Row`: `parameters`, `ms_per_pattern` or `device_s`.
-    """
+    """Return the trials that no other beats in both the metric and the figure `price` of `Row`, cheapest first."""
     known = [row for row in ranked if not math.isnan(row.best) and getattr(row, price) > 0]
     found: list[Row] = []
     sign = 1 if mode == "min" else -1

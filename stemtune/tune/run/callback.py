@@ -28,19 +28,11 @@ _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s"
 
 
 class SweepCallback(Callback):  # type: ignore[misc]
-    """Follows every trial of a sweep.
+    """Follows every trial of the sweep `name` in `folder`; `tracked` is whether MLflow is told.
 
     Tune pickles its callbacks and restores them after a crash, so everything that cannot be pickled is made in
-    `setup`, and the one in use is that of `driver_state`.
-
-    Parameters
-    ----------
-    space, folder, name, sweep_id
-        The sweep.
-    tracked
-        Whether MLflow is told.
-    store_hash
-        Content hash of the training store; empty when there is none.
+    `setup`, and the one in use is that of `driver_state`. `store_hash` is the training store's content hash, if there
+    is a store.
     """
 
     def __init__(
@@ -60,16 +52,13 @@ class SweepCallback(Callback):  # type: ignore[misc]
         return {key: value for key, value in self.__dict__.items() if key not in gone}
 
     def get_state(self) -> dict[str, Any]:
-        """Return what Tune keeps for a restart."""
         return {"trials": self.trials, "over_time": self.over_time}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what Tune kept."""
         self.trials, self.over_time = state["trials"], state.get("over_time", False)
         driver_state(self.sweep_id).restored = True
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        """Open the records and the progress bar."""
         self.snapshots, self._staging = Snapshots(self.folder), Path()
         self._looked_back = False
         self.tracker: NullTracker | Tracker = NullTracker()
@@ -130,7 +119,6 @@ class SweepCallback(Callback):  # type: ignore[misc]
         return {"stemtune.store_sha256": self.store_hash} if self.store_hash else {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Begin a trial, or go on with one after a restart."""
         knobs = dict(trial.config["knobs"])
         state = self.trials.get(trial.trial_id) or TrialState(trial.trial_id, int(trial.config["number"]), knobs)
         state.status, state.reason = "running", ""
@@ -202,7 +190,6 @@ class SweepCallback(Callback):  # type: ignore[misc]
         self._free_dead(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed for good."""
         self._free_dead(trial.trial_id)
         reason = failure(train_folder(self.folder, trial.trial_id))
         if not reason:

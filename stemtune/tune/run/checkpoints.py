@@ -26,21 +26,11 @@ RAYS_OWN = "checkpoint_manager_snapshot.json"
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint on storage.
+    """A checkpoint on storage."""
 
-    Attributes
-    ----------
-    folder
-        Where it lies.
-    epoch
-        Epochs trained, from 1.
-    history
-        What was reported after each of them, in order.
-    """
-
-    folder: Path
-    epoch: int
-    history: list[dict[str, Any]]
+    folder: Path  # where it lies
+    epoch: int  # epochs trained, from 1
+    history: list[dict[str, Any]]  # what was reported after each of them, in order
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stemtune._version import __version__
 from stemtune.config import Scalar
 from stemtune.errors import UserError, did_you_mean
 from stemtune.tune.space.forms import Branch, Choice, Constant, Form
-from stemtune.tune.space.space import SearchSpace, space_from_text
+from stemtune.tune.space.space import SearchSpace, space_from_text, walk
 
 MANIFEST = "sweep.json"
 DRIVER = "driver.lock"
@@ -122,12 +122,7 @@ def unfinished() -> list[str]:
 def absolute(space: SearchSpace, home: Path) -> SearchSpace:
     """Return the space with every path absolute, whether constant, searched or in `first`: trials run elsewhere.
 
-    Relative paths start from the folder `home`.
-
-    Raises
-    ------
-    UserError
-        For a file that is not there.
+    Relative paths start from the folder `home`; a file that is not there is refused.
     """
     fixed = {key: _absolute_path(key, value, home) for key, value in space.fixed.items()}
     search = {key: _absolute_form(key, form, home) for key, form in space.search.items()}
@@ -160,17 +155,8 @@ def _absolute_form(key: str, form: Form, home: Path) -> Form:
 
 def named_files(space: SearchSpace) -> list[str]:
     """Return the files that the space names, each once."""
-    values = {value for key in PATHS for value in [space.fixed.get(key), *_values(key, space.search)]}
-    values |= {point.get(key) for point in space.first for key in PATHS}
+    values = {point.get(key) for point in (space.fixed, *space.first) for key in PATHS}
+    for key, form, _ in walk(space.search):
+        if key in PATHS and isinstance(form, Choice | Constant):
+            values.update(form.values)
     return sorted(value for value in values if isinstance(value, str) and Path(value).is_file())
-
-
-def _values(key: str, search: Mapping[str, Form]) -> Iterator[Scalar]:
-    for name, form in search.items():
-        if isinstance(form, Branch):
-            for inside in form.branches.values():
-                yield from _values(key, inside)
-        elif name == key and isinstance(form, Choice):
-            yield from form.values
-        elif name == key and isinstance(form, Constant):
-            yield form.value

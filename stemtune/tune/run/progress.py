@@ -10,18 +10,9 @@ from stemtune.tune.run.trial_state import TrialState
 
 
 class SweepProgress:
-    """Says what each trial tries and how it ended, and shows how many have.
+    """Says what each of `total` trials tries and how it ended, and shows how many have.
 
-    Parameters
-    ----------
-    total
-        Number of trials.
-    metric, mode
-        What is optimised.
-    fixed
-        Settings that every trial shares, left out of the lines.
-    before
-        Trials from before a restart.
+    Settings that every trial shares (`fixed`) are left out; `before` are the trials from before a restart.
     """
 
     def __init__(
@@ -36,16 +27,13 @@ class SweepProgress:
         self._progress = Progress(total, "trials", "trial", done=len(ended))
 
     def started(self, state: TrialState) -> None:
-        """Say what a trial tries."""
         say(f"trial {state.number} starts: {format_settings(state.knobs, self._fixed)}")
 
     def reported(self, state: TrialState) -> None:
-        """Show a trial's last figure."""
         value = format_metric(self._metric, state.last)
         self._progress.note(f"trial {state.number} {state.label} epoch {state.epoch}: {value}")
 
     def ended(self, state: TrialState) -> None:
-        """Say how a trial ended."""
         self._note_best(state)
         best = f"; best so far trial {self._best.number}, {self._value(self._best)}" if self._best else ""
         say(

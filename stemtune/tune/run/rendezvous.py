@@ -22,7 +22,6 @@ class RendezvousConfig(TorchConfig):  # type: ignore[misc]
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Return what sets the workers up."""
         return _RendezvousBackend
 
 

@@ -22,7 +22,6 @@ class LearnersASHA(ASHAScheduler):  # type: ignore[misc]
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Give a learner its place in the rungs."""
         if _learns(trial):
             super().on_trial_add(tune_controller, trial)
             self._recall(trial)
@@ -36,18 +35,15 @@ class LearnersASHA(ASHAScheduler):  # type: ignore[misc]
             self._trial_info[trial.trial_id].on_result(trial, report["epoch"], self._metric_op * report[self._metric])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide whether a trial goes on."""
         if not _learns(trial):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Keep what a learner reached."""
         if _learns(trial):
             super().on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a learner."""
         if _learns(trial):
             super().on_trial_remove(tune_controller, trial)
 

@@ -22,17 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 from stemtune._files import whole_file
 from stemtune.config import Scalar
 from stemtune.tune.run.scheduler import UNTRAINED
-from stemtune.tune.run.study import (
-    AGAIN,
-    SETTINGS,
-    SPACE,
-    SWEEP,
-    digest,
-    find_study,
-    join,
-    open_storage,
-    search_digest,
-)
+from stemtune.tune.run.study import AGAIN, SETTINGS, SPACE, SWEEP, digest, find_study, join, open_storage, search_digest
 from stemtune.tune.run.trial import EARLIER
 from stemtune.tune.run.trial_state import driver_state, unpacked
 from stemtune.tune.space.space import SearchSpace
@@ -62,22 +52,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
     the best figure of a trial instead of its last.
 
-    Parameters
-    ----------
-    space
-        What is searched.
-    folder
-        The sweep's folder, for the study.
-    settings
-        What every trial is told besides its settings.
-    seed
-        Seed of the sampler.
-    sweep_id
-        The sweep's id, which marks its trials in a study.
-    study
-        The study to share with other sweeps (`stemtune.tune.run.study.find_study`); by default one of its own.
-    at_random
-        Draw at random instead of by TPE.
+    The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see
+    `stemtune.tune.run.study.find_study`), where `sweep_id` marks this sweep's trials. `settings` are what every trial
+    gets besides its own; `at_random` draws without TPE.
     """
 
     def __init__(
@@ -138,12 +115,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             flat, optuna_part = self._proposed(trial_id)
         knobs = self.space.settings(flat)
         self._seen.add(_fingerprint(knobs))
-        return {
-            "knobs": knobs,
-            "number": self._numbers[trial_id],
-            "optuna": optuna_part,
-            "sweep": self.settings,
-        }
+        return {"knobs": knobs, "number": self._numbers[trial_id], "optuna": optuna_part, "sweep": self.settings}
 
     def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
         for attempt in range(_REPEATS):
@@ -170,7 +142,6 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         return any(trial.user_attrs.get(SETTINGS) == settings for trial in known if trial.state != TrialState.FAIL)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell the study what a trial reported."""
         for report in (*result.get(EARLIER, ()), unpacked(result)):
             value = float(report[self.space.metric])
             best = self._best.get(trial_id, value)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from stemtune._files import damage, seal, whole_folder
+from stemtune.errors import UserError
 
 FOLDER = "snapshots"
 STATE = "experiment_state-"
@@ -29,13 +30,7 @@ _SHARE = 5  # at most this part of the time goes into snapshots
 
 
 class Snapshots:
-    """Copies Tune's state into the sweep's folder each time that Tune has written it.
-
-    Parameters
-    ----------
-    folder
-        The sweep's folder.
-    """
+    """Copies Tune's state into the sweep's `folder` each time that Tune has written it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
@@ -70,6 +65,17 @@ class Snapshots:
 
 def _numbers(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.glob("*") if re.fullmatch(r"\d{8}", entry.name))
+
+
+def check_resumable(folder: Path) -> None:
+    """Refuse the sweep in `folder` if stemtune 0.1 began it: its state names modules that are gone."""
+    names = ("searcher-state-*", "search_gen_state-*", f"{STATE}*", "tuner.pkl")
+    files = [file for place in (folder, *(folder / FOLDER).glob("*")) for name in names for file in place.glob(name)]
+    if any(b"stemtune.tune.searcher" in file.read_bytes() for file in files):
+        raise UserError(
+            f"the sweep '{folder.name}' was begun by stemtune 0.1, and this version cannot resume it; finish it with"
+            " stemtune 0.1, or start it again under another --name"
+        )
 
 
 def restore_snapshot(folder: Path) -> bool:

@@ -31,6 +31,7 @@ from stemtune.tune.run.manifest import (
     unfinished,
     write_manifest,
 )
+from stemtune.tune.run.snapshots import check_resumable
 from stemtune.tune.run.trial import NO_SPACE
 from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, select_champion
 from stemtune.tune.space.space import SearchSpace
@@ -83,24 +84,7 @@ def run_sweep(
     nodes: int = 1,
     study: str = "",
 ) -> SweepOutcome:
-    """Run a search.
-
-    Parameters
-    ----------
-    space
-        What to search.
-    name
-        Name of the sweep and of its MLflow experiment; the space's own name by default.
-    local
-        Run on a Ray of our own on this machine, even where a cluster could be joined.
-    trials
-        Number of trials, instead of the space's.
-    tracked
-        Whether MLflow keeps records.
-    nodes
-        Nodes of the cluster to wait for before trials begin.
-    study
-        A study to share with other sweeps: another sweep's name, or the address of a database.
+    """Run a search, for all that `stemtune.sweep` says; `tracked` is whether MLflow keeps records.
 
     Raises
     ------
@@ -129,6 +113,7 @@ def resume_sweep(name: str, *, local: bool = False, tracked: bool = True, nodes:
     """Go on with the interrupted sweep `name`, whose finished trials are not run again; see `run_sweep`."""
     folder = sweeps_folder() / checked_name(name)
     manifest = read_manifest(folder)
+    check_resumable(folder)
     with single_driver(folder):
         space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
         store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)

@@ -131,8 +131,7 @@ def run_trial(config: dict[str, Any]) -> None:
             storage_path=str(folder.parent),
             callbacks=[ToTune(sweep["objectives"])],
             failure_config=train.FailureConfig(
-                max_failures=ELASTIC_LOSSES if elastic else 1,
-                controller_failure_limit=ELASTIC_STARTS if elastic else 1,
+                max_failures=ELASTIC_LOSSES if elastic else 1, controller_failure_limit=ELASTIC_STARTS if elastic else 1
             ),
             checkpoint_config=train.CheckpointConfig(num_to_keep=None),  # `store` keeps what is to be kept
             worker_runtime_env={"env_vars": sweep["environment"]} if sweep["environment"] else None,
@@ -191,15 +190,7 @@ class Reporter:
     """Passes a run's metrics to Ray Train, completed by epoch, times and the placement group.
 
     After a restart the first report carries under `EARLIER` what was reported before: Tune may not have heard of it.
-
-    Parameters
-    ----------
-    config
-        What `run_trial` gave the worker.
-    world
-        Number of workers.
-    began
-        When this worker's loop began.
+    `config` is what `run_trial` gave the worker, one of `world`, whose loop `began` then.
     """
 
     def __init__(self, config: dict[str, Any], world: int, began: Clock) -> None:
@@ -216,7 +207,6 @@ class Reporter:
 
     @property
     def epoch(self) -> int:
-        """Epochs reported."""
         return len(self.history)
 
     def resume(self, history: list[dict[str, Any]], faults: list[str]) -> None:

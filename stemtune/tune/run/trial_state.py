@@ -22,23 +22,12 @@ class DriverState:
     """What one sweep's callback, sampler and stopper share in the process that drives it.
 
     Tune pickles and restores each of them alone, so they find it by the sweep's id.
-
-    Attributes
-    ----------
-    at_once
-        How many trials the cluster has room for; 0 leaves it to the sampler's own limit.
-    restored
-        False until Tune took up its snapshot: where it fails to, it begins anew in silence.
-    time_over
-        Whether the sweep's time has run out.
-    callback
-        The `SweepCallback` in use: a restored sweep makes another one.
     """
 
-    at_once: int = 0
-    restored: bool = True
-    time_over: bool = False
-    callback: Any = None
+    at_once: int = 0  # how many trials the cluster has room for; 0 leaves it to the sampler's own limit
+    restored: bool = True  # false until Tune took up its snapshot: where it fails to, it begins anew in silence
+    time_over: bool = False  # whether the sweep's time has run out
+    callback: Any = None  # the `SweepCallback` in use: a restored sweep makes another one
 
 
 _DRIVERS: dict[str, DriverState] = {}
@@ -56,44 +45,22 @@ def drop_driver_state(sweep_id: str) -> None:
 
 @dataclass
 class TrialState:
-    """One trial as the sweep sees it.
-
-    Attributes
-    ----------
-    number
-        Count from 0 in the order of proposal.
-    knobs
-        Its settings.
-    status
-        One of `tune.formatting.STATUS_WORDS`.
-    reason
-        Why it stopped or failed.
-    epoch, last, best
-        Epochs reported, and the last and best value of the sweep's metric.
-    wall_s, device_s
-        Wall time since its start; the same times its devices, without the start-up.
-    first_report_s
-        From its start to its first report.
-    values
-        The figures of the last report.
-    nodes
-        Names of the nodes where its workers run.
-    """
+    """One trial as the sweep sees it."""
 
     trial: str
-    number: int
-    knobs: dict[str, Scalar]
-    status: str = "running"
-    reason: str = ""
-    epoch: int = 0
-    last: float = math.nan
+    number: int  # count from 0 in the order of proposal
+    knobs: dict[str, Scalar]  # its settings
+    status: str = "running"  # one of `tune.formatting.STATUS_WORDS`
+    reason: str = ""  # why it stopped or failed
+    epoch: int = 0  # epochs reported
+    last: float = math.nan  # last and best value of the sweep's metric
     best: float = math.nan
     best_epoch: int = 0
-    wall_s: float = 0.0
-    device_s: float = 0.0
-    first_report_s: float = 0.0
-    values: dict[str, float] = field(default_factory=dict)
-    nodes: tuple[str, ...] = ()
+    wall_s: float = 0.0  # since its start
+    device_s: float = 0.0  # without the start-up, times its devices
+    first_report_s: float = 0.0  # from its start to its first report
+    values: dict[str, float] = field(default_factory=dict)  # the figures of the last report
+    nodes: tuple[str, ...] = ()  # names of the nodes where its workers run
 
     @property
     def label(self) -> str:

@@ -11,21 +11,18 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from stemtune.errors import UserError
 from stemtune.tune.cluster.connect import HEAD, QUIET
 from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
 from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
 from stemtune.tune.run.searcher import Limiter, StudySearch, repair_journal
-from stemtune.tune.run.snapshots import FOLDER, STATE, restore_snapshot
+from stemtune.tune.run.snapshots import FOLDER, restore_snapshot
 from stemtune.tune.run.study import STUDY
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
 from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace
 
 _LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
-_OF_0_1 = b"stemtune.tune.searcher"
-"""Module that the state of a sweep of stemtune 0.1 names; it is gone."""
 
 
 def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
@@ -34,7 +31,6 @@ def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
 
 
 def trial_name(trial: Any) -> str:
-    """Name a trial's own folder."""
     return f"trial-{trial.trial_id}"
 
 
@@ -59,16 +55,8 @@ def new_tuner(
 ) -> Any:
     """Return Tune set up for a new sweep of at most `at_once` trials at a time.
 
-    Parameters
-    ----------
-    space, folder, callback, at_once
-        The sweep.
-    study
-        The study to share with other sweeps, if any.
-    run
-        What a trial does, for measurements of what a sweep costs without training.
-    plain
-        Random search without stopping, to compare with.
+    `study` is the study to share with other sweeps, if any. To measure what a sweep costs without training, `run`
+    says what a trial does, and `plain` searches at random without stopping.
     """
     _, _, epochs = space.extremes
     _set_snapshot_interval(space.budget.trials)
@@ -120,17 +108,7 @@ def restored_tuner(folder: Path, sweep_id: str, trials: int, at_once: int) -> An
     """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing.
 
     It runs `at_once` trials at a time from now on, for the cluster may be another one.
-
-    Raises
-    ------
-    UserError
-        For a sweep of stemtune 0.1, whose state names modules that are gone.
     """
-    if any(_OF_0_1 in file.read_bytes() for file in _state_files(folder)):
-        raise UserError(
-            f"the sweep '{folder.name}' was begun by stemtune 0.1, and this version cannot resume it; finish it with"
-            " stemtune 0.1, or start it again under another --name"
-        )
     _set_snapshot_interval(trials)
     driver_state(sweep_id).at_once = at_once
     handed_over = restore_snapshot(folder)
@@ -141,13 +119,6 @@ def restored_tuner(folder: Path, sweep_id: str, trials: int, at_once: int) -> An
     repair_journal(folder / STUDY)
     driver_state(sweep_id).restored = False
     return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
-
-
-def _state_files(folder: Path) -> list[Path]:
-    """Return where Tune keeps what a sweep's sampler is: in its folder, in our snapshots of it."""
-    places = (folder, *(folder / FOLDER).glob("*"))
-    names = ("searcher-state-*", "search_gen_state-*", f"{STATE}*", "tuner.pkl")
-    return [file for place in places for name in names for file in place.glob(name)]
 
 
 def remove_notes(folder: Path) -> None:

@@ -57,6 +57,10 @@ class Constant:
 
     value: Scalar
 
+    @property
+    def values(self) -> tuple[Scalar, ...]:
+        return (self.value,)
+
     def draw(self, name: str, source: Draw) -> Scalar:
         return self.value
 
@@ -229,13 +233,7 @@ def _branch(key: str, written: Mapping[Any, Any]) -> Branch:
 
 
 def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
-    """Return every combination of the values of a space, the last setting changing fastest.
-
-    Raises
-    ------
-    UserError
-        When a setting has a range, which has no end of values.
-    """
+    """Return every combination of the values of a space, the last setting changing fastest; a range is refused."""
     points: list[dict[str, Scalar]] = [{}]
     for key, form in forms.items():
         if isinstance(form, Range):
@@ -244,7 +242,6 @@ def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
             inner = {label: combinations(inside) for label, inside in form.branches.items()}
             choices = [{key: form.values[label], **point} for label, points_in in inner.items() for point in points_in]
         else:
-            values = form.values if isinstance(form, Choice) else (form.value,)
-            choices = [{key: value} for value in values]
+            choices = [{key: value} for value in form.values]
         points = [{**point, **choice} for point in points for choice in choices]
     return points

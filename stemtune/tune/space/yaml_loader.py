@@ -64,13 +64,7 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the mapping in the YAML file `path`.
-
-    Raises
-    ------
-    UserError
-        When the file is missing, is no YAML or no mapping, or holds a word with two meanings.
-    """
+    """Return the mapping in the YAML file `path`; refuse what is no mapping, or holds a word with two meanings."""
     found = existing(path, "the search space")
     try:
         text = found.read_text(encoding="utf-8")
