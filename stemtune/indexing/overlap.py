@@ -15,25 +15,35 @@ A. P. Dempster, N. M. Laird and D. B. Rubin, J. R. Stat. Soc. B 39 (1977) 1: the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from stemtune._threads import map_chunks
 from stemtune.crystal.symmetry import disorientation_deg
+from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.indexing.phase_choice import PhaseChoice
+from stemtune.indexing.predictor import Predictor
 from stemtune.indexing.spot_check import SpotCheck
 from stemtune.learning.model import DIFFERENT_DEG, Candidates, OrientationModel
 from stemtune.learning.models.polar_templates import PolarView, centred, template_views
 from stemtune.learning.models.spot_features import SpotReader
 
+SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
+"""Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
+
 MIN_GAIN = 0.03
 """What the second template must add to the correlation."""
 
 MIN_Z_SCORE = 2.5
-"""SpotReader (`indexing.spot_check`) that the second crystal's own spots must have."""
+"""Evidence (`indexing.spot_check`) that the second crystal's own spots must have."""
 
 MIN_WEIGHT = 0.1
 """Smallest share of the counts of a second crystal.
@@ -203,4 +213,84 @@ class OverlapFinder:
 _EVENED, _WIDE = 0.4, 0.04  # power of the intensities, and width of the spots (1/Å), of the mixture
 
 
-__all__ = ["CrystalPairs", "OverlapFinder"]
+def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> CrystalPairs:
+    """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
+    row."""
+    finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
+    parts: list[CrystalPairs] = []
+    done = 0
+    for patterns in predictor.resampled(rows, "overlaps"):
+        parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
+        done += len(patterns)
+    return CrystalPairs(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
+
+
+def with_overlaps(
+    orientation_map: OrientationMap,
+    predictors: Sequence[Predictor],
+    choice: PhaseChoice,
+    pixel: npt.NDArray[np.intp],
+) -> OrientationMap:
+    """Return a copy of the map that tells where patterns hold two crystals of one phase.
+
+    Where they do, the stronger crystal is the pixel's best answer.
+
+    Parameters
+    ----------
+    orientation_map
+        The map.
+    predictors
+        One for each phase.
+    choice
+        The predictions for the patterns (m), and which predictor made them.
+    pixel
+        Where each pattern stands (m,).
+    """
+    n = len(orientation_map.phase)
+    second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)
+    answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
+    ncc = None if orientation_map.ncc is None else orientation_map.ncc.copy()
+    for index, predictor in enumerate(predictors):
+        rows = np.flatnonzero(choice.model == index)
+        if not len(rows):
+            continue
+        found = find_overlaps(predictor, rows, choice.predictions.candidates[rows, 0])
+        two = found.two.numpy()
+        place = pixel[rows[two]]
+        pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)
+        pair = torch.from_numpy(to_scan_frame(pair.numpy(), scan_rotation_deg(orientation_map.attrs)))
+        second[place], weight[place] = pair[:, 1].numpy(), found.weight[two, 1].numpy()
+        off = disorientation_deg(pair[:, :1], torch.from_numpy(answers[place]), predictor.model.phase.symmetry).numpy()
+        off = np.nan_to_num(off, nan=np.inf)
+        known = off.min(axis=1) < DIFFERENT_DEG
+        _first(place[known], off.argmin(axis=1)[known], answers, confidence, ncc)
+        new = place[~known]  # one that the model has not named: it says nothing of its confidence
+        answers[new, 0], confidence[new, 0] = pair[~known, 0].numpy(), 0
+        if ncc is not None:
+            ncc[new, 0] = np.nan
+    return dataclasses.replace(
+        orientation_map,
+        answers=answers,
+        answer_confidence=confidence,
+        ncc=ncc,
+        layers={**orientation_map.layers, SECOND_LAYER: second, WEIGHT_LAYER: weight},
+    )
+
+
+def _first(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt.NDArray[Any] | None) -> None:
+    """Let the answer at `place` of `rows` and the best one change places."""
+    for values in columns:
+        if values is not None:
+            values[rows, 0], values[rows, place] = values[rows, place].copy(), values[rows, 0].copy()
+
+
+def overlap_figures(orientation_map: OrientationMap) -> dict[str, Any]:
+    """Return how many pixels hold two crystals, their share of the indexed ones, and the median weight of the second
+    (None without any)."""
+    weight = orientation_map.layers[WEIGHT_LAYER]
+    two = np.isfinite(weight)
+    return {
+        "pixels": int(two.sum()),
+        "share_of_indexed": float(two.sum() / max(int(orientation_map.indexed.sum()), 1)),
+        "median_weight": float(np.median(weight[two])) if two.any() else None,
+    }

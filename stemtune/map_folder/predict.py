@@ -20,7 +20,7 @@ from stemtune.analysis.evaluation.evaluate import compare
 from stemtune.analysis.evaluation.ground_truth import map_of_labels
 from stemtune.analysis.grain_analysis import Analysis, analyse, grain_figures
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.indexing.overlap_layers import SECOND_LAYER, overlap_figures, with_overlaps
+from stemtune.indexing.overlap import SECOND_LAYER, overlap_figures, with_overlaps
 from stemtune.indexing.phase_choice import check_distinct, phase_figures
 from stemtune.indexing.predict import EarlierPredictions, predict_map
 from stemtune.indexing.predictor import Predictions
