@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks import peers, testset
 from benchmarks.table import format_tables
 from benchmarks.testset import Beams, Condition
 from stemtune._files import replaceable_file, shipped_models, whole_file, writable_folder
+from stemtune._progress import Progress
 from stemtune._version import __version__
 from stemtune.analysis.evaluation.evaluate import angle_figures
 from stemtune.analysis.evaluation.pairs import RIGHT_DEG, count_families
@@ -114,8 +114,8 @@ def run(options: Options) -> dict[str, Any]:
     left_out: list[str] = []
     for method in methods:
         wanted = {each.key: each for each in (*sets, *(each for pair in pairs for each in pair))}
-        bar = tqdm(wanted.items(), desc=method.name, unit="set", disable=None)
-        scored = {key: _score_model(method, each) for key, each in bar}
+        with Progress(len(wanted), method.name, "set") as progress:
+            scored = {key: _score_model(method, each) for key, each in progress.over(wanted.items())}
         rows += [_row(each, method.name, scored[each.key]) for each in sets]
         foreign += [_foreign(method, theirs, scored[theirs.key], scored[ours.key]) for theirs, ours in pairs]
     for name, where in found.items():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import linio2_store
-from stemtune._parallel import Spread, over_processes
+from stemtune._parallel import Spread, map_over_processes
 from stemtune.config import Config
 from stemtune.dataset.store import Store
 from stemtune.indexing.predictor import Predictor
@@ -56,7 +56,7 @@ def run(folder: Path, patterns: int = 4096, batch: int = 128) -> dict[str, Any]:
         model = build(Config.from_flat({"model.name": "matched"}), store.phases[0], store.geometry).eval()
         save_model(model, model_folder, {}, "")
         predictor = Predictor(model, store, batch, device="cpu")
-        spreads = {"ray": over_ray(), "processes": over_processes(workers), "one process": over_processes(1)}
+        spreads = {"ray": over_ray(), "processes": map_over_processes(workers), "one process": map_over_processes(1)}
         throughput: dict[str, list[float]] = {name: [] for name in spreads}
         threads = torch.get_num_threads()
         for turn in range(ROUNDS):

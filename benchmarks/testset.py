@@ -163,13 +163,12 @@ def simulate_bloch(
     phase: Phase | None = None,
 ) -> list[Floats]:
     """Return the beams of our own Bloch waves, an array (k, 3) for each orientation; of LiNiO2 if nothing is said."""
-    from tqdm import tqdm
-
+    from stemtune._progress import Progress
     from stemtune.diffraction.bloch import BlochSimulator
 
     simulator = BlochSimulator(phase or linio2(), GEOMETRY, simulate)
     beams: list[Floats] = []
-    with tqdm(total=len(orientation), unit="pattern", desc=f"Bloch {precession_deg:g}°", disable=None) as bar:
+    with Progress(len(orientation), f"Bloch {precession_deg:g}°", "pattern") as bar:
         for start in range(0, len(orientation), _STEP):
             rows = slice(start, start + _STEP)
             thickness = torch.from_numpy(thickness_nm[rows])[:, None]

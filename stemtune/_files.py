@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -59,29 +60,22 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 def replaceable_folder(final: str | os.PathLike[str], made: Sequence[str], what: str) -> Path:
     """Return the folder `final`, which may be replaced: it is absent, empty, or holds only what stemtune makes.
 
-    Parameters
-    ----------
-    final
-        The output folder.
-    made
-        Names, * for any letters, of the files that such an output consists of.
-    what
-        What the output is called in the message: a map, a model.
-
-    Raises
-    ------
-    UserError
-        When anything else lies there, for replacing the folder would delete it, or nothing can be written.
+    `made` are the names, * for any letters, of the files that such an output, `what` (a map, a model), consists of. A
+    `UserError` says when anything else lies there, for replacing the folder would delete it, or nothing can be written.
     """
     target = Path(final).expanduser().resolve()
     writable_folder(target.parent)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"'{final}' is a file, but a folder is to be written there; choose another --out")
+    _refuse_file(target)
     held = sorted(entry.name for entry in target.iterdir()) if target.exists() else []
     foreign = [name for name in held if not any(fnmatch(name, pattern) for pattern in made)]
     if foreign:
         raise UserError(f"the folder '{final}' holds '{foreign[0]}', which is no part of {what}; choose another --out")
     return target
+
+
+def _refuse_file(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError(f"'{target}' is a file, but a folder is to be written there; choose another --out")
 
 
 def replaceable_file(final: str | os.PathLike[str]) -> Path:
@@ -97,9 +91,12 @@ def replaceable_file(final: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def whole_file(final: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; rename it to `final` if the block ends well, else remove it."""
+    """Yield a temporary path beside `final`; rename it to `final` if the block ends well, else remove it.
+
+    No other thread, process or host that shares the disk is given the same path.
+    """
     target = replaceable_file(final)
-    part = target.parent / f".{target.name}.{os.getpid()}.part{target.suffix}"
+    part = target.parent / f".{target.name}.{secrets.token_hex(8)}.part{target.suffix}"
     try:
         yield part
         part.replace(target)
@@ -115,14 +112,14 @@ def whole_folder(final: str | os.PathLike[str], *, durable: bool = False) -> Ite
     """
     target = Path(final).expanduser()
     parent = writable_folder(target.parent)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"'{target}' is a file, but a folder is to be written there; choose another --out")
+    _refuse_file(target)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=parent))
     try:
         yield part
         part.chmod(0o755)
         if durable:
-            _flush(part)
+            for path in (*part.rglob("*"), part):
+                _sync(path)
         if target.exists():
             old = part.with_suffix(".old")
             target.rename(old)
@@ -138,14 +135,6 @@ def whole_folder(final: str | os.PathLike[str], *, durable: bool = False) -> Ite
             _sync(parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Have the disk take everything in `folder`."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            _sync(Path(place) / name)
-        _sync(Path(place))
 
 
 def _sync(path: Path) -> None:

@@ -60,3 +60,15 @@ def test_a_file_where_a_folder_should_be_is_refused(tmp_path: Path) -> None:
 def test_a_missing_input_is_named() -> None:
     with pytest.raises(UserError, match="store 'nowhere.h5' does not exist"):
         existing("nowhere.h5", "store")
+
+
+def test_two_writers_of_one_file_never_share_a_temporary_path(tmp_path: Path) -> None:
+    """Neither two threads of one process nor, with the same process id, two hosts that share a disk."""
+    with whole_file(tmp_path / "a.txt") as one:
+        one.write_text("one")
+        with whole_file(tmp_path / "a.txt") as other:
+            assert one != other
+            other.write_text("other")
+        assert one.read_text() == "one"
+    assert (tmp_path / "a.txt").read_text() == "one"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]

@@ -43,7 +43,7 @@ MEANING = {
 CHANGED = "changed"
 BEFORE = ("before_orientation", "before_confidence", "before_phase", "before_rank")
 """Layers: what was done to each pixel; what was there before (NaN and -1 where nothing changed), and at which place
-among the answers that stands now (0: nowhere). Of a refined map also `before_ncc`."""
+among the answers that is now (0: nowhere). Of a refined map also `before_ncc`."""
 
 _PART = 2048  # suspect pixels at a time
 _AROUND = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]

@@ -44,7 +44,7 @@ _OUTER = [(i, j) for i in range(4) for j in range(i, 4)]
 
 @dataclass(frozen=True)
 class GrainTable:
-    """One entry per grain; grain number k stands at place k.
+    """One entry per grain; grain number k is at index k.
 
     Attributes
     ----------
@@ -278,11 +278,8 @@ def kernel_average(near: Neighbourhood, radius: int, limit_deg: float) -> npt.ND
         angle: Angles = near.at(step)
         counts = (angle < limit_deg).astype(np.float32)
         angle = np.where(counts > 0, angle, 0)
-        for end in (first, second):  # each pixel stands at most once at either end
+        for end in (first, second):  # each pixel is at most once at either end
             total[end] += angle
             number[end] += counts
     with np.errstate(invalid="ignore"):
         return np.where(number > 0, total / number, np.nan).astype(np.float32)
-
-
-__all__ = ["NO_GRAIN", "GrainTable", "Grains", "find_grains", "kernel_average", "mean_orientations", "segment"]

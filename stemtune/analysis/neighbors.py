@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.crystal.symmetry import Symmetry, closeness
 from stemtune.crystal_map.orientation_map import OrientationMap
 
@@ -102,12 +102,9 @@ def pair_angles(
 
 def in_parts(count: int, work: Callable[[slice], None]) -> None:
     """Have `work` done on parts of `count` things, on all cores."""
-    map_chunks(work, list(_parts(count)))
+    map_over_threads(work, list(_parts(count)))
 
 
 def _parts(count: int) -> Iterator[slice]:
     for start in range(0, count, _PART):
         yield slice(start, min(start + _PART, count))
-
-
-__all__ = ["CORNERS", "SIDES", "Angles", "Neighbourhood", "Pixels", "around", "in_parts", "pair_angles", "pairs"]

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stemtune.cli.parsing import Parser, command, over_ray, positive, ray_option
+from stemtune.cli.parsing import Parser, command, finite, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
 from stemtune.crystal_map.frames import AUTO, describe_frames
 from stemtune.errors import UserError
@@ -61,10 +61,7 @@ def label(commands: Commands) -> None:
         " (search_spaces/matching.yaml); model: whose answers become labels",
     )
     parser.add_argument(
-        "--min-confidence",
-        type=float,
-        metavar="P",
-        help="model: less confident answers are no labels; default 0.9",
+        "--min-confidence", type=finite, metavar="P", help="model: less confident answers are no labels; default 0.9"
     )
     _map_options(parser)
     ray_option(parser)

@@ -105,6 +105,9 @@ class Phase:
             raise UserError(f"{source} has an atom of unknown element '{unknown[0]}'; give its _atom_site_type_symbol")
         return _from_crystal(crystal, text, source)
 
+    def __str__(self) -> str:
+        return f"'{self.name}' (Laue class {self.symmetry.laue}, space group {self.space_group}, {self.lattice})"
+
     @property
     def a(self) -> float:
         """Lattice parameter in Å."""

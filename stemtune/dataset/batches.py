@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple, Protocol
 
@@ -13,8 +11,6 @@ from torch import Tensor
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
-
-_AHEAD = 2  # batches that are fetched while one is being worked on
 
 
 class Batch(NamedTuple):
@@ -129,18 +125,3 @@ class Resampled:
 def fitted(loader: Loader, target: Geometry) -> Loader:
     """Return `loader`, resampled to the calibration `target` where its own differs by more than can be overlooked."""
     return Resampled(loader, target) if Resampling(loader.geometry, target).needed else loader
-
-
-def ahead(fetch: Callable[[int], Batch], count: int) -> Iterator[Batch]:
-    """Yield `fetch(0)` to `fetch(count - 1)`, each made by a thread while the ones before are worked on."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="stemtune-loader")
-    waiting: deque[Future[Batch]] = deque()
-    try:
-        for number in range(count):
-            waiting.append(executor.submit(fetch, number))
-            if len(waiting) > _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)

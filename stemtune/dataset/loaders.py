@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stemtune._parallel import prefetch
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
 from stemtune.dataset.augment import augment
-from stemtune.dataset.batches import Batch, Loader, Portion, ahead, fitted
+from stemtune.dataset.batches import Batch, Loader, Portion, fitted
 from stemtune.dataset.mixing import MixedLoader, portions
 from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, split_rows
 from stemtune.dataset.store import Store
@@ -159,7 +160,7 @@ class StoreLoader:
                 return batch
             return Batch(*(part if part.is_cuda else part.pin_memory() for part in batch))
 
-        yield from ahead(fetch, len(plan))
+        yield from prefetch(map(fetch, range(len(plan))))
         self._cold = False
 
 
@@ -229,7 +230,7 @@ class SimulatedLoader:
             yield from self._kept
             return
         kept = []
-        for batch in ahead(lambda number: self._simulate(epoch, number), self.batches_per_epoch):
+        for batch in prefetch(self._simulate(epoch, number) for number in range(self.batches_per_epoch)):
             if not self.training:
                 kept.append(batch)
             yield batch

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from stemtune._parallel import Spread, over_processes
+from stemtune._parallel import Spread, map_over_processes
+from stemtune._progress import Progress
 from stemtune.config import SimulateConfig, Span
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
@@ -118,7 +118,7 @@ def simulate_store(
     attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
     with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
         plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in _missing(writer)]
-        spread = spread or over_processes(workers if device == "cpu" else 1)
+        spread = spread or map_over_processes(workers if device == "cpu" else 1)
         with closing(spread(_prepare, (simulator.phase.cif, simulate, device), _work, plan)) as blocks:
             _stream(writer, zip((BLOCK * number for _, number, _ in plan), blocks, strict=True))
     return Path(out)
@@ -152,8 +152,8 @@ def _stream(writer: ResumableWriter, blocks: Iterable[tuple[int, Block]]) -> Non
     """Write blocks, each with its first row, as they come; show rate and time left."""
     done = int(writer.done.sum())
     if done:
-        print(f"going on with '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
-    with tqdm(total=writer.n, initial=done, unit="pattern", desc="simulate", disable=None) as bar:
+        print(f"resuming '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
+    with Progress(writer.n, "simulate", "pattern", done) as bar:
         for start, (images, columns) in blocks:
             writer.write(start, images, **columns)
             bar.update(len(images))
@@ -236,7 +236,7 @@ def simulate_polycrystal(
     }
     with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
         numbers = _missing(writer)
-        spread = spread or over_processes(workers if device == "cpu" else 1)
+        spread = spread or map_over_processes(workers if device == "cpu" else 1)
         given = ((simulator.phase.cif, simulate, device), scan, grains, seed)
         with closing(spread(_prepare_scan, given, _work_scan, numbers)) as blocks:
             _stream(writer, zip((BLOCK * number for number in numbers), blocks, strict=True))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_factor
@@ -136,7 +136,7 @@ class BlochSimulator(KinematicSimulator):
             return self._beams(orientation[rows], thickness_BT[rows], tilt_B2[rows])
 
         pieces = [slice(start, start + 64) for start in range(0, count, 64)]
-        parts = map_chunks(work, pieces) if self.device.type == "cpu" else [work(rows) for rows in pieces]
+        parts = map_over_threads(work, pieces) if self.device.type == "cpu" else [work(rows) for rows in pieces]
         return _joined(parts)
 
     def spots(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase
@@ -256,7 +256,7 @@ class KinematicSimulator:
 
         begins = list(zip(starts, seeds, strict=True))
         if self.device.type == "cpu":
-            map_chunks(fill, begins)
+            map_over_threads(fill, begins)
         else:
             for begin in begins:
                 fill(begin)

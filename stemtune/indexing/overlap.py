@@ -24,9 +24,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.indexing.phase_choice import PhaseChoice
@@ -136,7 +136,7 @@ class OverlapFinder:
                 return self._compare(counts[rows], first[part], second[rows], alone[rows])
 
             parts = [slice(start, start + _BATCH) for start in range(0, len(some), _BATCH)]
-            done = map_chunks(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
+            done = map_over_threads(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
             for values, judged in zip(found, zip(*done, strict=True), strict=True):
                 values[some] = torch.cat(judged)
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from stemtune._parallel import Spread
-from stemtune._threads import map_chunks
+from stemtune._parallel import Spread, map_over_threads, prefetch
+from stemtune._progress import Progress
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
@@ -27,7 +25,6 @@ from stemtune.learning.inference import predict_candidates
 from stemtune.learning.model import Candidates, OrientationModel
 
 _CHUNK = 64  # patterns that are checked at once on a CPU
-_AHEAD = 2  # batches that wait, read, while the model works
 
 
 class Predictions(NamedTuple):
@@ -108,7 +105,7 @@ class Indexer:
         """Return the scores of orientations (B, 4), on a CPU with a thread to each chunk of patterns."""
         if counts.device.type != "cpu":
             return self._check(counts, orientation)
-        parts = map_chunks(
+        parts = map_over_threads(
             lambda rows: self._check(*rows),
             list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True)),  # type: ignore[no-untyped-call]
         )
@@ -166,7 +163,7 @@ class Predictor(Indexer):
         """Return the predictions for the patterns `rows` of the store; all of them when left out."""
         wanted = np.arange(self.store.n) if rows is None else rows
         parts: list[tuple[Tensor, ...]] = []
-        with tqdm(total=len(wanted), unit="pattern", desc="predict", disable=None if progress else True) as bar:
+        with Progress(len(wanted), "predict", "pattern", shown=progress) as bar:
             for patterns in read_ahead(self.store, wanted, self.batch, self.device):
                 parts.append(tuple(column.cpu() for column in self.on_device(patterns)))
                 bar.update(len(patterns))
@@ -179,7 +176,7 @@ class Predictor(Indexer):
         """
         plan = [np.arange(start, min(start + self.batch, self.store.n)) for start in range(0, self.store.n, self.batch)]
         given = (str(folder), str(self.store.path), self.batch, self.alternatives, self._refiner is not None)
-        bar = tqdm(total=self.store.n, unit="pattern", desc="predict", disable=None if progress else True)
+        bar = Progress(self.store.n, "predict", "pattern", shown=progress)
         parts: list[Predictions] = []
         with bar, closing(spread(_prepare, given, _run, plan)) as found:
             for part in found:
@@ -189,7 +186,7 @@ class Predictor(Indexer):
 
     def resampled(self, rows: npt.NDArray[np.intp], doing: str) -> Iterator[Tensor]:
         """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
-        with tqdm(total=len(rows), unit="pattern", desc=doing, disable=None) as bar:
+        with Progress(len(rows), doing, "pattern") as bar:
             for patterns in read_ahead(self.store, rows, self.batch, self.device):
                 yield self._resampled(patterns.to(self.device, non_blocking=True))
                 bar.update(len(patterns))
@@ -232,11 +229,4 @@ def read_ahead(
         patterns = torch.from_numpy(store.take(rows[start : start + batch]))
         return patterns.pin_memory() if device is not None and device.type == "cuda" else patterns
 
-    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        waiting: list[Future[Tensor]] = []
-        for start in range(0, len(rows), batch):
-            waiting.append(reader.submit(read, start))
-            if len(waiting) > _AHEAD:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+    yield from prefetch(map(read, range(0, len(rows), batch)))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import multiply
@@ -134,7 +134,7 @@ class Refiner:
         def work(rows: slice) -> Refinement:
             return self._refine(patterns[rows], answers.orientation[rows], answers.confidence[rows])
 
-        done = map_chunks(work, parts) if patterns.device.type == "cpu" else [work(rows) for rows in parts]
+        done = map_over_threads(work, parts) if patterns.device.type == "cpu" else [work(rows) for rows in parts]
         return Refinement(*(torch.cat(column) for column in zip(*done, strict=True)))
 
     def _refine(self, patterns: Tensor, answer_Bn4: Tensor, confidence_Bn: Tensor) -> Refinement:

@@ -42,9 +42,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stemtune._parallel import Spread
+from stemtune._progress import Progress
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.dataset.labels import Labels, label_target, write_labels
@@ -221,7 +221,7 @@ def _over(spread: Spread, given: _Given, count: int, batch: int) -> Generator[Ma
 def _joined(parts: Iterable[Matches], phases: list[Phase], count: int, facts: Mapping[str, Any]) -> Labels:
     """Return the labels of `count` patterns from what batch after batch gave."""
     kept: list[Matches] = []
-    with tqdm(total=count, unit="pattern", desc="label", disable=None) as bar:
+    with Progress(count, "label", "pattern") as bar:
         for part in parts:
             kept.append(part)
             bar.update(len(part.phase))

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from stemtune._files import replaceable_folder, whole_folder
-from stemtune._parallel import deaf_to_interrupts
+from stemtune._parallel import interrupts_blocked
+from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION
@@ -79,8 +78,7 @@ class BestEpoch:
         self.epoch += 1
         if checkpoint is None:
             return
-        tqdm.write(epoch_line(self.epoch, self.epochs, metrics))
-        sys.stdout.flush()
+        say(epoch_line(self.epoch, self.epochs, metrics), sys.stdout)
         if not self.kept or metrics[BEST_BY] < self.kept[BEST_BY]:
             self.kept, self.epoch_kept = metrics, self.epoch
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -127,18 +125,16 @@ def run_workers(task: Callable[..., None], workers: int, arguments: tuple[Any, .
                 mine, theirs = context.Pipe(duplex=False)
                 given = (theirs, task, rank, workers, meet, arguments)
                 process = context.Process(target=_worker, args=given, daemon=True)
-                with deaf_to_interrupts():  # the parent hears Ctrl-C and ends its workers
+                with interrupts_blocked():  # the parent hears Ctrl-C and ends its workers
                     process.start()
                 theirs.close()
                 running[mine] = process
             _watch(running)
         finally:
             for worker in running.values():
-                worker.terminate()
+                worker.kill()  # it does not hear SIGTERM
             for worker in running.values():
                 worker.join(10)
-                if worker.is_alive():
-                    worker.kill()
 
 
 def _watch(running: dict[Connection, BaseProcess]) -> None:
@@ -166,7 +162,6 @@ def _worker(
     connection: Connection, task: Callable[..., None], rank: int, world: int, meet: str, arguments: tuple[Any, ...]
 ) -> None:
     """Join the process group, run the task, and say how it went."""
-    tqdm.set_lock(threading.RLock())  # its own lock between processes would outlive a worker that is ended
     try:
         gpu = torch.cuda.is_available() and torch.cuda.device_count() >= world
         if gpu:

@@ -17,6 +17,8 @@ Frames that are half there are left for later. The writer never notices: no lock
 from __future__ import annotations
 
 import math
+import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +30,7 @@ import numpy.typing as npt
 
 from stemtune.errors import UserError
 from stemtune.scan.readers import arrays, hdf5
-from stemtune.scan.readers.lazy import Frames, lazily
-from stemtune.scan.readers.scan import Scan, scan_shape, why
+from stemtune.scan.readers.scan import Frames, Scan, failure_reason, lazily, scan_shape
 
 QUIET_S = 1.0
 """How long a file must be left alone before its last frame counts as whole, where nothing else says so."""
@@ -152,13 +153,13 @@ class GrowingNpy(Growing):
     def _look(self) -> None:
         with self.path.open("rb") as file:
             try:
-                lengths, fortran, self.dtype = arrays.header(self.path.name, file)
+                lengths, fortran, self.dtype = arrays.npy_header(self.path.name, file)
             except UserError:
                 if self.quiet_s() > QUIET_S:
                     raise
                 raise NotYet("its header") from None
             self._offset = file.tell()
-        rows, columns = arrays.target(self.path.name, lengths, self.shape)
+        rows, columns = arrays.stack_shape(self.path.name, lengths, self.shape)
         if fortran:
             raise NotGrowing
         first = self.layout is None
@@ -296,8 +297,8 @@ class GrowingHdf5(Growing):
             except (OSError, ValueError, RuntimeError) as problem:
                 reason = problem
         if self.quiet_s() > QUIET_S and "signature not found" in str(reason):
-            raise UserError(f"{self.path.name} cannot be read: {why(reason)}")
-        raise NotYet(f"it to become readable ({why(reason)})")
+            raise UserError(f"{self.path.name} cannot be read: {failure_reason(reason)}")
+        raise NotYet(f"it to become readable ({failure_reason(reason)})")
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
         assert self.layout is not None
@@ -312,7 +313,7 @@ class GrowingHdf5(Growing):
                     found = data[top:bottom].reshape(-1, *self.layout[2:])[first - top * columns : end - top * columns]
                 steady = file.swmr_mode or self.path.stat().st_mtime_ns == before
         except (OSError, KeyError, RuntimeError) as problem:
-            raise NotYet(f"it to become readable ({why(problem)})") from None
+            raise NotYet(f"it to become readable ({failure_reason(problem)})") from None
         if not steady or len(found) < end - first:
             raise NotYet("the program that writes it")
         return np.asarray(found)
@@ -339,7 +340,23 @@ def _written_now(path: Path) -> bool:
     """
     try:
         locks = Path("/proc/locks").read_text()
+        file = f"{_device(path)}:{path.stat().st_ino}"
     except OSError:  # another system
         return False
-    node = str(path.stat().st_ino)
-    return any(line.split()[3] == "WRITE" and line.split()[5].rsplit(":", 1)[-1] == node for line in locks.splitlines())
+    return any(line.split()[3] == "WRITE" and line.split()[5] == file for line in locks.splitlines())
+
+
+def _device(path: Path) -> str:
+    """Return the device of the file system that holds the file, as /proc/locks writes it: `08:01`.
+
+    It is that of the mount, which `stat` does not tell for a volume of btrfs or a container's layers.
+    """
+    with path.open("rb") as file:
+        facts = Path(f"/proc/self/fdinfo/{file.fileno()}").read_text()
+    mount = re.findall(r"^mnt_id:\s*(\d+)$", facts, re.M)[0]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        number, _, device, *_ = line.split()
+        if number == mount:
+            major, minor = (int(part) for part in device.split(":"))
+            return f"{major:02x}:{minor:02x}"
+    return f"{os.major(path.stat().st_dev):02x}:{os.minor(path.stat().st_dev):02x}"

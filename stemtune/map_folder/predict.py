@@ -29,7 +29,6 @@ from stemtune.learning.checkpoint import load_model
 from stemtune.map_folder.files import FILES, write_map
 from stemtune.plot.report import write_report
 from stemtune.scan.readers import Scan
-from stemtune.tracking.registry import run_of
 
 
 def predict(
@@ -47,6 +46,7 @@ def predict(
     clean: CleanConfig | None = None,
     overlap: bool = False,
     addresses: Sequence[str] = (),
+    runs: Sequence[str] = (),
     earlier: EarlierPredictions | None = None,
     **calibration: Any,
 ) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def predict(
     model_folder
         The model; or several, one for each phase: see `indexing.phase_choice`.
     out
-        The map folder; a map that stands there is replaced, a folder with anything else in it is refused.
+        The map folder; an existing map is replaced, a folder with anything else in it is refused.
     batch
         Patterns at a time.
     alternatives
@@ -80,6 +80,8 @@ def predict(
         Look for two crystals in every pattern; see `indexing.overlap`.
     addresses
         What the user calls the models, where that is more than their folders: addresses in MLflow.
+    runs
+        The ids of the MLflow runs that made the models, as far as runs did.
     earlier
         Predictions that were made before.
     **calibration
@@ -107,9 +109,10 @@ def predict(
         "source": str(Path(name_of(source)).expanduser().absolute()),
         "calibration": {name: value for name, value in calibration.items() if value is not None},
         "model_address": list(addresses) or None,
-        "model_runs": [run for run in map(run_of, addresses) if run],  # an alias may name another run tomorrow
+        "model_runs": list(runs),  # an alias may name another run tomorrow
     }
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
+        truth = map_of_labels(store) if store.labelled.any() else None  # before the work, so that bad labels cost none
         predicted = predict_map(
             store,
             models,
@@ -139,8 +142,8 @@ def predict(
             **predicted.geometry_fit.figures,
             **{name: orientation_map.attrs[name] for name in _SUMMARY_FACTS},
         }
-        if store.labelled.any():
-            summary |= compare(orientation_map, map_of_labels(store))
+        if truth is not None:
+            summary |= compare(orientation_map, truth)
         write_report(analysis, part, summary, store)
         summary["seconds"] = time.perf_counter() - begun
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -93,6 +93,3 @@ def regrain(path: str | os.PathLike[str], settings: GrainsConfig, twins: Sequenc
 def made_by(path: str | os.PathLike[str]) -> list[str]:
     """Return the ids of the MLflow runs whose models made the map at `path`; none where they came from no run."""
     return list(read_map_h5(map_file(path)).attrs.get("model_runs") or [])
-
-
-__all__ = ["clean_map", "made_by", "regrain"]

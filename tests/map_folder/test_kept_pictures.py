@@ -15,7 +15,7 @@ from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
-from stemtune.tracking.address import address, client
+from stemtune.tracking.client import address, client
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from sample_maps import MICROSCOPE
 from benchmarks.prediction import prediction_throughput
 from stemtune.analysis.evaluation.evaluate import compare, evaluate
 from stemtune.analysis.evaluation.evaluate import describe as in_words
+from stemtune.cli import main
 from stemtune.cli.inspect import describe
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
@@ -135,10 +136,12 @@ def test_ipf_colours_are_those_of_orix(folder: Path) -> None:
 
 def test_evaluate_reads_every_kind_of_truth(scan: Path, folder: Path, tmp_path: Path) -> None:
     out = folder
-    against_store = evaluate(out / "map.h5", scan, json=tmp_path / "figures.json")
+    against_store = evaluate(out / "map.h5", scan)
     draw_evaluation(against_store, tmp_path / "trust.png")
     assert imread(tmp_path / "trust.png").shape[0] > 500
-    assert json.loads((tmp_path / "figures.json").read_text()) == against_store
+    written = tmp_path / "figures.json"
+    assert main(["evaluate", str(out), "--truth", str(scan), "--json", str(written)]) == 0
+    assert json.loads(written.read_text()) == against_store
     for truth in (out, out / "map.h5", out / "map.ang"):
         same = evaluate(out, truth)
         assert same["disorientation"]["strict"]["mean_deg"] < 0.05

@@ -95,7 +95,7 @@ def test_what_files_say_is_no_markup(page: str) -> None:
     assert sum(tag == "script" for tag, _ in elements) == 2
     assert not any("onerror" in named for _, named in elements)
     assert not any(tag == "b" and named for tag, named in elements)
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;&quot;NiO" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&#34;NiO" in page
     assert "&lt;img onerror=1&gt;" in page and "&lt;b&gt;scan&lt;/b&gt;.h5" in page
     assert told(page)["phases"] == [linio2().name, EVIL]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stemtune._threads import map_chunks
+from stemtune._parallel import map_over_threads
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
@@ -182,7 +182,7 @@ def _in_parts(work: Callable[..., Part], *tensors: Tensor) -> list[Part]:
         with torch.autocast(tensors[0].device.type, enabled=False):
             return [work(*rows) for rows in zip(*(tensor.split(_GPU_BATCH) for tensor in tensors), strict=True)]  # type: ignore[no-untyped-call]
     rows = list(zip(*(tensor.split(_CPU_BATCH) for tensor in tensors), strict=True))  # type: ignore[no-untyped-call]
-    return map_chunks(lambda part: work(*part), rows)  # a new thread starts without autocast
+    return map_over_threads(lambda part: work(*part), rows)  # a new thread starts without autocast
 
 
 def _coarse_bank(spectrum_DFR: Tensor, order: Tensor, angles: int) -> Tensor:
