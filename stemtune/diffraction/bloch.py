@@ -136,8 +136,7 @@ class BlochSimulator(KinematicSimulator):
             return self._beams(orientation[rows], thickness_BT[rows], tilt_B2[rows])
 
         pieces = [slice(start, start + 64) for start in range(0, count, 64)]
-        parts = map_over_threads(work, pieces) if self.device.type == "cpu" else [work(rows) for rows in pieces]
-        return _joined(parts)
+        return _joined(map_over_threads(work, pieces, self.device))
 
     def spots(
         self,

@@ -254,12 +254,7 @@ class KinematicSimulator:
             rows = slice(start, min(start + chunk, count))
             result[rows] = make(rows, torch.Generator(self.device).manual_seed(seed))
 
-        begins = list(zip(starts, seeds, strict=True))
-        if self.device.type == "cpu":
-            map_over_threads(fill, begins)
-        else:
-            for begin in begins:
-                fill(begin)
+        map_over_threads(fill, list(zip(starts, seeds, strict=True)), self.device)
         return result
 
     def expose(

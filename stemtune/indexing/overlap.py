@@ -70,12 +70,11 @@ class CrystalPairs(NamedTuple):
 
     Attributes
     ----------
-    orientation
-        The two crystals (B, 2, 4), the stronger first, in the fundamental zone.
-    weight
-        Their shares (B, 2) of the counts of both; 1 and 0 where the signal is too small to look further.
+    orientation, weight
+        The two crystals (B, 2, 4), the stronger first, in the fundamental zone, and their shares (B, 2) of the counts
+        of both; 1 and 0 where the evidence is too small to look further.
     gain
-        What the second adds to the correlation (B,); 0 where the signal is too small to look further.
+        What the second adds to the correlation (B,); 0 where the evidence is too small to look further.
     spot_z_score
         Evidence (B,) that the second's own spots are there, in standard deviations.
     two
@@ -90,16 +89,9 @@ class CrystalPairs(NamedTuple):
 
 
 class OverlapFinder:
-    """Looks for two crystals in patterns.
+    """Looks for two crystals in patterns of the model's geometry.
 
-    Parameters
-    ----------
-    model
-        The model that proposes; patterns are of its geometry.
-    propose
-        Returns a number of answers to centred patterns (B, H, W).
-    device
-        Where the work is done.
+    `propose` returns a number of candidates for centred patterns (B, H, W); the work is done on `device`.
     """
 
     def __init__(
@@ -116,6 +108,7 @@ class OverlapFinder:
     @torch.no_grad()
     def find(self, patterns: Tensor, alone: Tensor | None = None) -> CrystalPairs:
         """Return what patterns (B, H, W) of counts hold; `alone` (B, 4) are the model's best answers, where known."""
+        # The second crystal is the best candidate once the spots of the first are taken out.
         counts = centred(patterns, self.geometry, self.view.beam_px)
         alone = self._best(counts) if alone is None else alone.to(counts)
         left = self.without(counts, alone)
@@ -127,6 +120,7 @@ class OverlapFinder:
             self.check(left, second).spot_z_score,
             torch.zeros(len(counts), dtype=torch.bool, device=counts.device),
         )
+        # Where its spots may be there, the first is read again without the second, and the pair is weighed up.
         some = torch.nonzero(found.spot_z_score >= MIN_Z_SCORE)[:, 0]
         if len(some):
             first = self._best(self.without(counts[some], second[some]))
@@ -136,7 +130,7 @@ class OverlapFinder:
                 return self._compare(counts[rows], first[part], second[rows], alone[rows])
 
             parts = [slice(start, start + _BATCH) for start in range(0, len(some), _BATCH)]
-            done = map_over_threads(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
+            done = map_over_threads(work, parts, counts.device)
             for values, judged in zip(found, zip(*done, strict=True), strict=True):
                 values[some] = torch.cat(judged)
         return found
@@ -180,12 +174,14 @@ class OverlapFinder:
 
     def weights(self, counts: Tensor, orientation_B24: Tensor) -> Tensor:
         """Return the shares (B, 2) of two crystals in the scattered counts."""
+        # Expected shape of each part, two crystals and a background without angles, in cells weighted by their area.
         area_R1 = self.view.weight.square()[:, None]
         counts_BRA = self.view.cells(counts) * area_R1
         drawn_B2RA = self._drawn(orientation_B24.nan_to_num(0.5)) * area_R1
         ring_B1RA = counts_BRA.mean(-1, keepdim=True).expand_as(counts_BRA)[:, None]  # the background has no angles
         part = torch.cat((drawn_B2RA, ring_B1RA), dim=1).flatten(2)
         part = part / part.sum(-1, keepdim=True).clamp_min(1e-20)
+        # Expectation maximisation of the shares.
         share, given = torch.full_like(part[..., 0], 1 / 3), counts_BRA.flatten(1)
         for _ in range(_STEPS):
             mixed = (share[..., None] * part).sum(1).clamp_min(1e-20)
@@ -231,14 +227,11 @@ def with_overlaps(
     choice: PhaseChoice,
     pixel: npt.NDArray[np.intp],
 ) -> OrientationMap:
-    """Return a copy of the map that tells where patterns hold two crystals of one phase.
-
-    Where they do, the stronger crystal is the pixel's best answer.
+    """Return a copy of the map that says where patterns hold two crystals of one phase; there the stronger one is the
+    best.
 
     Parameters
     ----------
-    orientation_map
-        The map.
     predictors
         One for each phase.
     choice
@@ -260,6 +253,7 @@ def with_overlaps(
         pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)
         pair = torch.from_numpy(to_scan_frame(pair.numpy(), scan_rotation_deg(orientation_map.attrs)))
         second[place], weight[place] = pair[:, 1].numpy(), found.weight[two, 1].numpy()
+        # The stronger crystal becomes the best candidate: one of the model's where it named it, else a new one.
         off = disorientation_deg(pair[:, :1], torch.from_numpy(answers[place]), predictor.model.phase.symmetry).numpy()
         off = np.nan_to_num(off, nan=np.inf)
         known = off.min(axis=1) < DIFFERENT_DEG
