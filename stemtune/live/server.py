@@ -59,10 +59,7 @@ class Limits:
 def token_from(file: str | os.PathLike[str] | None) -> str:
     """Return the token of the environment's `STEMTUNE_TOKEN`, or of `file`, which is made where it does not exist.
 
-    Raises
-    ------
-    UserError
-        When there is neither, others may read the file, or the token is too short to be one.
+    A `UserError` says that there is neither, that others may read the file, or that the token is too short to be one.
     """
     if file is None:
         token = os.environ.get(TOKEN, "").strip()
@@ -104,12 +101,7 @@ def serve_until_stopped(
     """Serve the model in `folder` to whoever shows the `token` until Ctrl-C, on a Ray of our own.
 
     It listens at `host` and `port`, by default for this machine alone, and calls `ready` with the address once
-    requests are answered.
-
-    Raises
-    ------
-    UserError
-        When Ray Serve is not installed, or the port is taken.
+    requests are answered. A `UserError` says that Ray Serve is not installed, or that the port is taken.
     """
     serve = _ray_serve()
     _check_port(host, port)
@@ -228,12 +220,7 @@ class Service:
         """Return the frames of a request, ready to be answered.
 
         The direct beam is in the middle of each. `scale` (1/Å per pixel) and `kv` of the query say how they are
-        calibrated; left out, they are as the model's.
-
-        Raises
-        ------
-        UserError
-            For frames or a calibration that the model cannot answer.
+        calibrated; left out, they are as the model's. A `UserError` says what the model cannot answer.
         """
         if frames.ndim == 2:
             frames = frames[None]
@@ -314,13 +301,7 @@ async def limited(stream: AsyncIterable[bytes], length: str | None) -> bytes:
 
 
 def parsed(body: bytes, kind: str) -> npt.NDArray[Any]:
-    """Return the array in the body of a request; nothing in it is run.
-
-    Raises
-    ------
-    UserError
-        When it holds none, or one that is no array of numbers.
-    """
+    """Return the array in the body of a request; nothing in it is run. A `UserError` says that it holds none."""
     try:
         if kind.startswith(_MSGPACK):
             import msgpack

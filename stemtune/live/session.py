@@ -86,29 +86,16 @@ class LiveOptions:
 
 
 class LiveScan:
-    """A scan that is answered as it lands.
-
-    Parameters
-    ----------
-    file
-        The scan's file.
-    cache
-        The folder of what has been answered; `map.png` in it is the picture so far.
-    options
-        How to answer.
+    """A scan that is answered as it lands; `cache` holds what has been answered, and `map.png`, the picture so far.
 
     Attributes
     ----------
-    done
-        How many frames, of those that are kept, have been answered.
-    landed
-        How many of them are on the disk.
+    landed, done, anew
+        How many frames, of those that are kept, are on the disk; have been answered; were answered again at the end.
     waiting
-        What is waited for, in words; empty while frames come.
+        What is waited for, for people; empty while frames come.
     latency_s
         Of each run of frames, how long its oldest line had to wait at most.
-    anew
-        How many frames were answered again when the scan was whole.
     """
 
     def __init__(self, file: GrowingFile, cache: Path, options: LiveOptions) -> None:

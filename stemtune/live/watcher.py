@@ -73,16 +73,9 @@ class _Entry:
 
 
 class Watch:
-    """Answers the scans in `folder` and writes a map folder of each into `out`.
+    """Answers the scans in `folder` and writes a map folder of each into `out`: `out`/NAME for a file NAME.npy.
 
-    Parameters
-    ----------
-    folder, out
-        Where scans land, and where maps go: `out`/NAME for a file NAME.npy.
-    options
-        How to answer.
-    stall_s
-        How long a file must not have grown to be called stalled.
+    A file that has not grown for `stall_s` is called stalled.
     """
 
     def __init__(self, folder: Path, out: Path, options: LiveOptions, stall_s: float = 10.0) -> None:
@@ -141,22 +134,22 @@ class Watch:
         return None
 
     def _open(self, path: Path) -> _Entry:
-        """Return the entry of a file: as it was left when that is known and the file is the same, else anew."""
+        """Return the entry of a file: done, where it has become a map and is the same since, else to be answered."""
         known = self._known.get(path.name)
         if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key():
-            return _Entry(path, known["name"], None, known["state"], known["note"], _stamp(path))
-        name = self._name(path)
+            return _Entry(path, known["name"], None, "done", known["note"], _stamp(path))
+        entry = _Entry(path, str(known["name"]) if known is not None else self._new_name(path), None)
+        if known is None:
+            self._record(entry, key=None)
         file = open_growing(path, self.options.shape, self.options.calibration.get("dataset"), self.stall_s)
-        return _Entry(path, name, None if file is None else LiveScan(file, self.cache / name, self.options))
+        if file is not None:
+            entry.scan = LiveScan(file, self.cache / entry.name, self.options)
+        return entry
 
-    def _name(self, path: Path) -> str:
-        """Return the map folder's name: the file's without its ending, or with it where two scans would share one."""
-        if path.name in self._known:
-            return str(self._known[path.name]["name"])
+    def _new_name(self, path: Path) -> str:
+        """Return a map folder's name: the file's without its ending, or with it where two scans would share one."""
         taken = {known["name"] for known in self._known.values()} | {entry.name for entry in self.entries.values()}
-        name = path.name if path.stem in taken else path.stem
-        self._record(path.name, name=name, stamp=_Stamp(), key=None, state="growing", note="")
-        return name
+        return path.name if path.stem in taken else path.stem
 
     def _turn(self, entry: _Entry) -> bool:
         """Do what is to be done next for a file."""
@@ -191,7 +184,8 @@ class Watch:
             self._finish(entry)
         elif scan.stalled and entry.state != "stalled":
             entry.state = "stalled"
-            _log(f"{entry.path.name} has not grown for {self.stall_s:g} s: {self._progress(scan)}")
+            there = f"{scan.landed:,} of {scan.total:,} frames are there" if scan.total else "nothing can be read of it"
+            _log(f"{entry.path.name} has not grown for {self.stall_s:g} s: {there}")
         elif entry.state == "stalled" and not scan.stalled:
             entry.state = "growing"
             _log(f"{entry.path.name} grows again")
@@ -237,13 +231,13 @@ class Watch:
         entry.state, entry.note = ("stalled" if entry.partial else "done"), text
         _log(f"{entry.path.name}: {text}; the map is in {self.out / entry.name}")
         if not entry.partial:
-            self._settle(entry)
+            self._record(entry, key=self._key())
             if entry.scan is not None:
                 entry.scan.forget()
         return True
 
     def _fail(self, entry: _Entry, problem: Exception) -> None:
-        """Report that a scan cannot be answered, and leave it; the next watch tries it again unless the file is bad."""
+        """Report that a scan cannot be answered, and leave it; the next watch tries it again."""
         if isinstance(problem, UserError):
             reason = str(problem)
         elif isinstance(problem, FileNotFoundError) and not _stamp(entry.path).node:
@@ -253,10 +247,8 @@ class Watch:
             reason = f"{type(problem).__name__}: {problem}; the traceback is in {log}"
             with suppress(OSError), log.open("a") as file:  # the disk may be full
                 file.write(f"{time.ctime()} {entry.path}\n{''.join(traceback.format_exception(problem))}\n")
-        entry.state, entry.note, entry.stamp, entry.writing = "failed", reason, _stamp(entry.path), None
+        entry.state, entry.note, entry.stamp = "failed", reason, _stamp(entry.path)
         _log(f"{entry.path.name}: {reason}")
-        if isinstance(problem, UserError | FileNotFoundError):
-            self._settle(entry)
 
     def _complain(self, text: str) -> None:
         """Say what is wrong with more than one scan, once."""
@@ -264,14 +256,10 @@ class Watch:
             _log(text)
         self._complaint = text
 
-    def _settle(self, entry: _Entry) -> None:
-        """Write down that a file, as it is now, needs nothing more."""
-        self._record(
-            entry.path.name, name=entry.name, stamp=entry.stamp, key=self._key(), state=entry.state, note=entry.note
-        )
-
-    def _record(self, file: str, **facts: Any) -> None:
-        self._known[file] = facts
+    def _record(self, entry: _Entry, key: dict[str, Any] | None) -> None:
+        """Write down what the map of a file is called, and with a `key` that it needs nothing more as it is now."""
+        facts = {"name": entry.name, "stamp": entry.stamp, "key": key, "state": entry.state, "note": entry.note}
+        self._known[entry.path.name] = facts
         try:
             with whole_file(self.cache / "scans.json") as part:
                 part.write_text(json.dumps(self._known, indent=1) + "\n")
@@ -281,9 +269,6 @@ class Watch:
     def _key(self) -> dict[str, Any]:
         key: dict[str, Any] = json.loads(json.dumps(self.options.key()))
         return key
-
-    def _progress(self, scan: LiveScan) -> str:
-        return f"{scan.landed:,} of {scan.total:,} frames are there" if scan.total else "nothing can be read of it"
 
     def _status(self, entry: _Entry) -> ScanStatus:
         scan, now = entry.scan, time.monotonic()
@@ -321,28 +306,20 @@ def watch(
 
     Parameters
     ----------
-    folder
-        Where scans land; folders in it are not looked into.
-    model_folder
-        The model.
-    out
-        Where the maps go, a folder for each scan.
+    folder, model_folder, out
+        Where scans land (folders in it are not looked into), the model, and where the maps go, a folder for each scan.
     once
         End when every scan is done or has stalled; of those that have stalled, map the lines that are there.
-    stall_s
-        How long a file must not have grown to be called stalled.
-    poll_s
-        How long to wait before looking again when there was nothing to do.
+    stall_s, poll_s
+        How long a file must not have grown to be called stalled; how long to wait when there was nothing to do.
     port
         Where the page is served on this machine; 0: any free port; None: no page.
-    refine
-        As `predict`.
-    **calibration
-        What `dataset.ingest.ingest` takes.
+    refine, **calibration
+        As `predict`, and what `dataset.ingest.ingest` takes.
 
     Returns
     -------
-    dict
+    states
         The state of every scan file: done, failed, or stalled.
 
     Raises
