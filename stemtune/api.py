@@ -240,6 +240,7 @@ def sweep(
     local: bool = True,
     resume: bool = False,
     nodes: int = 1,
+    study: str = "",
 ) -> SweepOutcome:
     """Search over a space and return how it ended, with the champion's model folder.
 
@@ -258,21 +259,24 @@ def sweep(
     resume
         Go on with the interrupted sweep of this name.
     nodes
-        Nodes of the cluster to wait for.
+        Nodes of the cluster to wait for before trials begin.
+    study
+        A study to share with other sweeps: another sweep's name, or the address of a database.
 
     Raises
     ------
     UserError
         For a space with mistakes, a name that is taken, or too few CPUs or GPUs.
     """
-    from stemtune.sweep import find_space
-    from stemtune.tune.run.sweep import run_sweep
-    from stemtune.tune.space.space import load_space
+    from stemtune.tune.run.sweep import resume_sweep, run_sweep
+    from stemtune.tune.space.space import find_space, load_space
 
+    if resume:
+        return resume_sweep(name or Path(space).stem, local=local, nodes=nodes)
     loaded = load_space(find_space(str(space)))
     if settings:
         loaded = loaded.with_settings(settings)
-    return run_sweep(loaded, name, local=local, trials=trials, resume=resume, nodes=nodes)
+    return run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
 
 
 def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, Any]:
@@ -290,9 +294,9 @@ def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, A
     UserError
         When there is no such sweep, or the tracking server does not answer.
     """
-    from stemtune.tune.report import compared, write_comparison
+    from stemtune.tune.report import compare_trials, write_comparison
 
-    found = compared(name)
+    found = compare_trials(name)
     if out is not None:
         write_comparison(found, out)
     return found.figures
@@ -334,11 +338,15 @@ def predict(
     """
     from stemtune.crystal_map.io import read_map_h5
     from stemtune.map_folder.predict import predict as run
-    from stemtune.tracking import resolve_model
+    from stemtune.tracking import resolve
 
-    models = [model] if isinstance(model, str | os.PathLike) else list(model)
-    folders = [resolve_model(str(each)) for each in models]
-    run(scan, folders, out, batch, refine=refine, overlap=overlap, **calibration)
+    given = [str(model)] if isinstance(model, str | os.PathLike) else [str(each) for each in model]
+    models = [resolve(each) for each in given]
+    origin: dict[str, Any] = {
+        "addresses": [each for each in given if not Path(each).exists()],
+        "runs": [each.run for each in models if each.run],
+    }
+    run(scan, [each.folder for each in models], out, batch, refine=refine, overlap=overlap, **origin, **calibration)
     return read_map_h5(out)
 
 

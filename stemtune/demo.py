@@ -116,7 +116,7 @@ def step(command: Command, line: str, of: str, mark: str = "") -> None:
     """
     print(f"\n{mark}$ stemtune {line}", flush=True)
     code = command(shlex.split(line))
-    if code == 130:
+    if code in (130, 143):
         raise SystemExit(code)
     if code:
         raise UserError(f"{of} stopped: `stemtune {line}` ended with exit code {code}; its message is above")

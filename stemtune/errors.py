@@ -1,7 +1,7 @@
 """The user's mistakes, as one sentence each.
 
-Anything a user can cause and mend is raised as a `UserError`; the command line prints its sentence on stderr
-and exits with 2. Every other exception is a fault of ours and exits with 1.
+Anything a user can cause and put right is raised as a `UserError`; the command line prints its sentence on stderr
+and exits with 2. Every other exception is an internal error and exits with 1.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _SHOWN = 160  # characters of a fault's own message; the log has all of it
-
-
 _LOGIN = re.compile(r"(\w[\w+.-]*://)[^\s'\"<>]*@")
 _SECRET = re.compile(r"((?:^|[?&\s])\w*(?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
 
@@ -27,7 +25,7 @@ class UserError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during work that can be gone on with: the message says in one line what was kept and how to go on."""
+    """Ctrl-C during work that can be resumed: the message says in one line what was kept and how to go on."""
 
 
 def masked(text: str) -> str:
@@ -58,4 +56,4 @@ def fault_line(fault: Exception) -> str:
         break
     lines = masked(str(fault)).strip().splitlines()
     reason = f"{type(fault).__name__}: {lines[0][:_SHOWN]}" if lines else type(fault).__name__
-    return f"a fault of ours ({reason}); the traceback is in the log {place}"
+    return f"internal error ({reason}); the traceback is in the log {place}"

@@ -1,4 +1,4 @@
-"""Sixteen trials at once through a sweep's own Watch and Tracker, without training: `feed.py NAME EPOCHS [PAUSE_S]`.
+"""Sixteen trials at once through a sweep's callback and Tracker, without training: `feed.py NAME EPOCHS [PAUSE_S]`.
 
 Everything between a trial's report and MLflow is what a sweep uses, its end included; only the reports are made up,
 by a thread per trial, so that two cores are enough for sixteen trials at a time.
@@ -16,9 +16,10 @@ from typing import Any
 
 from stemtune._files import seal
 from stemtune.tracking import Tracker, address
-from stemtune.tune.run.callback import Watch
+from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.checkpoints import annotate, train_folder
-from stemtune.tune.run.sweep import SweepOutcome, _finish, new_sheet, sweeps_folder
+from stemtune.tune.run.manifest import new_manifest
+from stemtune.tune.run.sweep import SweepOutcome, _finish, sweeps_folder
 from stemtune.tune.space.space import space_from_text
 
 TRIALS = 16
@@ -30,7 +31,7 @@ def value(number: int, epoch: int) -> float:
     return (TRIALS - number) + 1.0 / epoch
 
 
-def run_trial(watch: Watch, number: int, epochs: int, pause_s: float) -> None:
+def run_trial(watch: SweepCallback, number: int, epochs: int, pause_s: float) -> None:
     knobs = {"model.name": "cnn", "optim.lr": 0.001 * (number + 1), "train.epochs": epochs}
     trial = SimpleNamespace(trial_id=f"{watch.name}-{number:02d}", config={"knobs": knobs, "number": number})
     watch.on_trial_start(0, [], trial)
@@ -55,8 +56,8 @@ def run(name: str, epochs: int, pause_s: float = 0.2, wait_s: float = 300.0) -> 
     space = space_from_text(SPACE.replace("EPOCHS", str(epochs)), name)
     folder = sweeps_folder() / name
     folder.mkdir(parents=True)
-    sheet: dict[str, Any] = new_sheet(space, name)
-    watch = Watch(space, folder, name, sheet["sweep_id"], True, "")
+    sheet: dict[str, Any] = new_manifest(space, name)
+    watch = SweepCallback(space, folder, name, sheet["sweep_id"], True, "")
     watch.setup()
     threads = [threading.Thread(target=run_trial, args=(watch, number, epochs, pause_s)) for number in range(TRIALS)]
     for thread in threads:

@@ -46,10 +46,22 @@ def test_sweep_is_a_function_after_its_module_was_imported(tmp_path: Path) -> No
     assert said.splitlines()[-1] == "0 True"
     import stemtune.sweep as module
 
+    assert inspect.signature(stemtune.sweep) == inspect.signature(api.sweep)
+
     assert callable(module)
     with pytest.raises(stemtune.UserError, match="there is no search space 'nowhere"):
         stemtune.sweep("nowhere.yaml")
     assert module.main(["nowhere.yaml"]) == 2  # and still a script's module
+
+
+def test_the_signature_of_sweep_is_known_without_importing_ray() -> None:
+    code = (
+        "import inspect, sys, stemtune; print(inspect.signature(stemtune.sweep));"
+        " assert not {'ray', 'torch'} & set(sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for parameter in ("space", "name", "settings", "trials", "local", "resume", "nodes", "study"):
+        assert f"{parameter}:" in said
 
 
 def test_from_simulation_to_a_judged_map(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,6 +49,19 @@ def test_mistakes_are_named(flat: dict[str, object], says: str) -> None:
         Config.from_flat(flat)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, "inf", "-inf", "nan", "1e999", "1:inf", (1, math.nan)]
+)
+def test_no_number_may_be_infinite_or_none(value: object) -> None:
+    numbers = [key for key, knob in knobs().items() if knob.kind in ("int", "float", "span")]
+    assert len(numbers) > 30
+    for key in numbers:
+        with pytest.raises(UserError, match=f"`{key}` is "):
+            Config.from_flat({key: value})
+    with pytest.raises(UserError, match="`data.cut` is 'Q>1e999'"):
+        Config.from_flat({"data.cut": "Q>1e999"})
 
 
 def test_assignments_need_an_equals_sign() -> None:

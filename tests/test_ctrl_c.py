@@ -1,6 +1,7 @@
-"""Ctrl-C, the real signal to the real process: one line, exit code 130, no file and no process left.
+"""Ctrl-C and SIGTERM, the real signal to the real process: one line, exit code 130 or 143, no file, no process left.
 
-A simulation leaves its unfinished file, and the same command resumes it.
+A simulation leaves its unfinished file, and the same command resumes it. A terminal sends Ctrl-C to every process
+of a command; SIGTERM comes to all of them from a batch system, to the first alone from `kill`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ import h5py
 import pytest
 from test_bad_input import MICROSCOPE, here, sound, write_scan
 
+from stemtune.config import Config
+from stemtune.dataset.simulate import simulate_store
+
 __all__ = ["MICROSCOPE", "here", "sound"]
 
 LONG = {
     "ingest": ["ingest", "large.hspy", "--out", "new.h5", "--size", "128"],
     "train": ["train", "--store", "train.h5", "--set", "train.epochs=9999", "--set", "model.width=8", "--out", "new"],
     "predict": ["predict", "large.hspy", "--model", "model", "--out", "new", "--size", "128"],
+    "label": ["label", "large.h5", "--out", "new.h5"],
     "demo": ["demo", "--out", "demo"],
 }
 LONG["train with workers"] = [*LONG["train"], "--workers", "2"]
 SAID = {"train": "epoch 2/", "train with workers": "epoch 2/", "demo": "simulate"}
-"""What a command prints when it is at work; of the others the unfinished output is seen."""
+"""What a command prints when it is at work; of the others the unfinished output, or a line of progress, is seen."""
+
+PROGRESS = re.compile(r"\d\d:\d\d:\d\d  ")
 
 MAY_STAY = {"demo", "demo/.stemtune-demo", "demo/space.yaml", "demo/train.h5.part", "temporary/torchinductor_root"}
 """The demo's folder is marked as its own and used again; the last is torch's own cache."""
@@ -41,7 +48,7 @@ def names(folder: Path) -> set[str]:
 def at_work(case: str, here: Path, before: set[str]) -> bool:
     if case in SAID:
         return SAID[case] in (here / "said").read_text()
-    return names(here) != before
+    return names(here) != before or bool(PROGRESS.search((here / "error").read_text()))
 
 
 def ended(group: int, seconds: float) -> bool:
@@ -63,8 +70,18 @@ def begun(command: list[str], here: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def interrupted(process: subprocess.Popen[bytes], here: Path, working: Callable[[], bool]) -> list[str]:
-    """Send Ctrl-C once the process is `working`, and return what it says to that."""
+SENT: dict[str, tuple[signal.Signals, Callable[[int, int], None]]] = {
+    "Ctrl-C": (signal.SIGINT, os.killpg),
+    "SIGTERM to all": (signal.SIGTERM, os.killpg),
+    "SIGTERM": (signal.SIGTERM, os.kill),
+}
+
+
+def interrupted(
+    process: subprocess.Popen[bytes], here: Path, working: Callable[[], bool], how: str = "Ctrl-C"
+) -> list[str]:
+    """Send the signal once the process is `working`, and return what it says to that."""
+    number, send = SENT[how]
     try:
         deadline = time.monotonic() + 120
         while not working() and time.monotonic() < deadline:
@@ -72,28 +89,31 @@ def interrupted(process: subprocess.Popen[bytes], here: Path, working: Callable[
             time.sleep(0.05)
         time.sleep(1.0)
         assert process.poll() is None, (here / "error").read_text()
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+        send(process.pid, number)
         code = process.wait(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert code == 130, (here / "error").read_text()
+    assert code == 128 + number, (here / "error").read_text()
     assert ended(process.pid, 10)
-    return (here / "error").read_text().splitlines()
+    return [line for line in (here / "error").read_text().splitlines() if not PROGRESS.match(line)]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", SENT)
 @pytest.mark.parametrize("case", LONG)
-def test_ctrl_c(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupts(case: str, how: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_scan(here / "large.hspy", shape=(128, 120))
+    if case == "label":
+        simulate_store("linio2", here / "large.h5", 6000, Config.from_flat(MICROSCOPE).simulate, 0)
     (here / "temporary").mkdir()
     (here / "said").touch()
     (here / "error").touch()
     monkeypatch.setenv("TMPDIR", str(here / "temporary"))
-    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.setenv("STEMTUNE_PROGRESS_S", "0.5")
     before = names(here)
     process = begun(LONG[case], here)
-    said = interrupted(process, here, lambda: at_work(case, here, before))
+    said = interrupted(process, here, lambda: at_work(case, here, before), how)
     kept = " patterns are kept in 'train.h5.part', and the same command goes on from there"
     assert said == ["stemtune: interrupted; nothing half-written was left under a final name"] or (
         case == "demo" and len(said) == 1 and said[0].endswith(kept)
@@ -112,8 +132,8 @@ SIMULATIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", SIMULATIONS)
-def test_ctrl_c_in_a_simulation_and_the_same_command_again(case: str, here: Path) -> None:
+@pytest.mark.parametrize(("case", "how"), [*((case, "Ctrl-C") for case in SIMULATIONS), ("workers", "SIGTERM to all")])
+def test_ctrl_c_in_a_simulation_and_the_same_command_again(case: str, how: str, here: Path) -> None:
     """The patterns begin to fill the file; after Ctrl-C they are kept, and in the end all is as if in one go."""
     command, part = [*SIMULATE, *SIMULATIONS[case]], here / "new.h5.part"
 
@@ -123,7 +143,7 @@ def test_ctrl_c_in_a_simulation_and_the_same_command_again(case: str, here: Path
         with h5py.File(part, locking=False) as file:
             return bool(file["patterns"][0].any())
 
-    (line,) = interrupted(begun(command, here), here, filling)
+    (line,) = interrupted(begun(command, here), here, filling, how)
     said = r"stemtune: interrupted; ([\d,]+) of ([\d,]+) patterns are kept in 'new\.h5\.part', and the same command"
     found = re.fullmatch(said + " goes on from there", line)
     assert found

@@ -96,12 +96,8 @@ def parse_benchmark(words: Sequence[str]) -> None:
 
 
 def parse(words: Sequence[str]) -> None:
-    """Have the real parser read a command line; a sweep's options have a parser of their own."""
-    from stemtune.sweep import _parser as sweep_parser
-
-    options = _parser().parse_args(list(words))
-    if words[0] == "sweep":
-        sweep_parser().parse_args(options.arguments)
+    """Have the real parser read a command line."""
+    _parser().parse_args(list(words))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

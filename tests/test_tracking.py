@@ -14,9 +14,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import feed
+from counting import counted_calls
 from mlflow_server import Server
 
-from benchmarks.sweep_rates import counted_calls
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
@@ -26,9 +26,10 @@ from stemtune.tracking import (
     log_files,
     newest_sweep,
     read_sweep,
+    resolve,
     resolve_model,
 )
-from stemtune.tracking.address import client
+from stemtune.tracking.client import client
 from stemtune.tracking.writer import JOURNAL
 
 
@@ -42,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow file with its tables and nothing in them; making one takes seconds."""
-    from stemtune.tracking.address import Address, client
+    from stemtune.tracking.client import Address, client
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     client(Address(f"sqlite:///{file}")).search_experiments()
@@ -133,18 +134,19 @@ def test_a_report_is_kept_with_the_run_of_the_model(prepared: Path, monkeypatch:
     for name in ("report.html", "ipf_x.png", "map.h5"):
         (folder / name).write_text(name)
     for model in ("champion", "models:/alpha@champion", "models:/alpha/1", f"runs:/{run}/model"):
-        assert log_files(model, folder, ("report.html", "*.png")) == f"runs:/{run}/maps/particle"
+        assert resolve(model).run == run
+    assert log_files(run, folder, ("report.html", "*.png"), "maps/particle") == f"runs:/{run}/maps/particle"
     api = client(address())
     assert [file.path for file in api.list_artifacts(run, "maps/particle")] == [
         "maps/particle/ipf_x.png",
         "maps/particle/report.html",
     ]
-    assert log_files(str(prepared / "best"), folder, ("*",)) is None
+    assert resolve(str(prepared / "best")).run is None
     with pytest.raises(UserError, match=r"did not take the files for the run 0123"):
-        log_files("runs:/0123/model", folder, ("*",))
+        log_files("0123", folder, ("*",), "maps/particle")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared}/gone.db")
     with pytest.raises(UserError, match=r"there is no MLflow file"):
-        log_files(f"runs:/{run}/model", folder, ("*",))
+        log_files(run, folder, ("*",), "maps/particle")
 
 
 def test_events_told_twice_leave_the_same_records(prepared: Path) -> None:
@@ -295,6 +297,30 @@ def test_an_absent_server_loses_nothing(here: Path, server: Server) -> None:
     server.stop()
     with pytest.raises(UserError, match="does not answer"):
         read_sweep("away")
+
+
+FETCH = """
+import os
+from stemtune.tracking import resolve_model
+folder = resolve_model("champion")
+print((folder / "model.safetensors").read_bytes().decode(), os.environ["MLFLOW_TRACKING_URI"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_fetched_model_goes_when_the_process_ends(
+    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.start()
+    tracker = Tracker(here / "sweep", "fetched", "id1", address())
+    tell(tracker, trials=1)
+    tracker.champion("t0", str(model_folder(here / "best")), {})
+    assert tracker.close() == 0
+    (here / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(here / "temporary"))
+    done = subprocess.run([sys.executable, "-c", FETCH], capture_output=True, text=True, check=True)
+    assert done.stdout == f"weights of best {server.uri}\n"
+    assert not list((here / "temporary").iterdir())
 
 
 SECRETS = (

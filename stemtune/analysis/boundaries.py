@@ -244,18 +244,3 @@ def find_boundaries(
 def boundary_figures(boundaries: Boundaries, unit: str) -> Mapping[str, Any]:
     """Return for `summary.json` the length of all boundaries and of each class."""
     return {"unit": unit, "length": float(boundaries.length.sum()), "classes": boundaries.shares()}
-
-
-__all__ = [
-    "HIGH",
-    "LOW",
-    "PHASE",
-    "Boundaries",
-    "Relation",
-    "boundary_figures",
-    "deviation_deg",
-    "equivalents",
-    "find_boundaries",
-    "relations_of",
-    "twin",
-]

@@ -1,6 +1,6 @@
 """Clean-up of a map by what neighbours say: explicit, reversible, and only where the pixel itself could agree.
 
-Two things are mended. A small patch of pixels that stands alone in its surroundings takes another answer when most
+Two things are corrected. A small patch of pixels that differs from its surroundings takes another answer when most
 neighbours agree on it and the pattern could mean it: one of the model's own further answers, the twin turned by half
 a turn about the beam, or a pseudo-symmetric variant. And a pixel that is not indexed is filled when nearly all around
 it are and the neighbours agree. A patch that is large enough to be a grain is left alone, so are boundaries, and
@@ -11,7 +11,8 @@ stay in the map, and `undone` brings it back.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,13 +43,14 @@ MEANING = {
 CHANGED = "changed"
 BEFORE = ("before_orientation", "before_confidence", "before_phase", "before_rank")
 """Layers: what was done to each pixel; what was there before (NaN and -1 where nothing changed), and at which place
-among the answers that stands now (0: nowhere). Of a refined map also `before_ncc`."""
+among the answers that is now (0: nowhere). Of a refined map also `before_ncc`."""
 
+_PART = 2048  # suspect pixels at a time
 _AROUND = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if (down, right) != (0, 0)]
 
 
 def cleaned(orientation_map: OrientationMap, settings: CleanConfig) -> OrientationMap:
-    """Return a copy of the map with pseudo-symmetric answers mended and single gaps filled.
+    """Return a copy of the map with pseudo-symmetric answers corrected and single gaps filled.
 
     Pixels are judged by the neighbours as they are in the map that is given, all at once, so that no change leads to
     another. The layers `CHANGED` and `BEFORE` tell what was done.
@@ -67,38 +69,31 @@ def cleaned(orientation_map: OrientationMap, settings: CleanConfig) -> Orientati
     """
     if CHANGED in orientation_map.layers:
         raise UserError("the map has been cleaned already; undo that first (stemtune clean MAP --undo)")
-    made = dataclasses.replace(
-        orientation_map,
-        answers=orientation_map.answers.copy(),
-        answer_confidence=orientation_map.answer_confidence.copy(),
-        phase=orientation_map.phase.copy(),
-        ncc=None if orientation_map.ncc is None else orientation_map.ncc.copy(),
-    )
-    n = len(made.phase)
-    changed = np.zeros(n, dtype=np.uint8)
-    before: dict[str, npt.NDArray[Any]] = {
-        "before_orientation": np.full((n, 4), np.nan),
-        "before_confidence": np.full(n, np.nan, dtype=np.float32),
-        "before_phase": np.full(n, -1, dtype=np.int16),
-        "before_rank": np.zeros(n, dtype=np.uint8),
-    }
-    if orientation_map.ncc is not None:
-        before["before_ncc"] = np.full(n, np.nan, dtype=np.float32)
+    edit = _Edit(orientation_map)
+    # Trusted pixels belong to a patch that is large enough to be a grain; only they vote, and they are never changed.
     near = Neighbourhood(orientation_map)
     patch = patches(near, settings.tolerance)
-    trusted = (np.bincount(patch, minlength=n)[patch] > settings.patch) & orientation_map.indexed
+    large = np.bincount(patch, minlength=len(patch))[patch] > settings.patch
+    trusted = large & orientation_map.indexed
+    around, exists = _around(orientation_map.shape)
     suspect = np.flatnonzero(orientation_map.indexed & ~trusted)
-    around, there = _around(orientation_map.shape)
+    # Gaps: measured, not indexed, and nearly all around them is indexed.
+    gap = np.flatnonzero(~orientation_map.indexed & orientation_map.measured)
+    gap = gap[(orientation_map.indexed[around[gap]] & exists[gap]).sum(1) >= settings.min_indexed]
+    fills = []
     for index, phase in enumerate(orientation_map.crystals):
-        voter = trusted & (orientation_map.phase == index)
+        voters = _Voters(around, exists & (trusted & (orientation_map.phase == index))[around], phase)
         own = suspect[orientation_map.phase[suspect] == index]
-        if len(own):
-            _mend(orientation_map, made, changed, before, own, (around, there & voter[around]), phase, settings)
-        gap = np.flatnonzero(~orientation_map.indexed & orientation_map.measured)
-        alone = gap[(~(orientation_map.indexed[around[gap]] & there[gap])).sum(1) <= 8 - settings.surrounded]
-        if settings.fill and len(alone):
-            _fill(orientation_map, made, changed, before, alone, (around, there & voter[around]), index, settings)
-    return dataclasses.replace(made, layers={**orientation_map.layers, CHANGED: changed, **before})
+        _correct(edit, own, voters, settings)
+        if settings.fill:
+            fills.append(_fill_of(orientation_map, gap, voters, settings))
+    if fills and len(gap):
+        # Where neighbours of several phases agree among themselves, the phase with the most of them fills the gap.
+        most = np.stack([fill.votes for fill in fills])
+        winner = most.argmax(0)
+        for index, fill in enumerate(fills):
+            edit.fill(gap, np.flatnonzero((winner == index) & (most[index] > 0)), fill, index)
+    return edit.result()
 
 
 def undone(orientation_map: OrientationMap) -> OrientationMap:
@@ -145,6 +140,74 @@ def _around(shape: tuple[int, int]) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
     return np.where(there, i * columns + j, 0), there
 
 
+class _Voters(NamedTuple):
+    """For every pixel its neighbours (n, 8) and which of them vote (n, 8), all of one phase."""
+
+    around: npt.NDArray[np.intp]
+    votes: npt.NDArray[np.bool_]
+    phase: Phase
+
+
+class _Fill(NamedTuple):
+    """What neighbours of one phase make of m gaps: agreeing votes (m,), 0 where they do not suffice; their mean (m, 4);
+    and which of the pixel's own answers agrees with them (m,), -1 for none."""
+
+    votes: npt.NDArray[np.int64]
+    mean: npt.NDArray[np.float64]
+    rank: npt.NDArray[np.intp]
+
+
+class _Edit:
+    """A map being cleaned up: the copy that is changed, and the layers that say what was there before."""
+
+    def __init__(self, orientation_map: OrientationMap) -> None:
+        self.before_map, n = orientation_map, len(orientation_map.phase)
+        copied = {name: values.copy() for name, values in orientation_map.columns().items()}
+        self.made = dataclasses.replace(orientation_map, **copied)
+        self.changed = np.zeros(n, dtype=np.uint8)
+        self.before: dict[str, npt.NDArray[Any]] = {
+            "before_orientation": np.full((n, 4), np.nan),
+            "before_confidence": np.full(n, np.nan, dtype=np.float32),
+            "before_phase": np.full(n, -1, dtype=np.int16),
+            "before_rank": np.zeros(n, dtype=np.uint8),
+        }
+        if orientation_map.ncc is not None:
+            self.before["before_ncc"] = np.full(n, np.nan, dtype=np.float32)
+
+    def record(self, rows: npt.NDArray[np.intp], kind: npt.NDArray[np.uint8] | int) -> None:
+        """Note what is done to `rows`, and what is there before."""
+        self.changed[rows] = kind
+        self.before["before_orientation"][rows] = self.before_map.answers[rows, 0]
+        self.before["before_confidence"][rows] = self.before_map.answer_confidence[rows, 0]
+        self.before["before_phase"][rows] = self.before_map.phase[rows]
+        if self.before_map.ncc is not None:
+            self.before["before_ncc"][rows] = self.before_map.ncc[rows, 0]
+
+    def promote(self, rows: npt.NDArray[np.intp], rank: npt.NDArray[np.intp]) -> None:
+        """Make the model's own answer at `rank` the best of `rows`."""
+        self.before["before_rank"][rows] = rank
+        _swap(rows, rank, self.made.answers, self.made.answer_confidence, self.made.ncc)
+
+    def put(self, rows: npt.NDArray[np.intp], orientation: npt.NDArray[np.float64]) -> None:
+        """Make `orientation` the best answer of `rows`; the model gives it no confidence, and it was not fitted."""
+        self.made.answers[rows, 0], self.made.answer_confidence[rows, 0] = orientation, 0
+        if self.made.ncc is not None:
+            self.made.ncc[rows, 0] = np.nan
+
+    def fill(self, gap: npt.NDArray[np.intp], chosen: npt.NDArray[np.intp], fill: _Fill, index: int) -> None:
+        """Fill the gaps `gap[chosen]` with phase `index`: the own answer that agrees, else the neighbours' mean."""
+        rows, rank = gap[chosen], fill.rank[chosen]
+        self.record(rows, FILLED)
+        own = rank >= 0
+        self.promote(rows[own], rank[own])
+        self.put(rows[~own], fill.mean[chosen][~own])
+        self.made.phase[rows] = index
+
+    def result(self) -> OrientationMap:
+        layers = {**self.before_map.layers, CHANGED: self.changed, **self.before}
+        return dataclasses.replace(self.made, layers=layers)
+
+
 def _candidates(answers: torch.Tensor, phase: Phase) -> tuple[torch.Tensor, list[int]]:
     """Return what pixels with these answers (m, k, 4) could be instead (m, c, 4), and the kind of each."""
     best = answers[:, 0]
@@ -158,105 +221,62 @@ def _candidates(answers: torch.Tensor, phase: Phase) -> tuple[torch.Tensor, list
     return torch.cat(parts, dim=1), kinds
 
 
-def _votes(
-    candidates: torch.Tensor, voters: torch.Tensor, counted: torch.Tensor, phase: Phase, tolerance: float
-) -> torch.Tensor:
-    """Return how many of the voters (m, 8, 4), of those that count, agree with each candidate (m, c, 4): (m, c)."""
-    apart = closeness(candidates[:, :, None], voters[:, None], phase.symmetry)
-    return ((apart > float(np.cos(np.deg2rad(tolerance) / 2))) & counted[:, None]).sum(-1)
+def _agree(first: torch.Tensor, second: torch.Tensor, phase: Phase, tolerance_deg: float) -> torch.Tensor:
+    """Tell (...) which orientations (..., 4) are within the tolerance of each other."""
+    return closeness(first, second, phase.symmetry) > math.cos(math.radians(tolerance_deg) / 2)
 
 
-_PART = 2048
-
-
-def _mend(
-    orientation_map: OrientationMap,
-    made: OrientationMap,
-    changed: npt.NDArray[np.uint8],
-    before: dict[str, npt.NDArray[Any]],
-    suspects: npt.NDArray[np.intp],
-    neighbours: tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]],
-    phase: Phase,
-    settings: CleanConfig,
-) -> None:
-    around, counts = neighbours
-    best = torch.from_numpy(orientation_map.answers[:, 0])
+def _correct(edit: _Edit, suspects: npt.NDArray[np.intp], voters: _Voters, settings: CleanConfig) -> None:
+    """Give suspect pixels of one phase the answer that most of their voting neighbours agree on."""
+    phase, answers = voters.phase, edit.before_map.answers
+    best = torch.from_numpy(answers[:, 0])
     for start in range(0, len(suspects), _PART):
         rows = suspects[start : start + _PART]
-        candidates, kinds = _candidates(torch.from_numpy(orientation_map.answers[rows]), phase)
-        counted = torch.from_numpy(counts[rows])
-        votes = _votes(candidates, best[torch.from_numpy(around[rows])], counted, phase, settings.tolerance).numpy()
+        # Votes (m, c): for each candidate of a pixel, the neighbours that agree with it.
+        candidates, kinds = _candidates(torch.from_numpy(answers[rows]), phase)
+        neighbours = best[torch.from_numpy(voters.around[rows])]
+        agrees = _agree(candidates[:, :, None], neighbours[:, None], phase, settings.tolerance)
+        votes = (agrees & torch.from_numpy(voters.votes[rows])[:, None]).sum(-1).numpy()
         # Among equals the first: the model's own answers come before what only symmetry suggests.
         chosen = votes.argmax(1)
         most = votes[np.arange(len(rows)), chosen]
-        enough = (most >= settings.agree) & (most > counts[rows].sum(1) / 2)
-        rows, chosen, found = rows[enough], chosen[enough], candidates[enough]
+        enough = (most >= settings.min_agreeing) & (most > voters.votes[rows].sum(1) / 2)
+        rows, chosen, candidates = rows[enough], chosen[enough], candidates[torch.from_numpy(enough)]
         kind = np.array(kinds, dtype=np.uint8)[chosen]
-        _note(orientation_map, changed, before, rows, kind)
-        given = kind == ALTERNATIVE
-        before["before_rank"][rows[given]] = chosen[given] + 1
-        _swap(rows[given], chosen[given] + 1, made.answers, made.answer_confidence, made.ncc)
-        other = rows[~given]
-        picked = found[torch.from_numpy(np.flatnonzero(~given)), torch.from_numpy(chosen[~given])]
-        _put(made, other, reduce_to_fundamental_zone(picked, phase.symmetry).numpy())
+        edit.record(rows, kind)
+        # The model's own answers change places with the best one, others are put in its place.
+        own = kind == ALTERNATIVE
+        edit.promote(rows[own], chosen[own] + 1)
+        picked = candidates[torch.from_numpy(np.flatnonzero(~own)), torch.from_numpy(chosen[~own])]
+        edit.put(rows[~own], reduce_to_fundamental_zone(picked, phase.symmetry).numpy())
 
 
-def _fill(
-    orientation_map: OrientationMap,
-    made: OrientationMap,
-    changed: npt.NDArray[np.uint8],
-    before: dict[str, npt.NDArray[Any]],
-    gaps: npt.NDArray[np.intp],
-    neighbours: tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]],
-    index: int,
-    settings: CleanConfig,
-) -> None:
-    """Fill single gaps with the model's answer that the neighbours share, or with the neighbours' mean."""
-    around, counts = neighbours
-    phase, best = orientation_map.crystals[index], torch.from_numpy(orientation_map.answers[:, 0])
-    voters, counted = best[torch.from_numpy(around[gaps])], torch.from_numpy(counts[gaps])
-    between = _votes(voters, voters, counted, phase, settings.tolerance).numpy() * counts[gaps]
+def _fill_of(
+    orientation_map: OrientationMap, gap: npt.NDArray[np.intp], voters: _Voters, settings: CleanConfig
+) -> _Fill:
+    """Return what the voting neighbours of one phase make of the gaps."""
+    fill = _Fill(np.zeros(len(gap), dtype=np.int64), np.full((len(gap), 4), np.nan), np.full(len(gap), -1, np.intp))
+    phase, votes = voters.phase, voters.votes[gap]
+    best = torch.from_numpy(orientation_map.answers[:, 0])
+    neighbours, counted = best[torch.from_numpy(voters.around[gap])], torch.from_numpy(votes)
+    # The leader is the neighbour with which most others agree.
+    agrees = _agree(neighbours[:, :, None], neighbours[:, None], phase, settings.tolerance)
+    between = (agrees & counted[:, None]).sum(-1).numpy() * votes
     lead, most = between.argmax(1), between.max(1)
-    enough = (most >= settings.agree) & (most > counts[gaps].sum(1) / 2)
-    gaps, lead = gaps[enough], lead[enough]
-    if not len(gaps):
-        return
-    voters, counted = voters[torch.from_numpy(enough)], counted[torch.from_numpy(enough)]
-    leader = voters[torch.arange(len(gaps)), torch.from_numpy(lead)]
-    joins = closeness(leader[:, None], voters, phase.symmetry) > float(np.cos(np.deg2rad(settings.tolerance) / 2))
-    pixel, place = torch.nonzero(joins & counted, as_tuple=True)
-    mean = mean_orientations(voters[pixel, place], pixel.numpy(), len(gaps), phase.symmetry)
-    own = torch.from_numpy(orientation_map.answers[gaps])
-    agrees = closeness(own, leader[:, None], phase.symmetry) > float(np.cos(np.deg2rad(settings.tolerance) / 2))
-    _note(orientation_map, changed, before, gaps, np.full(len(gaps), FILLED, dtype=np.uint8))
-    said = agrees.any(1).numpy()
-    rank = agrees.to(torch.uint8).argmax(1).numpy()[said]
-    before["before_rank"][gaps[said]] = rank
-    _swap(gaps[said], rank, made.answers, made.answer_confidence, made.ncc)
-    _put(made, gaps[~said], mean.numpy()[~said])
-    made.phase[gaps] = index
-
-
-def _put(made: OrientationMap, rows: npt.NDArray[np.intp], orientation: npt.NDArray[np.float64]) -> None:
-    """Make `orientation` the best answer of `rows`; the model has not said how far it believes this, nor fitted it."""
-    made.answers[rows, 0], made.answer_confidence[rows, 0] = orientation, 0
-    if made.ncc is not None:
-        made.ncc[rows, 0] = np.nan
-
-
-def _note(
-    orientation_map: OrientationMap,
-    changed: npt.NDArray[np.uint8],
-    before: dict[str, npt.NDArray[Any]],
-    rows: npt.NDArray[np.intp],
-    kind: npt.NDArray[np.uint8],
-) -> None:
-    changed[rows] = kind
-    before["before_orientation"][rows] = orientation_map.answers[rows, 0]
-    before["before_confidence"][rows] = orientation_map.answer_confidence[rows, 0]
-    before["before_phase"][rows] = orientation_map.phase[rows]
-    if orientation_map.ncc is not None:
-        before["before_ncc"][rows] = orientation_map.ncc[rows, 0]
+    enough = np.flatnonzero((most >= settings.min_agreeing) & (most > votes.sum(1) / 2))
+    if not len(enough):
+        return fill
+    some = torch.from_numpy(enough)
+    leader = neighbours[some, torch.from_numpy(lead[enough])]
+    # Their mean is over those that agree with the leader.
+    joins = _agree(leader[:, None], neighbours[some], phase, settings.tolerance) & counted[some]
+    pixel, place = torch.nonzero(joins, as_tuple=True)
+    mean = mean_orientations(neighbours[some][pixel, place], pixel.numpy(), len(enough), phase.symmetry)
+    # The pixel's own answer that agrees with the leader is better still.
+    own = _agree(torch.from_numpy(orientation_map.answers[gap[enough]]), leader[:, None], phase, settings.tolerance)
+    rank = torch.where(own.any(1), own.to(torch.uint8).argmax(1), -1)
+    fill.votes[enough], fill.mean[enough], fill.rank[enough] = most[enough], mean.numpy(), rank.numpy()
+    return fill
 
 
 def _swap(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt.NDArray[Any] | None) -> None:
@@ -264,6 +284,3 @@ def _swap(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt
     for values in columns:
         if values is not None:
             values[rows, 0], values[rows, place] = values[rows, place].copy(), values[rows, 0].copy()
-
-
-__all__ = ["BEFORE", "CHANGED", "MEANING", "clean_figures", "cleaned", "undone"]

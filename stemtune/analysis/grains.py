@@ -44,7 +44,7 @@ _OUTER = [(i, j) for i in range(4) for j in range(i, 4)]
 
 @dataclass(frozen=True)
 class GrainTable:
-    """One entry per grain; grain number k stands at place k.
+    """One entry per grain; grain number k is at index k.
 
     Attributes
     ----------
@@ -141,12 +141,12 @@ def segment(near: Neighbourhood, settings: GrainsConfig) -> npt.NDArray[np.int32
     usable = near.phase >= 0
     patch = _components(usable, [*joined, *_across(near, usable, settings)])
     count = np.bincount(patch[usable], minlength=len(patch))
-    usable = usable & (count[patch] >= settings.least)
+    usable = usable & (count[patch] >= settings.min_size)
     # The small patches are gaps from now on. What is left of each large one may be in pieces, as it was before.
     kept = [(first[both], second[both]) for first, second in joined for both in [usable[first] & usable[second]]]
     patch = _components(usable, [*kept, *_across(near, usable, settings)])
     count = np.bincount(patch[usable], minlength=len(patch))
-    usable = usable & (count[patch] >= settings.least)
+    usable = usable & (count[patch] >= settings.min_size)
     number = np.full(len(usable), NO_GRAIN, dtype=np.int32)
     found, place, inverse = np.unique(patch[usable], return_index=True, return_inverse=True)
     rank = np.empty(len(found), dtype=np.int32)
@@ -170,10 +170,10 @@ def _joined(near: Neighbourhood, step: tuple[int, int], threshold: float) -> tup
 def _across(
     near: Neighbourhood, usable: npt.NDArray[np.bool_], settings: GrainsConfig
 ) -> Iterator[tuple[Pixels, Pixels]]:
-    """Yield pairs of pixels that agree across a gap of up to `settings.gap` pixels along a row or a column."""
+    """Yield pairs of pixels that agree across a gap of up to `settings.max_gap` pixels along a row or a column."""
     for down, right in SIDES:
         stride = down * near.shape[1] + right
-        for width in range(1, settings.gap + 1):
+        for width in range(1, settings.max_gap + 1):
             first, second = pairs(near.shape, (down * (width + 1), right * (width + 1)))
             open_ = usable[first] & usable[second]
             for between in range(1, width + 1):
@@ -278,11 +278,8 @@ def kernel_average(near: Neighbourhood, radius: int, limit_deg: float) -> npt.ND
         angle: Angles = near.at(step)
         counts = (angle < limit_deg).astype(np.float32)
         angle = np.where(counts > 0, angle, 0)
-        for end in (first, second):  # each pixel stands at most once at either end
+        for end in (first, second):  # each pixel is at most once at either end
             total[end] += angle
             number[end] += counts
     with np.errstate(invalid="ignore"):
         return np.where(number > 0, total / number, np.nan).astype(np.float32)
-
-
-__all__ = ["NO_GRAIN", "GrainTable", "Grains", "find_grains", "kernel_average", "mean_orientations", "segment"]

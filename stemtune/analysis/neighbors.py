@@ -108,6 +108,3 @@ def in_parts(count: int, work: Callable[[slice], None]) -> None:
 def _parts(count: int) -> Iterator[slice]:
     for start in range(0, count, _PART):
         yield slice(start, min(start + _PART, count))
-
-
-__all__ = ["CORNERS", "SIDES", "Angles", "Neighbourhood", "Pixels", "around", "in_parts", "pair_angles", "pairs"]

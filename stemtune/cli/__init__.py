@@ -5,13 +5,22 @@ Every heavy import happens inside the function that needs it, so that `stemtune 
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from stemtune._version import __version__
-from stemtune.cli import data, labels, learning, maps, measure
+from stemtune.cli import data, labels, learning, maps, measure, sweep
 from stemtune.cli.parsing import Parser
 from stemtune.errors import UserError, fault_line
+
+INTERRUPTED = 130
+NOTHING_LEFT = "interrupted; nothing half-written was left under a final name"
 
 COMMANDS = (
     data.simulate,
@@ -19,7 +28,7 @@ COMMANDS = (
     labels.label,
     data.inspect,
     learning.train,
-    learning.sweep,
+    sweep.sweep,
     learning.check,
     learning.compare,
     maps.predict,
@@ -27,7 +36,7 @@ COMMANDS = (
     maps.serve,
     maps.grains,
     maps.clean,
-    maps.evaluate,
+    measure.evaluate,
     maps.export,
     measure.demo,
     measure.study,
@@ -36,7 +45,19 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 the user's mistake, 1 a fault of ours."""
+    """Run one command and return its exit code.
+
+    0 done; 2 the user's mistake; 1 an internal error; 130 interrupted by Ctrl-C (SIGINT), 143 by SIGTERM: both leave
+    nothing half-written and say how to go on.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log shows what was said when it was said
+    with _terminable() as received:
+        code = _run(argv)
+    return 128 + received[0] if code == INTERRUPTED and received else code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(argv)
         return options.call(options) or 0
@@ -44,14 +65,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"stemtune: {mistake}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        kept = str(stop) or "interrupted; nothing half-written was left under a final name"
-        print(f"stemtune: {kept}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
+        print(f"stemtune: {str(stop) or NOTHING_LEFT}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, `head` for instance, has seen enough
         return 0
     except Exception as fault:
         print(f"stemtune: {fault_line(fault)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """Answer SIGTERM in the block as Ctrl-C is answered; yield a list that holds the signal once it came.
+
+    A process that was forked from this one, and any other thread than the main one, keep the usual answer.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    here = os.getpid()
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        received.append(number)
+        interrupt = signal.getsignal(signal.SIGINT)  # Ray Tune's own while a sweep runs
+        if not callable(interrupt):  # ignored, as in the background of a script
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGTERM, answer)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> Parser:

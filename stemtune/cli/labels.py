@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stemtune.cli.parsing import Parser, command, over_ray, positive, ray_option
+from stemtune.cli.parsing import Parser, command, finite, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
 from stemtune.crystal_map.frames import AUTO, describe_frames
 from stemtune.errors import UserError
@@ -61,10 +61,7 @@ def label(commands: Commands) -> None:
         " (search_spaces/matching.yaml); model: whose answers become labels",
     )
     parser.add_argument(
-        "--min-confidence",
-        type=float,
-        metavar="P",
-        help="model: less confident answers are no labels; default 0.9",
+        "--min-confidence", type=finite, metavar="P", help="model: less confident answers are no labels; default 0.9"
     )
     _map_options(parser)
     ray_option(parser)
@@ -144,10 +141,10 @@ def _by_model(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("cif", "set"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --method template; a model brings its crystal and settings along")
-    from stemtune.indexing.pseudo_labels import LEAST_CONFIDENCE, label_by_model
+    from stemtune.indexing.pseudo_labels import MIN_CONFIDENCE, label_by_model
     from stemtune.tracking import resolve_model
 
-    given = LEAST_CONFIDENCE if options.min_confidence is None else options.min_confidence
+    given = MIN_CONFIDENCE if options.min_confidence is None else options.min_confidence
     return label_by_model(
         options.store, resolve_model(options.model), options.out, min_confidence=given, **_how(options)
     )

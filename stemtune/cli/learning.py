@@ -1,4 +1,4 @@
-"""Commands that learn: train, sweep, check, compare."""
+"""Commands around the search: train, check, compare."""
 
 from __future__ import annotations
 
@@ -38,28 +38,15 @@ def train(commands: Commands) -> None:
     parser.add_argument("--out", required=True, metavar="MODEL", help="the model folder to write")
 
 
-def sweep(commands: Commands) -> None:
-    def call(options: argparse.Namespace) -> int:
-        from stemtune.sweep import main as sweep
-
-        return sweep(options.arguments)
-
-    parser = command(
-        commands,
-        "sweep",
-        "the search over a space, as python stemtune/sweep.py does it",
-        "stemtune sweep search_spaces/smoke.yaml --local --trials 8 --name first",
-        call,
-    )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="SPACE.yaml [OPTION ...]")
-    parser.prefix_chars = "\0"  # options, --help too, belong to sweep.py's own parser
-
-
 def check(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
+        from stemtune.tune.cluster.hosts import check_cluster, is_cluster
         from stemtune.tune.space.describe import check
+        from stemtune.tune.space.yaml_loader import read_yaml
 
-        print(check(options.spaces))
+        contents = {path: read_yaml(Path(path).expanduser()) for path in options.spaces}
+        checked = [check_cluster(*each) if is_cluster(each[1]) else check([each[0]]) for each in contents.items()]
+        print("\n\n".join(checked))
 
     parser = command(
         commands,

@@ -1,12 +1,12 @@
-"""Commands that make, judge and hand on maps: predict, watch, serve, evaluate, export."""
+"""Commands that make, change and hand on maps: predict, watch, serve, grains, clean, export."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune.cli.keeping import keep, keep_again
 from stemtune.cli.parsing import (
     command,
     over_ray,
@@ -24,18 +24,24 @@ from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stemtune.cli.parsing import Commands, Parser
+
+LOGGED = ("report.html", "*.png", "summary.json")
+"""What of a map folder is logged to MLflow."""
 
 
 def predict(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
         from stemtune.map_folder.predict import predict
-        from stemtune.tracking import resolve_model
+        from stemtune.tracking import resolve
 
-        models = [resolve_model(model) for model in options.model]
+        models = [resolve(model) for model in options.model]
+        runs = [model.run for model in models if model.run]
         summary = predict(
             options.scan,
-            models,
+            [model.folder for model in models],
             options.out,
             batch=options.batch,
             refine=options.refine,
@@ -45,6 +51,7 @@ def predict(commands: Commands) -> None:
             clean=settings_given(options, "clean", CleanConfig) if options.clean else None,
             overlap=options.overlap,
             addresses=[name for name in options.model if not Path(name).exists()],
+            runs=runs,
             **scan_arguments(options),
         )
         folder = Path(options.out)
@@ -63,7 +70,7 @@ def predict(commands: Commands) -> None:
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")
         if not options.no_log:
-            keep(options.model, folder)
+            _log(runs, folder)
 
     parser = command(
         commands,
@@ -105,6 +112,27 @@ def _log_option(parser: Parser) -> None:
     parser.add_argument(
         "--no-log", action="store_true", help="do not log report and pictures to the MLflow run of the model"
     )
+
+
+def _log(runs: Sequence[str], folder: Path) -> None:
+    """Log a map's report and pictures to the runs of its models; that MLflow does not take them is worth a note."""
+    from stemtune.tracking import log_files
+
+    for run in runs:
+        try:
+            address = log_files(run, folder, LOGGED, f"maps/{folder.resolve().name}")
+        except UserError as problem:
+            print(f"note: report and pictures are not logged to MLflow: {problem}", file=sys.stderr)
+        else:
+            print(f"logged report and pictures to {address}")
+
+
+def _log_again(path: str) -> None:
+    """Log a map folder, or the one that a `map.h5` is in, to the runs that it says its models came from."""
+    from stemtune.map_folder.rework import made_by
+
+    given = Path(path)
+    _log(made_by(given), given.parent if given.is_file() else given)
 
 
 def watch(commands: Commands) -> None:
@@ -224,7 +252,7 @@ def grains(commands: Commands) -> None:
         settings = settings_given(options, "grains", GrainsConfig)
         print(describe_grains(regrain(options.map, settings, options.twin)))
         if not options.no_log:
-            keep_again(options.map)
+            _log_again(options.map)
 
     parser = command(
         commands,
@@ -253,7 +281,7 @@ def clean(commands: Commands) -> None:
             print(f"{pixels:8,} pixels: {meaning}")
         print(describe_grains(figures["grains"]))
         if not options.no_log:
-            keep_again(options.out or options.map)
+            _log_again(options.out or options.map)
 
     parser = command(
         commands,
@@ -269,111 +297,6 @@ def clean(commands: Commands) -> None:
     _log_option(parser)
     _clean_options(parser)
     _grain_options(parser)
-
-
-def _draw_difference(options: argparse.Namespace) -> None:
-    from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
-    from stemtune.plot.evaluation import draw_difference
-
-    draw_difference(map_or_labels(options.map), read_truth(options.truth or options.other), options.difference)
-
-
-def _differ(options: argparse.Namespace) -> None:
-    from stemtune.analysis.evaluation.agreement import describe_difference, differ
-
-    _without_truth(options)
-    print(describe_difference(differ(options.map, options.other, json=options.json)))
-    if options.difference:
-        _draw_difference(options)
-
-
-def _without_truth(options: argparse.Namespace) -> None:
-    for name in ("png", "risk"):
-        if getattr(options, name):
-            raise UserError(f"--{name} draws what is known of the truth; give --truth, or leave it out")
-    if options.difference and not options.other:
-        raise UserError("--difference draws two maps; give --truth or --other, or leave it out")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    given = [options.truth, options.against_patterns]
-    if given.count(None) != 1 and (options.other is None or given != [None, None]):
-        raise UserError(
-            "give either --truth, or where there is none --against-patterns STORE, or --other MAP to compare with"
-        )
-    if options.difference and options.risk:
-        raise UserError("--risk judges labels and --difference draws two maps; give one of them")
-    if given == [None, None]:
-        _differ(options)
-        return
-    if options.truth is None:
-        _without_truth(options)
-        from stemtune.analysis.evaluation.agreement import describe_agreement, judge
-
-        print(describe_agreement(judge(options.map, options.against_patterns, options.other, json=options.json)))
-        if options.difference:
-            _draw_difference(options)
-        return
-    if options.other:
-        raise UserError("--other is another map to agree with, where there is no truth; leave it out")
-    if options.models and not options.risk:
-        raise UserError("--models are drawn beside the labels that they were trained on; give --risk FILE")
-    if options.risk:
-        from stemtune.analysis.evaluation.risk import describe_risk, judge_labels
-        from stemtune.plot.evaluation import draw_risk
-
-        risk = judge_labels(options.map, options.truth, options.models, options.json)
-        print(describe_risk(risk))
-        draw_risk(risk, options.risk)
-        return
-    from stemtune.analysis.evaluation.evaluate import describe, evaluate
-    from stemtune.plot.evaluation import draw_evaluation
-
-    figures = evaluate(options.map, options.truth, json=options.json)
-    if options.png:
-        draw_evaluation(figures, options.png)
-    print(describe(figures))
-    if options.difference:
-        _draw_difference(options)
-
-
-def evaluate(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "evaluate",
-        "a map, or the labels of a store, against the truth: disorientation, pseudo-symmetry confusion, calibration of"
-        " the confidence, risk-coverage, boundaries; without a truth against the patterns: fit, coherence, agreement"
-        " with another map; or two maps with each other",
-        "stemtune evaluate map/map.h5 --truth scan.h5 --json figures.json --png figures.png\n"
-        "  stemtune evaluate map --other map_of_another_model --difference difference.png\n"
-        "  stemtune evaluate map --against-patterns scan.h5 --other labelled.h5",
-        _evaluate,
-    )
-    parser.add_argument("map", metavar="MAP.h5|STORE")
-    parser.add_argument("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
-    parser.add_argument("--against-patterns", metavar="STORE", help="there is no truth: judge by these patterns")
-    parser.add_argument(
-        "--other",
-        metavar="MAP.h5|STORE|.ang|.ctf",
-        help="another map of the scan to compare with, alone or beside --against-patterns",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    parser.add_argument(
-        "--png", metavar="FILE", help="draw what is known of the truth: reliability, risk-coverage, confusion"
-    )
-    parser.add_argument(
-        "--difference", metavar="FILE", help="draw where the map and --truth or --other differ, and by how much"
-    )
-    parser.add_argument(
-        "--risk", metavar="FILE", help="of a labelled store: draw the labels' error against the share that is kept"
-    )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=[],
-        metavar="MODEL",
-        help="beside --risk: models that were trained on those labels and validated on a truth (data.validation_store)",
-    )
 
 
 EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")

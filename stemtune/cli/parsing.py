@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stemtune.config import Knob, knobs, knobs_of
+from stemtune.config.sections import FORMER_NAMES
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def _knob_options(parser: Parser, title: str, known: dict[str, Knob], prefix: st
         unit = f" [{knob.unit}]" if knob.unit else ""
         text = f"{knob.about}{unit}; default {knob.default}"
         group.add_argument(f"--{name}", dest=key, metavar="X", help=text.replace("%", "%%"))
+        if key in FORMER_NAMES:
+            group.add_argument(f"--{prefix}{FORMER_NAMES[key]}", dest=key, help=argparse.SUPPRESS)
 
 
 def settings_options(parser: Parser, title: str, group: str, kind: type[Any]) -> None:
@@ -66,8 +70,8 @@ def settings_given(options: argparse.Namespace, group: str, kind: type[Settings]
 
 def scan_options(parser: Parser) -> None:
     group = parser.add_argument_group("the scan's calibration, where the file does not say")
-    group.add_argument("--kv", type=float, help="acceleration voltage in kV")
-    group.add_argument("--scale", type=float, help="1/Å per pixel of the file")
+    group.add_argument("--kv", type=finite, help="acceleration voltage in kV")
+    group.add_argument("--scale", type=finite, help="1/Å per pixel of the file")
     group.add_argument("--centre", default="auto", metavar="Y,X", help="direct beam in pixels; default auto")
     group.add_argument("--shape", metavar="NY,NX", help="scan shape of a file that is only a stack of frames")
     group.add_argument("--size", type=positive, help="resample the patterns to this size")
@@ -113,7 +117,7 @@ def _correction_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--scan-rotation",
-        type=float,
+        type=finite,
         metavar="DEG",
         help="angle from the (flipped) pattern's x to the scan's x, anticlockwise; the map's orientations are turned"
         " into the scan's frame; default 0",
@@ -149,36 +153,37 @@ def over_ray(options: argparse.Namespace, device: str) -> Spread:
     return join(options.ray or None, device)
 
 
-def seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 0")
-    return int(text)
+def whole_number(low: int, high: int | None = None, says: str = "") -> Callable[[str], int]:
+    """Return what reads a whole number of at least `low`, and at most `high`."""
+
+    def read(text: str) -> int:
+        number = int(text) if text.isdecimal() else low - 1
+        if number < low or (high is not None and number > high):
+            raise argparse.ArgumentTypeError(f"'{text}' must be a whole number {says or f'of at least {low}'}")
+        return number
+
+    return read
 
 
-def positive(text: str) -> int:
+seed, positive = whole_number(0), whole_number(1)
+port = whole_number(0, 65535, "from 0 (any free port) to 65535")
+
+
+def finite(text: str) -> float:
     try:
-        number = int(text)
+        number = float(text)
     except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"'{text}' must be a finite number")
     return number
 
 
 def seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+    number = finite(text)
     if not 0 < number < 1e6:
         raise argparse.ArgumentTypeError(f"'{text}' must be a number of seconds above 0")
     return number
-
-
-def port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number from 0 (any free port) to 65535")
-    return int(text)
 
 
 def pair(text: str, option: str) -> tuple[int, int]:

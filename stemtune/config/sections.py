@@ -209,8 +209,8 @@ class GrainsConfig:
     threshold: float = define(
         "float", 5.0, "neighbours that differ by less belong to one grain", unit="deg", low=0, open_low=True, high=60
     )
-    least: int = define("int", 4, "smaller patches are no grain, but gaps in what surrounds them", unit="px", low=1)
-    gap: int = define(
+    min_size: int = define("int", 4, "smaller patches are no grain, but gaps in what surrounds them", unit="px", low=1)
+    max_gap: int = define(
         "int",
         2,
         "pixels without a grain that a grain reaches across, along rows and columns",
@@ -240,9 +240,18 @@ class CleanConfig:
     """How a map is cleaned up by what neighbours say; nothing is unless it is asked for."""
 
     patch: int = define("int", 4, "patches of agreeing pixels that are larger are never changed", unit="px", low=1)
-    agree: int = define("int", 5, "neighbours, of eight, that must agree on what a pixel becomes", low=3, high=8)
+    min_agreeing: int = define("int", 5, "neighbours, of eight, that must agree on what a pixel becomes", low=3, high=8)
     tolerance: float = define(
         "float", 5.0, "disorientation below which two pixels agree", unit="deg", low=0, open_low=True, high=20
     )
     fill: bool = define("flag", True, "fill single pixels that are not indexed")
-    surrounded: int = define("int", 7, "indexed neighbours, of eight, of a pixel that is filled", low=3, high=8)
+    min_indexed: int = define("int", 7, "indexed neighbours, of eight, of a pixel that is filled", low=3, high=8)
+
+
+FORMER_NAMES = {
+    "grains.min_size": "least",
+    "grains.max_gap": "gap",
+    "clean.min_agreeing": "agree",
+    "clean.min_indexed": "surrounded",
+}
+"""Names of settings up to version 0.1, which the command line still takes."""

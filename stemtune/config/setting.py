@@ -68,7 +68,7 @@ class Knob:
             return value
         if self.kind == "cuts":
             cuts = read_cuts(value) if isinstance(value, str) else None
-            if cuts is None:
+            if cuts is None or not all(math.isfinite(cut.limit) for cut in cuts):
                 raise self._refuse(value, "scores and what they must exceed, Q>0.2 R>5 for instance")
             return " ".join(str(cut) for cut in cuts)
         if self.kind == "span":
@@ -83,6 +83,8 @@ class Knob:
     def _number(self, value: object) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._refuse(value, "a whole number" if self.kind == "int" else "a number")
+        if not math.isfinite(value):
+            raise self._refuse(value, "a finite number")
         if self.kind == "int" and value != int(value):
             raise self._refuse(value, "a whole number")
         self._in_range(value, value)
@@ -90,7 +92,7 @@ class Knob:
 
     def _in_range(self, number: float, shown: object) -> None:
         above = number > self.low if self.open_low else number >= self.low
-        if not (above and number <= self.high) or math.isnan(number):
+        if not (above and number <= self.high and math.isfinite(number)):
             raise self._refuse(shown, f"in {self.range_text}")
 
     @property

@@ -52,7 +52,7 @@ def beam_directions(step_deg: float, symmetry: Symmetry) -> Tensor:
 
     The proper group counts, not the Laue group: a direction and its mirror image give different (mirrored) patterns.
     The directions stand on rings a step apart in the fundamental sector of orix, with an equal number of degrees
-    between neighbours on a ring, so that each stands for about `step_deg` squared, D is about
+    between neighbours on a ring, so that each covers about `step_deg` squared, D is about
     41253 / (step_deg² · order), and no direction is further than about 0.8 steps from one of them or its equivalents.
 
     Parameters

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.crystal_map.frames import AXES_SWAPPED, from_frame
+from stemtune.crystal_map.frame_rotations import from_frame
+from stemtune.crystal_map.frames import AXES_SWAPPED
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 
@@ -30,7 +31,7 @@ class GridHeader(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The grid that the points make: pixels run row by row, and point i stands on `pixel[i]`.
+    """The grid that the points make: pixels run row by row, and point i is at `pixel[i]`.
 
     `steps` are the distances between rows and between columns in the file's unit, None where there is only one point.
     """
@@ -112,7 +113,7 @@ def map_of(points: Points, grid: Grid, frame: str, nm_per_unit: float | None) ->
 def grid_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: GridHeader, source: str) -> Grid:
     """Return the grid of points with coordinates `x` and `y` (m,), in any order.
 
-    The points of a hexagonal grid keep the row and the place in the row that they have, so each stands at most a
+    The points of a hexagonal grid keep the row and the place in the row that they have, so each is at most a
     quarter of a step from the middle of its pixel on either side.
 
     Raises
@@ -122,7 +123,7 @@ def grid_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: Grid
     """
     m = len(x)
     if header.rows == 0 or header.columns == 0:
-        raise UserError(f"{source} says in its header that it has 0 rows or columns, but it holds {m} points; mend it")
+        raise UserError(f"{source} says in its header that it has 0 rows or columns, but holds {m} points; correct it")
     if not m:
         raise UserError(f"{source} holds no points; export it again")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -229,12 +230,13 @@ def _contradictions(
             f" {shape[1]}; the points count"
         )
     if steps is not None and header.steps is not None:
-        for name, said, seen, many in zip(header.names, header.steps, steps, shape, strict=True):
-            if many > 1 and abs(seen - said) > 0.02 * max(abs(said), seen):
-                notes.append(f"its header says {name} {said:g}, but the points are {seen:.4g} apart; the points count")
+        for name, stated, seen, many in zip(header.names, header.steps, steps, shape, strict=True):
+            if many > 1 and abs(seen - stated) > 0.02 * max(abs(stated), seen):
+                apart = f"but the points are {seen:.4g} apart; the points count"
+                notes.append(f"its header says {name} {stated:g}, {apart}")
     if hexagonal:
         notes.append(
-            "its points make a hexagonal grid; each keeps its row and its place in the row, so every other row stands"
+            "its points make a hexagonal grid; each keeps its row and its place in the row, so every other row is"
             " half a step beside the scan's columns"
         )
     elif header.hexagonal:
@@ -245,11 +247,11 @@ def _contradictions(
     return notes
 
 
-def _better(seen: tuple[float, float] | None, said: tuple[float, float]) -> tuple[float, float] | None:
+def _better(seen: tuple[float, float] | None, stated: tuple[float, float]) -> tuple[float, float] | None:
     """Return the steps that the points make, or the header's where both agree, for it has more digits."""
     if seen is None:
-        return said if min(said) > 0 else None
+        return stated if min(stated) > 0 else None
     first, second = (
-        head if abs(head - step) <= 0.02 * abs(head) else step for step, head in zip(seen, said, strict=True)
+        head if abs(head - step) <= 0.02 * abs(head) else step for step, head in zip(seen, stated, strict=True)
     )
     return first, second

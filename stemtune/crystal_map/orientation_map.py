@@ -2,7 +2,7 @@
 
 Maps of every origin are one class: predicted ones, those of other programs (`crystal_map.io`) and the labels of a
 store (`dataset.labels`). An orientation turns the lab frame into the crystal frame; the lab frame of a map is the
-scan's, see `crystal_map.frames`.
+scan's, see `crystal_map.frame_rotations`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class OrientationMap:
             if len(values) != rows * columns:
                 raise ValueError(f"{name} has {len(values)} entries, but the map has {rows} x {columns} pixels")
 
-    def columns(self) -> dict[str, npt.NDArray[Any]]:
+    def columns(self) -> dict[str, Any]:
         """Return the arrays (n, ...) of the map by name, without layers and those that are None."""
         names = ("answers", "answer_confidence", "phase", "spot_z_score", "explained_intensity", "ncc")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -149,7 +149,7 @@ class OrientationMap:
         kept = pixel.ravel()
         dy, dx = rows.step or 1, columns.step or 1
         step = None if self.step_nm is None else (abs(dy) * self.step_nm[0], abs(dx) * self.step_nm[1])
-        changes: dict[str, Any] = {name: values[kept] for name, values in self.columns().items()}
+        changes = {name: values[kept] for name, values in self.columns().items()}
         changes["layers"] = {name: values[kept] for name, values in self.layers.items()}
         return dataclasses.replace(self, shape=(pixel.shape[0], pixel.shape[1]), step_nm=step, tables={}, **changes)
 

@@ -42,7 +42,7 @@ def _matching(theirs: Phase | PhaseDescription, phases: Sequence[Phase], source:
     """Return the index of the crystal that is `theirs`."""
     fits = [(_differs(theirs, ours), place) for place, ours in enumerate(phases) if _fits(theirs, ours)]
     if not fits:
-        known = "; ".join(f"'{ours.name}' (Laue class {ours.symmetry.laue}, {ours.lattice})" for ours in phases)
+        known = "; ".join(map(str, phases))
         raise UserError(f"{source} has the phase {theirs}, which is none of {known}; give its --cif too")
     best = min(fits)
     alike = [place for differs, place in fits if differs == best[0]]

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from stemtune._parallel import prefetch
+from stemtune._progress import Progress
 from stemtune._version import __version__
 from stemtune.dataset.schema import CONTENT_SHA256, replaceable_store
 from stemtune.dataset.store import StoreWriter
@@ -141,7 +141,7 @@ def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) 
     with (
         ThreadPoolExecutor(1) as hashing,
         closing(prefetch(blocks(source, window), 1)) as coming,
-        tqdm(total=writer.n, unit="pattern", desc="ingest", disable=None) as progress,
+        Progress(writer.n, "ingest", "pattern") as progress,
     ):
         hashed = hashing.submit(file_hash.advance, 0.0)
         for row, column, block in coming:

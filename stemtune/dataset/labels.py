@@ -20,7 +20,7 @@ import numpy.typing as npt
 from stemtune._files import existing, replaceable_file, whole_file
 from stemtune._version import __version__
 from stemtune.crystal.phase import Phase
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.schema import (
     COLUMNS,
@@ -77,7 +77,7 @@ class Labels:
 def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mapping[str, Any]) -> Labels:
     """Return the labels that a map gives the patterns of a store.
 
-    The map is in the frame of the scan (`crystal_map.frames`). It may cover the scan as it is in the store, or the
+    The map is in the frame of the scan (`frame_rotations`). It may cover the scan as it is in the store, or the
     whole scan that the store is a part of (`ingest --keep`).
 
     Raises

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stemtune._parallel import Spread, map_over_processes
+from stemtune._progress import Progress
 from stemtune.config import SimulateConfig, Span
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
@@ -153,7 +153,7 @@ def _stream(writer: ResumableWriter, blocks: Iterable[tuple[int, Block]]) -> Non
     done = int(writer.done.sum())
     if done:
         print(f"resuming '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
-    with tqdm(total=writer.n, initial=done, unit="pattern", desc="simulate", disable=None) as bar:
+    with Progress(writer.n, "simulate", "pattern", done) as bar:
         for start, (images, columns) in blocks:
             writer.write(start, images, **columns)
             bar.update(len(images))

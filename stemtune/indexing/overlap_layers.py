@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.indexing.overlap import OverlapFinder, Overlapped
-from stemtune.indexing.phase_choice import Chosen
+from stemtune.indexing.overlap import CrystalPairs, OverlapFinder
+from stemtune.indexing.phase_choice import PhaseChoice
 from stemtune.indexing.predictor import Predictor
 from stemtune.learning.model import DIFFERENT_DEG
 
@@ -22,22 +22,22 @@ SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
 """Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
 
 
-def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> Overlapped:
+def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> CrystalPairs:
     """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
     row."""
     finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
-    parts: list[Overlapped] = []
+    parts: list[CrystalPairs] = []
     done = 0
     for patterns in predictor.resampled(rows, "overlaps"):
         parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
         done += len(patterns)
-    return Overlapped(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
+    return CrystalPairs(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
 
 
 def with_overlaps(
     orientation_map: OrientationMap,
     predictors: Sequence[Predictor],
-    chosen: Chosen,
+    choice: PhaseChoice,
     pixel: npt.NDArray[np.intp],
 ) -> OrientationMap:
     """Return a copy of the map that tells where patterns hold two crystals of one phase.
@@ -50,8 +50,8 @@ def with_overlaps(
         The map.
     predictors
         One for each phase.
-    chosen
-        The answers to the patterns (m), and which predictor gave them.
+    choice
+        The predictions for the patterns (m), and which predictor made them.
     pixel
         Where each pattern stands (m,).
     """
@@ -60,10 +60,10 @@ def with_overlaps(
     answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
     ncc = None if orientation_map.ncc is None else orientation_map.ncc.copy()
     for index, predictor in enumerate(predictors):
-        rows = np.flatnonzero(chosen.model == index)
+        rows = np.flatnonzero(choice.model == index)
         if not len(rows):
             continue
-        found = find_overlaps(predictor, rows, chosen.answered.answers[rows, 0])
+        found = find_overlaps(predictor, rows, choice.predictions.candidates[rows, 0])
         two = found.two.numpy()
         place = pixel[rows[two]]
         pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)

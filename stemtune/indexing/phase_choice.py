@@ -10,30 +10,31 @@ import numpy.typing as npt
 
 from stemtune.crystal.phase import Phase
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
-from stemtune.indexing.predictor import Answered
+from stemtune.errors import UserError
+from stemtune.indexing.predictor import Predictions
 
 
-class Chosen(NamedTuple):
-    """The answers to n patterns, each of one of m models.
+class PhaseChoice(NamedTuple):
+    """The predictions for n patterns, each by one of m models.
 
     Attributes
     ----------
-    answered
-        Of the model that was chosen for each pattern.
+    predictions
+        By the model that was chosen for each pattern.
     model
         Which one (n,); -1 where none of them sees its crystal.
     explained_intensity
-        `explained_intensity` (n, m) of every model's best answer, see `indexing.spot_check`; 0 where its crystal is not
-        in the pattern.
+        `explained_intensity` (n, m) of every model's best candidate, see `indexing.spot_check`; 0 where its crystal is
+        not in the pattern.
     """
 
-    answered: Answered
+    predictions: Predictions
     model: npt.NDArray[np.int16]
     explained_intensity: npt.NDArray[np.float32]
 
 
-def choose(every: Sequence[Answered]) -> Chosen:
-    """Return for each pattern the answers of the model whose best answer fits best.
+def choose(every: Sequence[Predictions]) -> PhaseChoice:
+    """Return for each pattern the predictions of the model whose best candidate fits best.
 
     A model counts only where its crystal is in the pattern at all. The fit is the share of the scattered intensity
     that the predicted spots hold beyond chance, so that a phase of many reflections has no advantage; a confidence
@@ -44,8 +45,8 @@ def choose(every: Sequence[Answered]) -> Chosen:
     none = ~np.stack([one.indexed for one in every], axis=1).any(axis=1)
     rows = np.arange(len(best))
     columns = [None if values[0] is None else np.stack(values)[best, rows] for values in zip(*every, strict=True)]
-    answered = Answered(*columns)  # type: ignore[arg-type]
-    return Chosen(answered, np.where(none, NOT_INDEXED, best).astype(np.int16), fit)
+    predictions = Predictions(*columns)  # type: ignore[arg-type]
+    return PhaseChoice(predictions, np.where(none, NOT_INDEXED, best).astype(np.int16), fit)
 
 
 def phase_figures(orientation_map: OrientationMap) -> list[dict[str, Any]]:
@@ -75,6 +76,7 @@ def _median(values: npt.NDArray[Any], own: npt.NDArray[np.bool_]) -> float | Non
     return float(np.median(values[own])) if own.any() else None
 
 
-def distinct(phases: Sequence[Phase]) -> bool:
-    """Say whether all `phases` are different crystals."""
-    return all(one.cif != other.cif for place, one in enumerate(phases) for other in phases[:place])
+def check_distinct(phases: Sequence[Phase]) -> None:
+    """Refuse the phases of several models with a `UserError` when two of them are the same crystal."""
+    if len({phase.cif for phase in phases}) < len(phases):
+        raise UserError("two of the models are for the same phase; give one --model for each phase")

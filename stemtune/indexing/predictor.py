@@ -1,4 +1,4 @@
-"""A model run over a store: patterns are read ahead while the model works, answers are checked against the patterns."""
+"""A model run over a store: the next patterns are read while it works, its candidates are checked against them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stemtune._parallel import Spread, map_over_threads, prefetch
+from stemtune._progress import Progress
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
@@ -21,21 +21,21 @@ from stemtune.indexing.refine import Refiner
 from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import chosen_precision, default_device
-from stemtune.learning.inference import answer
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.inference import predict_candidates
+from stemtune.learning.model import Candidates, OrientationModel
 
 _CHUNK = 64  # patterns that are checked at once on a CPU
 
 
-class Answered(NamedTuple):
-    """Answers to n patterns, in the order asked.
+class Predictions(NamedTuple):
+    """What a model and the checks of its candidates say of n patterns, in the order asked.
 
-    `answers` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
-    the crystal of the best answer; `spot_z_score` and `explained_intensity` (n,) float32, see `indexing.spot_check`. Of
-    refined answers, `ncc` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refined`.
+    `candidates` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
+    the crystal of the best one; `spot_z_score` and `explained_intensity` (n,) float32, see `indexing.spot_check`. Of
+    refined candidates, `ncc` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refinement`.
     """
 
-    answers: npt.NDArray[np.float64]
+    candidates: npt.NDArray[np.float64]
     confidence: npt.NDArray[np.float32]
     indexed: npt.NDArray[np.bool_]
     spot_z_score: npt.NDArray[np.float32]
@@ -45,8 +45,8 @@ class Answered(NamedTuple):
     centre_px: npt.NDArray[np.float32] | None = None
 
 
-class Answerer:
-    """A model that answers patterns of one calibration, and checks its answers against them.
+class Indexer:
+    """A model that indexes patterns of one calibration, and checks its candidates against them.
 
     Parameters
     ----------
@@ -55,11 +55,11 @@ class Answerer:
     geometry
         Calibration of the patterns; any that the model's can be resampled from.
     alternatives
-        Answers per pattern.
+        Candidates per pattern.
     device
         Where to work; left out, the GPU if there is one.
     refine
-        Whether the model's answers are fitted to the patterns (`indexing.refine`); their order stays.
+        Whether the model's candidates are fitted to the patterns (`indexing.refine`); their order stays.
 
     Attributes
     ----------
@@ -90,19 +90,19 @@ class Answerer:
         self.notes = self._resampled.notes
 
     @torch.inference_mode()
-    def answer(self, patterns: Tensor) -> tuple[Tensor, ...]:
-        """Return the columns of `Answered` for patterns (B, H, W), still on the device; refined ones are eight."""
+    def on_device(self, patterns: Tensor) -> tuple[Tensor, ...]:
+        """Return the columns of `Predictions` for patterns (B, H, W), still on the device; refined ones are eight."""
         counts = patterns.to(self.device, non_blocking=True)
-        orientation, confidence = self.bare(self._resampled(counts), self.alternatives)
+        orientation, confidence = self.forward_only(self._resampled(counts), self.alternatives)
         further: tuple[Tensor, ...] = ()
         if self._refiner is not None:
-            orientation, *found = self._refiner.refine(counts, Answers(orientation, confidence))
+            orientation, *found = self._refiner.refine(counts, Candidates(orientation, confidence))
             further = tuple(found)
         scores = self._checked(counts, orientation[:, 0])
         return orientation, confidence, is_crystal(scores), scores.spot_z_score, scores.explained_intensity, *further
 
     def _checked(self, counts: Tensor, orientation: Tensor) -> SpotScores:
-        """Return the scores of answers (B, 4), on a CPU with a thread to each chunk of patterns."""
+        """Return the scores of orientations (B, 4), on a CPU with a thread to each chunk of patterns."""
         if counts.device.type != "cpu":
             return self._check(counts, orientation)
         parts = map_over_threads(
@@ -112,34 +112,34 @@ class Answerer:
         return SpotScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
-    def bare(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    def forward_only(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
         """Return the model's `count` best orientations (B, n, 4) and confidences (B, n), and do nothing else."""
-        found = answer(self.model, patterns, count, self.precision)
+        found = predict_candidates(self.model, patterns, count, self.precision)
         return found.orientation, found.confidence
 
-    def read(self, patterns: npt.NDArray[Any]) -> Answered:
-        """Return the answers to patterns (n, H, W) at hand."""
-        return _answered([tuple(column.cpu() for column in self.answer(torch.from_numpy(patterns)))])
+    def index(self, patterns: npt.NDArray[Any]) -> Predictions:
+        """Return the predictions for patterns (n, H, W) at hand."""
+        return _predictions([tuple(column.cpu() for column in self.on_device(torch.from_numpy(patterns)))])
 
     @torch.inference_mode()
-    def proposals(self, patterns: Tensor, count: int) -> Answers:
-        """Return the model's `count` best answers to patterns of its own geometry."""
-        return Answers(*self.bare(patterns, count))
+    def proposals(self, patterns: Tensor, count: int) -> Candidates:
+        """Return the model's `count` best candidates for patterns of its own geometry."""
+        return Candidates(*self.forward_only(patterns, count))
 
 
-class Predictor(Answerer):
+class Predictor(Indexer):
     """Runs a model over the patterns of a store.
 
     Parameters
     ----------
     model
-        As `Answerer`.
+        As `Indexer`.
     store
         Patterns of any size and calibration that the model's can be resampled from.
     batch
         Patterns at a time.
     alternatives, device, refine
-        As `Answerer`.
+        As `Indexer`.
 
     Raises
     ------
@@ -159,56 +159,56 @@ class Predictor(Answerer):
         super().__init__(model, store.geometry, alternatives, device, refine)
         self.store, self.batch = store, batch
 
-    def run(self, rows: npt.NDArray[np.intp] | None = None, progress: bool = True) -> Answered:
-        """Return the answers to the patterns `rows` of the store; all of them when left out."""
+    def run(self, rows: npt.NDArray[np.intp] | None = None, progress: bool = True) -> Predictions:
+        """Return the predictions for the patterns `rows` of the store; all of them when left out."""
         wanted = np.arange(self.store.n) if rows is None else rows
         parts: list[tuple[Tensor, ...]] = []
-        with tqdm(total=len(wanted), unit="pattern", desc="predict", disable=None if progress else True) as bar:
+        with Progress(len(wanted), "predict", "pattern", shown=progress) as bar:
             for patterns in read_ahead(self.store, wanted, self.batch, self.device):
-                parts.append(tuple(column.cpu() for column in self.answer(patterns)))
+                parts.append(tuple(column.cpu() for column in self.on_device(patterns)))
                 bar.update(len(patterns))
-        return _answered(parts)
+        return _predictions(parts)
 
-    def over(self, spread: Spread, folder: str | os.PathLike[str], progress: bool = True) -> Answered:
-        """Return the answers to all patterns from workers that load the model in `folder` and open the store.
+    def over(self, spread: Spread, folder: str | os.PathLike[str], progress: bool = True) -> Predictions:
+        """Return the predictions for all patterns from workers that load the model in `folder` and open the store.
 
-        Batches are those of `run`, so the answers are the same.
+        Batches are those of `run`, so the predictions are the same.
         """
         plan = [np.arange(start, min(start + self.batch, self.store.n)) for start in range(0, self.store.n, self.batch)]
         given = (str(folder), str(self.store.path), self.batch, self.alternatives, self._refiner is not None)
-        bar = tqdm(total=self.store.n, unit="pattern", desc="predict", disable=None if progress else True)
-        parts: list[Answered] = []
-        with bar, closing(spread(_prepare, given, _run, plan)) as answers:
-            for part in answers:
+        bar = Progress(self.store.n, "predict", "pattern", shown=progress)
+        parts: list[Predictions] = []
+        with bar, closing(spread(_prepare, given, _run, plan)) as found:
+            for part in found:
                 parts.append(part)
-                bar.update(len(part.answers))
+                bar.update(len(part.candidates))
         return joined(parts)
 
     def resampled(self, rows: npt.NDArray[np.intp], doing: str) -> Iterator[Tensor]:
         """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
-        with tqdm(total=len(rows), unit="pattern", desc=doing, disable=None) as bar:
+        with Progress(len(rows), doing, "pattern") as bar:
             for patterns in read_ahead(self.store, rows, self.batch, self.device):
                 yield self._resampled(patterns.to(self.device, non_blocking=True))
                 bar.update(len(patterns))
 
 
-def _answered(parts: Sequence[tuple[Tensor, ...]]) -> Answered:
-    """Return what `Answerer.answer` made of batch after batch, as one."""
-    answers, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
-    answers = answers.double()
-    return Answered(
-        (answers / answers.norm(dim=-1, keepdim=True)).numpy(),
+def _predictions(parts: Sequence[tuple[Tensor, ...]]) -> Predictions:
+    """Return what `Indexer.on_device` made of batch after batch, as one."""
+    candidates, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
+    candidates = candidates.double()
+    return Predictions(
+        (candidates / candidates.norm(dim=-1, keepdim=True)).numpy(),
         confidence.float().numpy(),
         indexed.numpy(),
         *(column.float().numpy() for column in further),
     )
 
 
-def joined(parts: Iterable[Answered]) -> Answered:
-    """Return answers to several runs of patterns, one after the other, as one."""
+def joined(parts: Iterable[Predictions]) -> Predictions:
+    """Return the predictions for several runs of patterns, one after the other, as one."""
     columns = zip(*parts, strict=True)
     whole: list[Any] = [None if column[0] is None else np.concatenate(column) for column in columns]
-    return Answered(*whole)
+    return Predictions(*whole)
 
 
 def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
@@ -216,7 +216,7 @@ def _prepare(given: tuple[str, str, int, int, bool]) -> Predictor:
     return Predictor(load_model(folder), Store.open(path), batch, alternatives, refine=refine)
 
 
-def _run(predictor: Predictor, rows: npt.NDArray[np.intp]) -> Answered:
+def _run(predictor: Predictor, rows: npt.NDArray[np.intp]) -> Predictions:
     return predictor.run(rows, progress=False)
 
 

@@ -22,7 +22,7 @@ from stemtune.errors import UserError
 from stemtune.indexing.predictor import Predictor
 from stemtune.learning.checkpoint import load_model
 
-LEAST_CONFIDENCE = 0.9
+MIN_CONFIDENCE = 0.9
 """Smallest confidence, the probability of being within 5 degrees, of an answer that becomes a label."""
 
 
@@ -31,7 +31,7 @@ def label_by_model(
     model_folder: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    min_confidence: float = LEAST_CONFIDENCE,
+    min_confidence: float = MIN_CONFIDENCE,
     refine: bool = False,
     batch: int = 256,
     device: torch.device | str | None = None,
@@ -48,7 +48,7 @@ def label_by_model(
     out
         The labelled store; left out, it takes the place of `store`.
     min_confidence
-        Answers with a lower confidence are no labels.
+        Candidates with a lower confidence are no labels.
     refine, batch, device, spread
         As in `map_folder.predict.predict`.
 
@@ -71,25 +71,29 @@ def label_by_model(
     with Store.open(store) as opened:
         predictor = Predictor(model, opened, batch, 1, device, refine)
         began = time.perf_counter()
-        answered = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
+        predictions = predictor.run() if spread is None else predictor.over(spread, Path(model_folder).resolve())
         rate = opened.n / (time.perf_counter() - began)
-    confidence = answered.confidence[:, 0]
-    kept = answered.indexed & (confidence >= min_confidence)
+    confidence = predictions.confidence[:, 0]
+    kept = predictions.indexed & (confidence >= min_confidence)
     if not kept.any():
-        seen = f"{confidence[answered.indexed].max():.4f}" if answered.indexed.any() else "none, for nothing is indexed"
+        seen = (
+            f"{confidence[predictions.indexed].max():.4f}"
+            if predictions.indexed.any()
+            else "none, for nothing is indexed"
+        )
         raise UserError(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"
         )
     scores = {
-        "spot_z_score": answered.spot_z_score,
-        "explained_intensity": answered.explained_intensity,
+        "spot_z_score": predictions.spot_z_score,
+        "explained_intensity": predictions.explained_intensity,
         "answered": confidence,
     }
-    if answered.ncc is not None:
-        scores["ncc"] = answered.ncc[:, 0]
+    if predictions.ncc is not None:
+        scores["ncc"] = predictions.ncc[:, 0]
     labels = Labels(
-        orientation=np.where(kept[:, None], answered.answers[:, 0], np.nan),
+        orientation=np.where(kept[:, None], predictions.candidates[:, 0], np.nan),
         confidence=np.where(kept, confidence, np.nan).astype(np.float32),
         phase=np.where(kept, 0, -1).astype(np.int16),
         phases=[model.phase],

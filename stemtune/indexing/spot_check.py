@@ -17,17 +17,18 @@ from torch import Tensor
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import to_matrix
 from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
 
 SHAPE_WIDTH = 0.02
 """Width (1/Å) of the shape factor exp(-(s / width)²) that says which spots are expected."""
 
-LEAST_FIT = 0.07
+MIN_EXPLAINED_INTENSITY = 0.07
 """Smallest `explained_intensity` of a pattern that counts as indexed: noise, halos and beam stops stay below it."""
 
-LEAST_SIGNAL = 2.0
+MIN_Z_SCORE = 2.0
 """Smallest `spot_z_score` of a pattern that counts as indexed."""
 
-DIM_SHARE, LEAST_SIGNAL_DIM = 0.1, 3.0
+MAX_DIM_SHARE, MIN_DIM_Z_SCORE = 0.1, 3.0
 """A pattern with less than this share of its intensity around the direct beam needs this `spot_z_score` instead: stray
 peaks of a support film or a few stray electrons lie on predicted spots too easily.
 
@@ -37,6 +38,14 @@ keep 43 %. Of 500 patterns each of vacuum with stray electrons, uniform noise, a
 answered by the model `matched`, which looks for the best match in them, they keep none. On the cathode scan they keep
 every pattern with 20 or more peaks, and 5 % of those beside the particle, which have 4 stray peaks on average.
 """
+
+LIMITS = {
+    "explained_intensity": MIN_EXPLAINED_INTENSITY,
+    "spot_z_score": MIN_Z_SCORE,
+    "signal_dim": MIN_DIM_Z_SCORE,
+    "dim": MAX_DIM_SHARE,
+}
+"""The four by the names that maps keep them under."""
 
 _SPOTS = 48  # strongest expected spots that are looked up
 _TURNS = 32  # other in-plane angles for comparison
@@ -67,8 +76,8 @@ class SpotScores(NamedTuple):
 
 def is_crystal(scores: SpotScores) -> Tensor:
     """Return (B,) whether each pattern shows the crystal in the orientation that was asked about."""
-    needed = torch.where(scores.share < DIM_SHARE, LEAST_SIGNAL_DIM, LEAST_SIGNAL)
-    return (scores.explained_intensity >= LEAST_FIT) & (scores.spot_z_score >= needed)
+    needed = torch.where(scores.share < MAX_DIM_SHARE, MIN_DIM_Z_SCORE, MIN_Z_SCORE)
+    return (scores.explained_intensity >= MIN_EXPLAINED_INTENSITY) & (scores.spot_z_score >= needed)
 
 
 class SpotCheck:
@@ -82,6 +91,11 @@ class SpotCheck:
         Calibration of the patterns.
     device
         Where the work is done.
+
+    Raises
+    ------
+    UserError
+        When no reflection lies between the direct beam and the nearest edge of the patterns.
     """
 
     def __init__(self, phase: Phase, geometry: Geometry, device: torch.device | str = "cpu") -> None:
@@ -92,9 +106,15 @@ class SpotCheck:
         edge = min(row, column, geometry.size - 1 - row, geometry.size - 1 - column)
         self._reach = (edge - self._factor) * geometry.scale_inv_angstrom
         listed = phase.reflections(self._reach)
+        if not len(listed.g):
+            raise UserError(
+                f"no reflection of {phase.name} lies between the direct beam, at row {row:g}, column {column:g}, and"
+                f" the nearest edge of a pattern of {geometry.size} px at {geometry.scale_inv_angstrom:g} 1/Å per"
+                " pixel; check --centre and --scale"
+            )
         self._g = listed.g.to(self.device, torch.float32)
         self._amplitude = listed.structure_factor.abs().to(self.device, torch.float32)
-        shortest = float(listed.g.norm(dim=1).min()) if len(listed.g) else self._reach
+        shortest = float(listed.g.norm(dim=1).min())
         self._ring = self._mask(0.6 * shortest, self._reach).to(self.device)
         spread = torch.linspace(_NEAREST_TURN_DEG, 360 - _NEAREST_TURN_DEG, _TURNS, dtype=torch.float64)
         uneven = 3 * torch.sin(7.0 * torch.arange(_TURNS, dtype=torch.float64))

@@ -42,9 +42,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from stemtune._parallel import Spread
+from stemtune._progress import Progress
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.dataset.labels import Labels, label_target, write_labels
@@ -56,7 +56,7 @@ from stemtune.indexing.spot_check import SpotCheck, is_crystal
 from stemtune.learning.calibration import Calibration
 from stemtune.learning.checkpoint import read_description
 from stemtune.learning.fit import default_device
-from stemtune.learning.model import Answers
+from stemtune.learning.model import Candidates
 from stemtune.learning.models.matched import Matched, confidence_of
 from stemtune.learning.models.polar_templates import inner_radius
 
@@ -167,7 +167,7 @@ class TemplateLabeller:
                 continue
             counts, answers = counts_BHW[mine], orientation_B4[mine]
             if self.refiners:
-                asked = Answers(answers[:, None], confidence_B[mine, None])
+                asked = Candidates(answers[:, None], confidence_B[mine, None])
                 answers, ncc, *_ = self.refiners[number].refine(counts, asked)
                 answers = answers[:, 0]
                 orientation_B4[mine], found["ncc"][mine] = answers, ncc[:, 0]
@@ -221,7 +221,7 @@ def _over(spread: Spread, given: _Given, count: int, batch: int) -> Generator[Ma
 def _joined(parts: Iterable[Matches], phases: list[Phase], count: int, facts: Mapping[str, Any]) -> Labels:
     """Return the labels of `count` patterns from what batch after batch gave."""
     kept: list[Matches] = []
-    with tqdm(total=count, unit="pattern", desc="label", disable=None) as bar:
+    with Progress(count, "label", "pattern") as bar:
         for part in parts:
             kept.append(part)
             bar.update(len(part.phase))

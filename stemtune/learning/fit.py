@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from stemtune._files import shipped_or
+from stemtune._progress import Progress
 from stemtune.config import Config, OptimConfig
 from stemtune.dataset.batches import Batch, Loader, ResampledLoader, resampled_to
 from stemtune.dataset.loaders import loaders
@@ -287,30 +287,25 @@ def fit(
         state = load_checkpoint(trainer.model, Path(resume))
         trainer.restore(state)
         first, metrics = int(state["epoch"]), dict(state["metrics"])
-    for epoch in range(first, config.train.epochs):
-        seed_epoch(config.train.seed, epoch, rank)
-        bar = tqdm(
-            train.epoch(epoch),
-            total=train.batches_per_epoch,
-            desc=f"epoch {epoch + 1}/{config.train.epochs}",
-            unit="batch",
-            leave=False,
-            disable=None if rank == 0 else True,
-        )
-        began = time.perf_counter()
-        try:
-            loss = trainer.train(bar)
-        except Diverged:
-            report(dict(WORST), None)
-            raise
-        rate = train.batches_per_epoch * config.train.batch_size / (time.perf_counter() - began)
-        metrics = validated(trainer.model, validation, device, trainer.precision)
-        metrics |= {"train/loss": loss, "train/samples_per_s": rate}
-        metrics = from_first(metrics, world)
-        if rank == 0:
-            state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
-            save_checkpoint(trainer.model, state, checkpoint, metrics, source)
-        report(metrics, checkpoint if rank == 0 else None)
+    steps = train.batches_per_epoch
+    with Progress(config.train.epochs * steps, "train", "step", first * steps, shown=rank == 0) as progress:
+        for epoch in range(first, config.train.epochs):
+            seed_epoch(config.train.seed, epoch, rank)
+            progress.note(f"epoch {epoch + 1}/{config.train.epochs}")
+            began = time.perf_counter()
+            try:
+                loss = trainer.train(progress.over(train.epoch(epoch)))
+            except Diverged:
+                report(dict(WORST), None)
+                raise
+            rate = steps * config.train.batch_size / (time.perf_counter() - began)
+            metrics = validated(trainer.model, validation, device, trainer.precision)
+            metrics |= {"train/loss": loss, "train/samples_per_s": rate}
+            metrics = from_first(metrics, world)
+            if rank == 0:
+                state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
+                save_checkpoint(trainer.model, state, checkpoint, metrics, source)
+            report(metrics, checkpoint if rank == 0 else None)
     return metrics
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from stemtune._files import replaceable_folder, whole_folder
 from stemtune._parallel import interrupts_blocked
+from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION
@@ -59,7 +58,7 @@ def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict
     target = replaceable_folder(out, (WEIGHTS, DESCRIPTION), "a model")
     with whole_folder(target) as part, tempfile.TemporaryDirectory(prefix="stemtune-train-") as scratch:
         work = Path(scratch)
-        keeper = Keeper(work / "best", config.train.epochs)
+        keeper = BestEpoch(work / "best", config.train.epochs)
         if workers == 1:
             fit(config, keeper, work)
         else:
@@ -70,7 +69,7 @@ def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict
     return keeper.kept
 
 
-class Keeper:
+class BestEpoch:
     """Takes the report of each epoch: prints a line and keeps the best epoch's model.
 
     Parameters
@@ -92,8 +91,7 @@ class Keeper:
         self.epoch += 1
         if checkpoint is None:
             return
-        tqdm.write(epoch_line(self.epoch, self.epochs, metrics))
-        sys.stdout.flush()
+        say(epoch_line(self.epoch, self.epochs, metrics), sys.stdout)
         if not self.kept or metrics[BEST_BY] < self.kept[BEST_BY]:
             self.kept, self.epoch_kept = metrics, self.epoch
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -117,7 +115,7 @@ def epoch_line(epoch: int, epochs: int, metrics: dict[str, float]) -> str:
 
 def _train_worker(rank: int, world: int, flat: dict[str, Any], work: str) -> None:
     config = Config.from_flat(flat)
-    fit(config, Keeper(Path(work) / "best", config.train.epochs), Path(work), rank=rank, world=world)
+    fit(config, BestEpoch(Path(work) / "best", config.train.epochs), Path(work), rank=rank, world=world)
 
 
 def run_workers(task: Callable[..., None], workers: int, arguments: tuple[Any, ...]) -> None:
@@ -147,11 +145,9 @@ def run_workers(task: Callable[..., None], workers: int, arguments: tuple[Any, .
             _watch(running)
         finally:
             for worker in running.values():
-                worker.terminate()
+                worker.kill()  # it does not hear SIGTERM
             for worker in running.values():
                 worker.join(10)
-                if worker.is_alive():
-                    worker.kill()
 
 
 def _watch(running: dict[Connection, BaseProcess]) -> None:
@@ -179,7 +175,6 @@ def _worker(
     connection: Connection, task: Callable[..., None], rank: int, world: int, meet: str, arguments: tuple[Any, ...]
 ) -> None:
     """Join the process group, run the task, and say how it went."""
-    tqdm.set_lock(threading.RLock())  # its own lock between processes would outlive a worker that is ended
     try:
         gpu = torch.cuda.is_available() and torch.cuda.device_count() >= world
         if gpu:

@@ -17,6 +17,8 @@ Frames that are half there are left for later. The writer never notices: no lock
 from __future__ import annotations
 
 import math
+import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -334,16 +336,27 @@ def open_growing(
 def _written_now(path: Path) -> bool:
     """Return whether another process holds the file locked for writing, as HDF5 does outside of SWMR mode.
 
-    The kernel's list is read, because trying for a lock could make the writer fail. It names files by the device of
-    their file system, which on some (btrfs, overlays) is not the one that `stat` gives, and their inode.
+    The kernel's list is read, because trying for a lock could make the writer fail.
     """
     try:
-        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        locks = Path("/proc/locks").read_text()
+        file = f"{_device(path)}:{path.stat().st_ino}"
     except OSError:  # another system
         return False
-    folders = {str(folder): depth for depth, folder in enumerate(path.resolve().parents)}  # the nearest first
-    near = [(folders[line[4]], -number, line[2]) for number, line in enumerate(mounts) if line[4] in folders]
-    major, minor = (int(part) for part in min(near)[2].split(":"))
-    name = f"{major:02x}:{minor:02x}:{path.stat().st_ino}"
-    return any(lock[3] == "WRITE" and lock[5] == name for lock in locks if lock[1] != "->")
+    return any(line.split()[3] == "WRITE" and line.split()[5] == file for line in locks.splitlines())
+
+
+def _device(path: Path) -> str:
+    """Return the device of the file system that holds the file, as /proc/locks writes it: `08:01`.
+
+    It is that of the mount, which `stat` does not tell for a volume of btrfs or a container's layers.
+    """
+    with path.open("rb") as file:
+        facts = Path(f"/proc/self/fdinfo/{file.fileno()}").read_text()
+    mount = re.findall(r"^mnt_id:\s*(\d+)$", facts, re.M)[0]
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        number, _, device, *_ = line.split()
+        if number == mount:
+            major, minor = (int(part) for part in device.split(":"))
+            return f"{major:02x}:{minor:02x}"
+    return f"{os.major(path.stat().st_dev):02x}:{os.minor(path.stat().st_dev):02x}"

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from stemtune._files import refuse_readable
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.indexing.predictor import Answerer
+from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model
 from stemtune.scan.blocks import stored_type, valid_counts
 
@@ -194,7 +194,7 @@ class Request(NamedTuple):
     """Frames (n, size, size) of one request, as a store has them, and what answers them."""
 
     frames: npt.NDArray[Any]
-    answerer: Answerer
+    indexer: Indexer
 
 
 class Service:
@@ -203,9 +203,9 @@ class Service:
     def __init__(self, folder: str) -> None:
         self.model = load_model(folder)
         self._lock = threading.Lock()
-        self._kept = lru_cache(_CALIBRATIONS)(lambda geometry: Answerer(self.model, geometry, alternatives=1))
+        self._kept = lru_cache(_CALIBRATIONS)(lambda geometry: Indexer(self.model, geometry, alternatives=1))
 
-    def answerer(self, geometry: Geometry) -> Answerer:
+    def indexer(self, geometry: Geometry) -> Indexer:
         """Return what answers frames of this calibration; the latest few are kept, and none is made twice."""
         with self._lock:
             return self._kept(geometry)
@@ -214,7 +214,7 @@ class Service:
         """Let the model answer something, so that the first request does not wait for what is made at that."""
         size = self.model.geometry.size
         frames = np.random.default_rng(0).poisson(1.0, (2, size, size)).astype(np.uint16)
-        self.answerer(self.model.geometry).read(frames)
+        self.indexer(self.model.geometry).index(frames)
 
     def check(self, frames: npt.NDArray[Any], query: Mapping[str, str]) -> Request:
         """Return the frames of a request, ready to be answered.
@@ -239,22 +239,22 @@ class Service:
             raise UserError(f"frames of {frames.shape[1]} px need ?scale=, for the model's have {own.size} px")
         scale = _number(query, "scale", own.scale_inv_angstrom, (0, 1))
         geometry = Geometry(frames.shape[1], scale, _number(query, "kv", own.kv, (20, 1500)))
-        answerer = self.answerer(geometry)  # refuses what the model cannot look at
-        return Request(np.ascontiguousarray(frames, dtype=stored_type(frames.dtype)), answerer)
+        indexer = self.indexer(geometry)  # refuses what the model cannot look at
+        return Request(np.ascontiguousarray(frames, dtype=stored_type(frames.dtype)), indexer)
 
     def answer(self, requests: list[Request]) -> list[Columns]:
         """Return `orientation` (n, 4), `confidence` (n,) and `indexed` (n,) for each request, in their order."""
         found: list[Columns] = [{} for _ in requests]
-        keys = [(request.answerer, request.frames.dtype) for request in requests]
+        keys = [(request.indexer, request.frames.dtype) for request in requests]
         for key in dict.fromkeys(keys):
             # Frames of one calibration and type are answered together, and given back apart.
             chosen = [number for number, own in enumerate(keys) if own == key]
-            answers = key[0].read(np.concatenate([requests[number].frames for number in chosen]))
+            answers = key[0].index(np.concatenate([requests[number].frames for number in chosen]))
             ends = itertools.accumulate(len(requests[number].frames) for number in chosen)
             for number, end in zip(chosen, ends, strict=True):
                 own = slice(end - len(requests[number].frames), end)
                 found[number] = {
-                    "orientation": answers.answers[own, 0],
+                    "orientation": answers.candidates[own, 0],
                     "confidence": answers.confidence[own, 0],
                     "indexed": answers.indexed[own],
                 }

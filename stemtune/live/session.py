@@ -28,7 +28,7 @@ import numpy.typing as npt
 from stemtune._files import whole_file
 from stemtune.dataset.ingest import kept_window, pair, plan_for
 from stemtune.errors import UserError
-from stemtune.indexing.predictor import Answered, Answerer, Predictor, joined
+from stemtune.indexing.predictor import Indexer, Predictions, Predictor, joined
 from stemtune.learning.model import OrientationModel
 from stemtune.live.growing_file import GrowingFile, NotReady
 from stemtune.map_folder.predict import predict
@@ -73,8 +73,8 @@ class LiveOptions:
         """Let the model answer something, so that what is made at the first answer is there before a scan lands."""
         size = self.model.geometry.size
         noise = np.random.default_rng(0).poisson(1.0, (RUN, size, size)).astype(np.uint16)
-        answered = Answerer(self.model, self.model.geometry, refine=self.refine).read(noise)
-        ipf_colours(answered.answers[:, 0], self.model.phase)
+        answered = Indexer(self.model, self.model.geometry, refine=self.refine).index(noise)
+        ipf_colours(answered.candidates[:, 0], self.model.phase)
 
     def key(self) -> dict[str, Any]:
         """What answers depend on, to be compared with that of answers on disk."""
@@ -107,9 +107,9 @@ class LiveScan:
         self._rows = 0  # that the corrections are found in
         self._looked: float | None = None
         self._landings: list[tuple[int, float]] = []
-        self._answerer: Answerer | None = None
+        self._indexer: Indexer | None = None
         self._corrections: Corrections
-        self._parts: list[Answered] = []
+        self._parts: list[Predictions] = []
         self._marks: list[npt.NDArray[np.float64]] = []
         self._picture: npt.NDArray[np.float64] | None = None
         self._drawn = 0
@@ -175,7 +175,7 @@ class LiveScan:
         return frames - frames % max(1, self.shape[1])
 
     def _answered_some(self) -> bool:
-        if self._answerer is None and not self._planned():
+        if self._indexer is None and not self._planned():
             return False
         lines = self._lines(self.landed)
         end = min(self.done + RUN, lines if lines > self.done else self.landed)
@@ -213,7 +213,7 @@ class LiveScan:
             self.waiting = f"waits for {self._rows} rows, because in those that are there: {problem}"
             return False
         self._corrections = planned.corrections
-        self._answerer = Answerer(self.options.model, geometry, refine=self.options.refine)
+        self._indexer = Indexer(self.options.model, geometry, refine=self.options.refine)
         self.waiting = ""
         self._recall_parts()
         return True
@@ -230,10 +230,10 @@ class LiveScan:
 
     def _answer(self, first: int, end: int) -> None:
         """Answer the kept frames from `first` to before `end`, and write the answers down."""
-        assert self._answerer is not None
+        assert self._indexer is not None
         started = time.perf_counter()
         patterns, place = self._patterns(first, end)
-        answered, marks = self._answerer.read(patterns), pattern_marks(patterns)
+        answered, marks = self._indexer.index(patterns), pattern_marks(patterns)
         self._seconds += time.perf_counter() - started
         columns = {name: value for name, value in answered._asdict().items() if value is not None}
         with whole_file(self.cache / f"{first:09d}-{end:09d}.npz") as part, part.open("wb") as file:
@@ -246,7 +246,7 @@ class LiveScan:
         if since < math.inf:  # else it lay there before the watch began
             self.latency_s.append(time.monotonic() - since)
 
-    def _take(self, answered: Answered, marks: npt.NDArray[np.float64], place: npt.NDArray[np.intp]) -> None:
+    def _take(self, answered: Predictions, marks: npt.NDArray[np.float64], place: npt.NDArray[np.intp]) -> None:
         self._parts.append(answered)
         self._marks.append(marks)
         rows, columns = self.shape
@@ -255,7 +255,7 @@ class LiveScan:
             self._picture = np.full((rows, columns, 3), _EMPTY)
             if before is not None:
                 self._picture[: len(before)] = before
-        best = np.where(answered.indexed[:, None], answered.answers[:, 0], np.nan)
+        best = np.where(answered.indexed[:, None], answered.candidates[:, 0], np.nan)
         self._picture[place[:, 0], place[:, 1]] = ipf_colours(best, self.options.model.phase)
 
     def draw(self) -> None:
@@ -274,7 +274,8 @@ class LiveScan:
         """Look whether frames were answered before, in the same way and of the same file; else begin anew."""
         if not self.file.frames:
             return
-        key = {**self.options.key(), "first": pattern_marks(self.file.read(0, 1))[0].tolist()}
+        first = pattern_marks(self.file.read(0, 1))[0].tolist()
+        key = {**self.options.key(), "columns": Predictions._fields, "first": first}
         self._recalled = True
         state = self.cache / "state.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -297,7 +298,9 @@ class LiveScan:
             if first != self.done or end > self.landed:
                 break
             with np.load(entry, allow_pickle=False) as held:
-                answered = Answered(*(held.get(name) for name in Answered._fields))
+                if "candidates" not in held:  # written before version 0.2
+                    break
+                answered = Predictions(*(held.get(name) for name in Predictions._fields))
                 self._seconds += float(held["seconds"])
                 place = np.stack(np.divmod(np.arange(first, end), self.shape[1]), axis=1)
                 self._take(answered, held["marks"], place)
@@ -329,12 +332,12 @@ class KnownAnswers:
     """Answers given while a scan was written, and the `pattern_marks` of the patterns that they were given to."""
 
     def __init__(
-        self, model: OrientationModel, answered: Answered, marks: npt.NDArray[np.float64], seconds: float
+        self, model: OrientationModel, answered: Predictions, marks: npt.NDArray[np.float64], seconds: float
     ) -> None:
         self.model, self._answered, self._marks, self._seconds = model, answered, marks, seconds
         self.anew = 0
 
-    def answers(self, predictor: Predictor) -> tuple[Answered, float]:
+    def predictions(self, predictor: Predictor) -> tuple[Predictions, float]:
         """Return the answers to the patterns of the predictor's store; those given to other patterns are given anew."""
         started = time.perf_counter()
         n = predictor.store.n
@@ -351,7 +354,7 @@ class KnownAnswers:
             for column, new in zip(columns, fresh, strict=True):
                 if column is not None:
                     column[other] = new
-        answered = Answered(*columns)  # type: ignore[arg-type]
+        answered = Predictions(*columns)  # type: ignore[arg-type]
         return answered, self._seconds + time.perf_counter() - started
 
 

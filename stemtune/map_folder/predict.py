@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from stemtune._files import replaceable_folder, whole_folder
 from stemtune._parallel import Spread
-from stemtune._version import __version__
-from stemtune.analysis.cleanup import CHANGED, clean_figures, cleaned
+from stemtune.analysis.cleanup import cleaned
 from stemtune.analysis.evaluation.evaluate import compare
 from stemtune.analysis.evaluation.ground_truth import map_of_labels
-from stemtune.analysis.grain_analysis import Analysis, analyse, grain_figures
+from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
-from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
-from stemtune.dataset.store import Store
-from stemtune.errors import UserError
-from stemtune.indexing.calibration import found_calibration
-from stemtune.indexing.overlap_layers import SECOND_LAYER, overlap_figures, with_overlaps
-from stemtune.indexing.phase_choice import Chosen, choose, distinct, phase_figures
-from stemtune.indexing.predictor import Answered, Predictor
+from stemtune.indexing.overlap_layers import with_overlaps
+from stemtune.indexing.phase_choice import check_distinct
+from stemtune.indexing.predict import EarlierPredictions, predict_map
 from stemtune.indexing.source import name_of, opened
-from stemtune.indexing.spot_check import DIM_SHARE, LEAST_FIT, LEAST_SIGNAL, LEAST_SIGNAL_DIM
-from stemtune.learning.checkpoint import DESCRIPTION, load_model, read_description
-from stemtune.learning.model import OrientationModel
-from stemtune.map_folder.files import FILES, write_map
+from stemtune.learning.checkpoint import load_model
+from stemtune.map_folder.files import FILES, map_summary, write_map
 from stemtune.plot.report import write_report
 from stemtune.scan.readers import Scan
-from stemtune.tracking.registry import run_of
-
-
-class Known(Protocol):
-    """Answers that a model has given to the patterns of a scan before (`live.watcher`)."""
-
-    model: OrientationModel
-
-    def answers(self, predictor: Predictor) -> tuple[Answered, float]:
-        """Return the answers to all patterns of the predictor's store, and the seconds that they took."""
-        ...
 
 
 def predict(
@@ -65,7 +43,8 @@ def predict(
     clean: CleanConfig | None = None,
     overlap: bool = False,
     addresses: Sequence[str] = (),
-    known: Known | None = None,
+    runs: Sequence[str] = (),
+    earlier: EarlierPredictions | None = None,
     **calibration: Any,
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
@@ -78,7 +57,7 @@ def predict(
     model_folder
         The model; or several, one for each phase: see `indexing.phase_choice`.
     out
-        The map folder; a map that stands there is replaced, a folder with anything else in it is refused.
+        The map folder; an existing map is replaced, a folder with anything else in it is refused.
     batch
         Patterns at a time.
     alternatives
@@ -98,8 +77,10 @@ def predict(
         Look for two crystals in every pattern; see `indexing.overlap`.
     addresses
         What the user calls the models, where that is more than their folders: addresses in MLflow.
-    known
-        Answers that were given before.
+    runs
+        The ids of the MLflow runs that made the models, as far as runs did.
+    earlier
+        Predictions that were made before.
     **calibration
         What `dataset.ingest.ingest` takes, for a scan file.
 
@@ -109,184 +90,50 @@ def predict(
         What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
         `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains`, and with a truth in the store
         `disorientation` and the rest of `evaluate.compare`. Refined, also `median_ncc` and `fitted`, see
-        `indexing.calibration`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models, `phases`.
+        `indexing.fitted_geometry`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models, `phases`.
 
     Raises
     ------
     UserError
         For unusable input, before anything is written.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     target = replaceable_folder(out, FILES, "a map")
     folders = [model_folder] if isinstance(model_folder, str | os.PathLike) else list(model_folder)
-    models = [load_model(folder) for folder in folders] if known is None else [known.model]
-    if not distinct([model.phase for model in models]):
-        raise UserError("two of the models are for the same phase; give one --model for each phase")
+    models = [load_model(folder) for folder in folders] if earlier is None else [earlier.model]
+    check_distinct([model.phase for model in models])
+    facts = {
+        "source": str(Path(name_of(source)).expanduser().absolute()),
+        "calibration": {name: value for name, value in calibration.items() if value is not None},
+        "model_address": list(addresses) or None,
+        "model_runs": list(runs),  # an alias may name another run tomorrow
+    }
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
-        if store.n < 2:
-            raise UserError(f"'{name_of(source)}' holds one pattern, but a map needs at least two")
-        predictors = [Predictor(model, store, batch, alternatives, device, refine) for model in models]
-        notes = list(dict.fromkeys(note for predictor in predictors for note in predictor.notes))
-        _tell(notes)
-        timed = [_run(*each, spread, known) for each in zip(predictors, folders, strict=True)]
-        chosen = choose([answered for answered, _ in timed])
-        rate = store.n / sum(seconds for _, seconds in timed)
-        fitted = found_calibration(chosen.answered, store.geometry)
-        _tell(fitted.notes)
-        facts = _facts(source, folders, store, models, calibration, predictors[0], addresses)
-        orientation_map = as_map(store, chosen, models, facts)
+        truth = map_of_labels(store) if store.labelled.any() else None  # before the work, so that bad labels cost none
+        how: dict[str, Any] = {"alternatives": alternatives, "device": device, "refine": refine, "spread": spread}
+        predicted = predict_map(store, models, batch, folders=folders, earlier=earlier, facts=facts, **how)
+        orientation_map = predicted.orientation_map
         if overlap:
-            orientation_map = with_overlaps(orientation_map, predictors, chosen, store.grid_pixel())
+            pixel = store.grid_pixel()
+            orientation_map = with_overlaps(orientation_map, predicted.predictors, predicted.choice, pixel)
         if clean is not None:
             orientation_map = cleaned(orientation_map, clean)
         analysis = analyse(orientation_map, grains or GrainsConfig(), twins)
         write_map(analysis, part)
         summary = {
             "patterns": store.n,
-            "indexed_fraction": float(chosen.answered.indexed.mean()),
-            "patterns_per_second": rate,
-            "seconds": 0.0,
-            "notes": [*store.attrs.get("notes", []), *notes, *fitted.notes],
-            **_summary(analysis, chosen),
-            **fitted.figures,
-            **{name: facts[name] for name in _TOLD},
+            "patterns_per_second": predicted.patterns_per_second,
+            "notes": [*store.attrs.get("notes", []), *predicted.notes],
+            **map_summary(analysis),
+            **predicted.geometry_fit.figures,
+            **{name: orientation_map.attrs[name] for name in _SUMMARY_FACTS},
         }
-        if store.labelled.any():
-            summary |= compare(orientation_map, map_of_labels(store))
+        if truth is not None:
+            summary |= compare(orientation_map, truth)
         write_report(analysis, part, summary, store)
-        summary["seconds"] = time.perf_counter() - begun
+        summary["seconds"] = time.perf_counter() - start
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
-_TOLD = ("model", "architecture", "phase", "source", "geometry", "device", "stemtune")
-
-
-def _run(
-    predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None, known: Known | None
-) -> tuple[Answered, float]:
-    """Return the answers to all patterns, and the seconds that they took."""
-    if known is not None:
-        return known.answers(predictor)
-    started = time.perf_counter()
-    answered = predictor.run() if spread is None else predictor.over(spread, Path(folder).resolve())
-    return answered, time.perf_counter() - started
-
-
-def _tell(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _summary(analysis: Analysis, chosen: Chosen) -> dict[str, Any]:
-    """Return what the summary says about the map itself."""
-    made, answered = analysis.orientation_map, chosen.answered
-    told: dict[str, Any] = {
-        "median_confidence": _median(answered.confidence[answered.indexed, 0]),
-        "median_explained_intensity": _median(answered.explained_intensity[answered.indexed]),
-        "scan_shape": list(made.shape),
-        "step_nm": made.step_nm,
-        "grains": grain_figures(analysis),
-    }
-    if CHANGED in made.layers:
-        told["cleaned"] = clean_figures(made)
-    if SECOND_LAYER in made.layers:
-        told["overlaps"] = overlap_figures(made)
-    if len(made.phases) > 1:
-        told["phases"] = phase_figures(made)
-    return told
-
-
-def as_map(
-    store: Store, chosen: Chosen, models: Sequence[OrientationModel], facts: Mapping[str, Any]
-) -> OrientationMap:
-    """Lay the answers to the patterns of `store` out on its scan, in the scan's frame (`crystal_map.scan_rotation`).
-
-    Positions without a pattern are not indexed.
-    """
-    shape, pixel = store.grid_shape, store.grid_pixel()
-    answered = chosen.answered
-
-    def laid(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
-        grid = np.full((shape[0] * shape[1], *values.shape[1:]), empty, dtype=values.dtype)
-        grid[pixel] = values
-        return grid
-
-    answers = to_scan_frame(answered.answers, scan_rotation_deg(store.attrs))
-    return OrientationMap(
-        shape=shape,
-        answers=laid(answers, np.nan),
-        answer_confidence=laid(answered.confidence, 0),
-        phase=laid(chosen.model, NOT_INDEXED),
-        spot_z_score=laid(answered.spot_z_score, 0),
-        explained_intensity=laid(answered.explained_intensity, 0),
-        phases=[model.phase for model in models],
-        step_nm=_step(store),
-        attrs=facts,
-        ncc=None if answered.ncc is None else laid(answered.ncc, np.nan),
-        layers={} if len(models) == 1 else {"phase_explained_intensity": laid(chosen.explained_intensity, 0)},
-    )
-
-
-def _facts(
-    source: str | os.PathLike[str] | Scan,
-    folders: Sequence[str | os.PathLike[str]],
-    store: Store,
-    models: Sequence[OrientationModel],
-    calibration: Mapping[str, Any],
-    predictor: Predictor,
-    addresses: Sequence[str],
-) -> dict[str, Any]:
-    """Return how the map is made; of several models what differs from one to the next is a list."""
-    attrs = store.attrs
-    each = [
-        {
-            "model": str(Path(folder).expanduser().absolute()),
-            "architecture": model.config.model.name,
-            "phase": model.phase.name,
-            "model_geometry": model.geometry.to_dict(),
-            "trained": _trained(folder),
-        }
-        for folder, model in zip(folders, models, strict=True)
-    ]
-    return {
-        "source": str(Path(name_of(source)).expanduser().absolute()),
-        "origin_sha256": attrs.get("origin_sha256"),
-        "origin_window": attrs.get("origin_window"),
-        "origin_centre_px": attrs.get("origin_centre_px"),
-        "scan_rotation_deg": scan_rotation_deg(attrs),
-        "calibration": {name: value for name, value in calibration.items() if value is not None},
-        **(each[0] if len(each) == 1 else {name: [one[name] for one in each] for name in each[0]}),
-        "model_address": list(addresses) or None,
-        "model_runs": [run for run in map(run_of, addresses) if run],  # an alias may name another run tomorrow
-        "geometry": store.geometry.to_dict(),
-        "device": str(predictor.device),
-        "not_indexed_below": {
-            "explained_intensity": LEAST_FIT,
-            "spot_z_score": LEAST_SIGNAL,
-            "signal_dim": LEAST_SIGNAL_DIM,
-            "dim": DIM_SHARE,
-        },
-        "stemtune": __version__,
-    }
-
-
-def _trained(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a model folder says of its training: the store, what was reached, with which versions."""
-    if not (Path(folder) / DESCRIPTION).is_file():
-        return {}
-    description = read_description(folder)
-    return {name: description[name] for name in ("store_sha256", "metrics", "versions") if name in description}
-
-
-def _step(store: Store) -> tuple[float, float] | None:
-    """Return the scan's step in nm along rows and columns; None where it is not known or the store is no scan."""
-    step = store.attrs.get("step_nm")
-    if step is None or store.scan_shape is None:
-        return None
-    dy, dx = (float(value) for value in np.broadcast_to(np.asarray(step, dtype=float).ravel(), 2))
-    return (dy, dx) if np.isfinite([dy, dx]).all() and min(dy, dx) > 0 else None
-
-
-def _median(values: npt.NDArray[Any]) -> float | None:
-    return float(np.median(values)) if len(values) else None
+_SUMMARY_FACTS = ("model", "architecture", "phase", "source", "geometry", "device", "stemtune")

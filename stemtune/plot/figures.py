@@ -90,7 +90,7 @@ def scale_bar(axes: Axes, columns: int, dx: float, unit: str) -> None:
     from matplotlib.patches import Rectangle
 
     length = round_length(0.28 * columns * dx, whole=unit == "px")
-    text = f"{length / 1000:g} µm" if unit == "nm" and length >= 1000 else f"{length:g} {unit}"
+    text = length_text(length, unit)
     figure = axes.get_figure()
     assert figure is not None
     box = axes.get_position()
@@ -101,6 +101,11 @@ def scale_bar(axes: Axes, columns: int, dx: float, unit: str) -> None:
     figure.add_artist(bar)
     beside = 0.06 * box.width / (box.width * figure.get_figwidth())  # type: ignore[union-attr]
     figure.text(box.x0 + wide + beside, box.y0 - 0.125 * inch, text, ha="left", va="center", fontsize=8)
+
+
+def length_text(length: float, unit: str) -> str:
+    """Return a length as text, in µm from 1000 nm on."""
+    return f"{length / 1000:g} µm" if unit == "nm" and length >= 1000 else f"{length:g} {unit}"
 
 
 def round_length(length: float, whole: bool = False) -> float:

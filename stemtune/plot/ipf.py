@@ -104,7 +104,7 @@ def map_colours(orientation_map: OrientationMap, axis: str) -> npt.NDArray[np.fl
 def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike[str]) -> None:
     """Draw the IPF map along lab axis "x", "y" or "z" with its colour key and a scale bar to the PNG `path`.
 
-    Pixels that are not indexed are grey. With several phases, the key of each stands below the other.
+    Pixels that are not indexed are grey. With several phases, the keys are below one another.
     """
     rows, columns = orientation_map.shape
     present = present_phases(orientation_map)
@@ -118,7 +118,7 @@ def draw_ipf(orientation_map: OrientationMap, axis: str, path: str | os.PathLike
         low = bottom + height - (place + 1) * share
         key_axes = figure.add_axes((left + 0.12 * width, low + 0.16 * share, 0.76 * width, 0.56 * share))
         draw_key(key_axes, orientation_map.crystals[index])
-        name = f"{orientation_map.crystals[index].name}, {orientation_map.crystals[index].symmetry.laue}"
+        name = f"{orientation_map.phase_names[index]}, {orientation_map.phases[index].symmetry.laue}"
         figure.text(left + width / 2, low + 0.86 * share, name, ha="center", va="bottom", fontsize=9)
     save(figure, path)
 

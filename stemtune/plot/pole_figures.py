@@ -94,6 +94,3 @@ def density(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     result: Any = np.full(_CELLS**2, np.nan)
     result[inside] = smooth / max(float(smooth.mean()), 1e-300)
     return np.asarray(result.reshape(_CELLS, _CELLS))
-
-
-__all__ = ["HALF_WIDTH_DEG", "PoleFigure", "density", "lambert", "on_sphere", "pole_figures", "poles"]

@@ -21,7 +21,7 @@ from stemtune.errors import UserError
 from stemtune.study.findings import FINDINGS, Finding, Outcome, outcome
 
 STUDIES = ("reference",)
-SHEET = "study.json"
+MANIFEST = "study.json"
 SPACES = "search_spaces/reference"
 
 MICROSCOPE = (
@@ -31,31 +31,17 @@ MICROSCOPE = (
 
 @dataclass(frozen=True)
 class Size:
-    """How large a study is.
+    """How large a study is."""
 
-    Attributes
-    ----------
-    scan, grains, pixels, scale
-        Rows and columns of the scan, its grains, size of a pattern and 1/Å per pixel.
-    pretraining, passes
-        Simulated patterns that are pretrained on, and how often each.
-    share
-        Of the epochs that the spaces name.
-    seeds
-        How many seeds of each setting.
-    gpu
-        Whether trials get GPUs and the models that start from weights of the hub take part.
-    """
-
-    scan: int
+    scan: int  # rows and columns of the scan
     grains: int
-    pixels: int
-    scale: float
-    pretraining: int
-    passes: int
-    share: float
-    seeds: int
-    gpu: bool
+    pixels: int  # rows and columns of a pattern
+    scale: float  # 1/Å per pixel
+    pretraining: int  # simulated patterns that are pretrained on
+    passes: int  # how often each
+    share: float  # of the epochs that the spaces name
+    seeds: int  # how many seeds of each setting
+    gpu: bool  # whether trials get GPUs and the models that start from weights of the hub take part
 
 
 SIZES = {
@@ -78,18 +64,10 @@ def run(
 
     Parameters
     ----------
-    name
-        "reference".
-    out
-        Folder for everything it makes: data, sweeps, MLflow file, report.
+    name, out, small, only, share, seeds
+        As `stemtune study` takes them.
     command
         What runs a `stemtune` command line, given as words, and returns its exit code.
-    small
-        Two cores instead of GPUs; see `SIZES`.
-    only
-        Findings to measure, by the names of their spaces; all by default.
-    share, seeds
-        Of the epochs that the spaces name (0 to 1), and how many seeds, instead of the size's own.
 
     Raises
     ------
@@ -102,7 +80,7 @@ def run(
     if strange := [word for word in only if word not in [finding.name for finding in FINDINGS]]:
         raise UserError(f"the study has no finding '{strange[0]}'; it has {', '.join(f.name for f in FINDINGS)}")
     from stemtune.study.report import write_report
-    from stemtune.sweep import find_space
+    from stemtune.tune.space.space import find_space
 
     texts = {finding.name: find_space(f"{SPACES}/{finding.name}.yaml").read_text() for finding in chosen}
     kind = "small" if small else "full"
@@ -125,15 +103,15 @@ def run(
 
 def _claim(out: Path, kind: str, share: float | None, seeds: int | None) -> Size:
     """Note size and budget in the folder, or read them there; a folder of other ones is refused."""
-    sheet, size = out / SHEET, SIZES[kind]
-    if not sheet.exists():
+    manifest, size = out / MANIFEST, SIZES[kind]
+    if not manifest.exists():
         if any(out.iterdir()):
             raise UserError(f"the folder '{out}' holds other files; give the study a folder of its own with --out")
         size = replace(size, share=share or size.share, seeds=seeds or size.seeds)
-        with whole_file(sheet) as part:
+        with whole_file(manifest) as part:
             part.write_text(json.dumps({"study": "reference", "size": kind, **_budget(size)}) + "\n")
         return size
-    before = json.loads(sheet.read_text())
+    before = json.loads(manifest.read_text())
     if before["size"] != kind:
         raise UserError(f"'{out}' holds the {before['size']} study; give the {kind} one a folder of its own with --out")
     size = replace(size, **{key: before[key] for key in _budget(size) if key in before})
@@ -197,8 +175,8 @@ def _stores() -> None:
 
 def _sweep(finding: Finding, text: str, command: Command) -> None:
     name = sweep_name(finding)
-    sheet = Path("sweeps") / name / "sweep.json"
-    status = json.loads(sheet.read_text())["status"] if sheet.exists() else ""
+    manifest = Path("sweeps") / name / "sweep.json"
+    status = json.loads(manifest.read_text())["status"] if manifest.exists() else ""
     if status == "finished":
         return
     space = Path("spaces") / f"{finding.name}.yaml"

@@ -14,28 +14,14 @@ CHANCE_DEG = 45.0
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, and how to judge it.
+    """A claim, and how to judge it."""
 
-    Attributes
-    ----------
-    name
-        Of its space in `search_spaces/reference/`, and of its sweep there.
-    title, claim
-        What is asked, and what the study says.
-    by
-        Settings that tell the groups of trials apart.
-    better
-        Pairs of groups: the first should have the smaller error.
-    no_better
-        Pairs of groups: the first should not have the smaller error.
-    """
-
-    name: str
-    title: str
-    claim: str
-    by: tuple[str, ...]
-    better: tuple[tuple[str, str], ...] = ()
-    no_better: tuple[tuple[str, str], ...] = ()
+    name: str  # of its space in `search_spaces/reference/`, and of its sweep there
+    title: str  # what is asked
+    claim: str  # what the study says
+    by: tuple[str, ...]  # settings that tell the groups of trials apart
+    better: tuple[tuple[str, str], ...] = ()  # pairs of groups: the first should have the smaller error
+    no_better: tuple[tuple[str, str], ...] = ()  # pairs of groups: the first should not have the smaller error
 
 
 FINDINGS = (
@@ -109,23 +95,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finding, measured.
-
-    Attributes
-    ----------
-    verdict
-        agrees, disagrees, partly, or cannot tell.
-    reasons
-        One line for each pair of groups.
-    failed
-        Trials that did not run to their last epoch.
-    """
+    """A finding, measured."""
 
     finding: Finding
     groups: list[Group]
-    verdict: str
-    reasons: list[str]
-    failed: int = 0
+    verdict: str  # agrees, disagrees, partly, or cannot tell
+    reasons: list[str]  # one line for each pair of groups
+    failed: int = 0  # trials that did not run to their last epoch
 
 
 def label_of(finding: Finding, params: dict[str, str]) -> str:
@@ -147,13 +123,7 @@ def label_of(finding: Finding, params: dict[str, str]) -> str:
 
 
 def outcome(finding: Finding) -> Outcome:
-    """Read a finding's sweep and judge the claim.
-
-    Raises
-    ------
-    UserError
-        When the sweep is not recorded, or the tracking server does not answer.
-    """
+    """Read a finding's sweep from MLflow and judge the claim."""
     from stemtune.study import sweep_name
     from stemtune.tracking import read_sweep
 

@@ -1,32 +1,32 @@
 """What happened, kept in MLflow: one experiment per sweep name, a run per sweep, a child run per trial.
 
 `Tracker` writes (one thread, through a journal on disk, so that an absent server loses nothing), `NullTracker` writes
-nothing, `read_sweep` reads back, `resolve_model` turns an MLflow address or a folder into a model folder, `log_files`
-keeps what a model made with its run.
+nothing, `read_sweep` reads back, `resolve` turns an MLflow address or a folder into a model folder, `log_files` keeps
+files with a run.
 MLflow itself is imported only when one of them is used.
 """
 
 from __future__ import annotations
 
-from stemtune.tracking.address import Address, address
-from stemtune.tracking.artifacts import log_files
-from stemtune.tracking.client import greet
+from stemtune.tracking.client import Address, address, check_server
 from stemtune.tracking.provenance import code_version
 from stemtune.tracking.query import SweepRecord, TrialRecord, newest_sweep, read_sweep
-from stemtune.tracking.registry import resolve_model
+from stemtune.tracking.registry import ResolvedModel, log_files, resolve, resolve_model
 from stemtune.tracking.writer import NullTracker, Tracker
 
 __all__ = [
     "Address",
     "NullTracker",
+    "ResolvedModel",
     "SweepRecord",
     "Tracker",
     "TrialRecord",
     "address",
+    "check_server",
     "code_version",
-    "greet",
     "log_files",
     "newest_sweep",
     "read_sweep",
+    "resolve",
     "resolve_model",
 ]

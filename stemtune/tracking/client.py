@@ -1,18 +1,126 @@
-"""Whether a tracking server takes what we are going to send, asked before the first trial begins."""
+"""Where the records go, a client that talks to MLflow there, and whether the server takes what we will send."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from stemtune.errors import UserError
-from stemtune.tracking.address import Address, client
-from stemtune.tracking.events import KIND_OF_EXPERIMENT
+from stemtune._files import refuse_readable
+from stemtune.errors import UserError, masked
+
+KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on training runs
+
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "uc")
+
+
+@dataclass(frozen=True)
+class Address:
+    """An MLflow tracking address."""
+
+    uri: str  # what MLflow calls the tracking URI
+    artifacts: Path | None = None  # folder of the artifacts where we choose it; None leaves it to the server
+
+    @property
+    def is_server(self) -> bool:
+        """Whether records travel over the network."""
+        return self.uri.startswith(("http:", "https:"))
+
+    @property
+    def shown(self) -> str:
+        """The address without name and password."""
+        return masked(self.uri)
+
+
+def address(folder: Path | None = None) -> Address:
+    """Return the tracking address in force; the default lies in `folder`, else in the working folder.
+
+    Raises
+    ------
+    UserError
+        When `MLFLOW_TRACKING_URI` is set to something that MLflow has no store for, or others can read the file
+        with the password of the server.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    here = (folder or Path.cwd()).absolute()
+    if not given:
+        return Address(f"sqlite:///{here / 'mlflow.db'}", here / "mlartifacts")
+    scheme = given.split(":", 1)[0].split("+", 1)[0] if ":" in given else ""
+    if scheme and scheme not in _SCHEMES:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI is '{masked(given)}', but must be http://HOST:PORT, sqlite:///FILE, another database,"
+            " or unset"
+        )
+    secret = Path.home() / ".mlflow" / "credentials"  # where MLflow looks when the environment holds no password
+    if scheme in ("http", "https") and "MLFLOW_TRACKING_PASSWORD" not in os.environ and secret.is_file():
+        refuse_readable(secret, "the password of the MLflow server")
+    beside = Path(given.removeprefix("sqlite:///")).absolute().parent if scheme == "sqlite" else None
+    return Address(given, beside / "mlartifacts" if beside else None)
+
+
+def client(where: Address) -> Any:
+    """Return an MLflow client that is quiet and gives up on an absent server within seconds."""
+    for name, value in (
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "15"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_ALLOW_FILE_STORE", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    _quiet_loggers()
+    import mlflow
+
+    _quiet_loggers()  # MLflow has set its own level
+    return mlflow.MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
+
+
+def _quiet_loggers() -> None:
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def open_client() -> tuple[Any, Address]:
+    """Return a client for reading, and the address; an MLflow file that is not there is the user's mistake."""
+    where = address()
+    file = where.uri.removeprefix("sqlite:///")
+    if file != where.uri and not Path(file).exists():
+        raise UserError(
+            f"there is no MLflow file {file}; go to the folder where the sweep ran, or set MLFLOW_TRACKING_URI"
+        )
+    return client(where), where
+
+
+def ask(call: Callable[..., Any], where: Address, *arguments: Any, **named: Any) -> Any:
+    """Call MLflow; a server that does not answer becomes a `UserError`."""
+    try:
+        return call(*arguments, **named)
+    except Exception as problem:
+        if error_code(problem) in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise UserError(
+                f"the MLflow server {where.shown} does not answer as it should: {short_reason(problem)}"
+            ) from None
+        raise
+
+
+def error_code(problem: Exception) -> str:
+    """Return MLflow's code of a failure; an empty string for any other."""
+    return str(getattr(problem, "error_code", ""))
+
+
+def short_reason(problem: Exception) -> str:
+    """Return what MLflow says in one line without secrets."""
+    return (masked(str(problem)).strip() or type(problem).__name__).splitlines()[0][:200]
+
 
 _PASSWORD = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials (mode 600)"
 
 
-def greet(where: Address, name: str) -> None:
-    """See that the server at `where` lets us write the experiment `name`.
+def check_server(where: Address, name: str) -> None:
+    """See that the server at `where` lets us write the experiment `name`, before the first trial begins.
 
     An absent server is no obstacle, for records wait for it in the sweep's folder; one that refuses us would have
     them wait for ever.
@@ -28,23 +136,19 @@ def greet(where: Address, name: str) -> None:
     try:
         found = api.get_experiment_by_name(name)
     except Exception as problem:
-        if _code(problem) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        if error_code(problem) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise UserError(
                 f"the MLflow server {where.shown} refuses us: name or password is missing or wrong; set {_PASSWORD}"
             ) from None
         return
     if found is None or found.lifecycle_stage == "deleted":
         return
-    try:  # what every sweep writes there: whether we may is only told by trying
+    try:  # what every sweep writes there: whether we may is only known by trying
         for key, value in KIND_OF_EXPERIMENT.items():
             api.set_experiment_tag(found.experiment_id, key, value)
     except Exception as problem:
-        if _code(problem) == "PERMISSION_DENIED":
+        if error_code(problem) == "PERMISSION_DENIED":
             raise UserError(
                 f"the experiment '{name}' at {where.shown} is another user's; choose another --name, or have its"
                 " owner give you the right to edit it"
             ) from None
-
-
-def _code(problem: Exception) -> Any:
-    return getattr(problem, "error_code", "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from stemtune.tracking.address import Address, client
+from stemtune.tracking.client import KIND_OF_EXPERIMENT, Address, client, error_code
 
 SWEEP_TAG = "stemtune.sweep"
 TRIAL_TAG = "stemtune.trial"
@@ -15,7 +15,6 @@ KIND_TAG = "stemtune.kind"
 ID_TAG = "stemtune.sweep_id"
 STATUS_TAG = "stemtune.status"
 REASON_TAG = "stemtune.reason"
-KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on training runs
 CHAMPION = "champion"
 MODEL_FOLDER = "model"
 
@@ -41,12 +40,7 @@ _COLUMNS = 6  # searched settings that the view shows
 def leaderboard_view(params: Mapping[str, Any], run: str) -> str:
     """Return the table of a sweep as the MLflow UI keeps views: trials, best first, and the columns that matter.
 
-    Parameters
-    ----------
-    params
-        Parameters of the sweep's run: `metric`, `mode`, and `searched`, the settings that trials differ in.
-    run
-        The sweep's run, which stands unfolded.
+    `params` are those of the sweep's `run`: `metric`, `mode`, and `searched`, the settings that trials differ in.
     """
     searched = [name for name in str(params.get("searched", "")).split(", ") if name][:_COLUMNS]
     columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`val/within_5deg`"]
@@ -70,14 +64,14 @@ def leaderboard_view(params: Mapping[str, Any], run: str) -> str:
     return json.dumps(state)
 
 
-class Impossible(Exception):
+class UnsendableEvent(Exception):
     """An event that no server could ever apply."""
 
 
-def is_refusal(problem: Exception) -> Literal["refused", "away", "unclear"]:
+def judge_failure(problem: Exception) -> Literal["refused", "away", "unclear"]:
     """Tell an event that MLflow will never take from a server that is not there."""
-    code = str(getattr(problem, "error_code", ""))
-    if code in _REFUSED or isinstance(problem, Impossible):
+    code = error_code(problem)
+    if code in _REFUSED or isinstance(problem, UnsendableEvent):
         return "refused"
     if code in _ABSENT or isinstance(problem, OSError):
         return "away"
@@ -122,22 +116,22 @@ class Sender:
     def _run(self, key: str, event: dict[str, Any], name: str, tags: dict[str, str]) -> str:
         """Return the id of the run that carries the tag `key`; make the run if there is none."""
         if key not in self._runs:
-            words = self._words(key)
-            found = self._found(words)
+            identity = self._identity(key)
+            found = self._found(identity)
             if found:
                 self._runs[key] = found
             else:
                 made = self._client.create_run(
-                    self._experiment(), start_time=event["time"], run_name=name, tags={**words, **tags}
+                    self._experiment(), start_time=event["time"], run_name=name, tags={**identity, **tags}
                 )
                 self._runs[key] = made.info.run_id
         return self._runs[key]
 
-    def _words(self, key: str) -> dict[str, str]:
+    def _identity(self, key: str) -> dict[str, str]:
         return {ID_TAG: self._sweep_id, **({TRIAL_TAG: key} if key else {KIND_TAG: "sweep"})}
 
-    def _found(self, words: dict[str, str]) -> str | None:
-        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in words.items())
+    def _found(self, identity: dict[str, str]) -> str | None:
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in identity.items())
         found = self._client.search_runs([self._experiment()], wanted, max_results=1)
         return str(found[0].info.run_id) if found else None
 
@@ -186,12 +180,12 @@ class Sender:
 
     def _end(self, event: dict[str, Any]) -> None:
         run = self._child(event)
-        words = {STATUS_TAG: event["status"], REASON_TAG: event["reason"]}
-        self._write(run, {**event, "tags": {**event["tags"], **words}})
+        outcome = {STATUS_TAG: event["status"], REASON_TAG: event["reason"]}
+        self._write(run, {**event, "tags": {**event["tags"], **outcome}})
         self._client.set_terminated(run, _STATUS[event["status"]], end_time=event["time"])
 
     def _lost(self, event: dict[str, Any]) -> None:
-        run = self._runs.pop(event["trial"], None) or self._found(self._words(event["trial"]))
+        run = self._runs.pop(event["trial"], None) or self._found(self._identity(event["trial"]))
         if run is not None:
             self._client.delete_run(run)
 
@@ -204,7 +198,7 @@ class Sender:
         run = self._child(event)
         folder = Path(event["folder"])
         if not (folder / "model.json").is_file():
-            raise Impossible(f"the champion's model folder {folder} is gone")
+            raise UnsendableEvent(f"the champion's model folder {folder} is gone")
         self._client.log_artifacts(run, str(folder), MODEL_FOLDER)
         self._write(run, event)
         source = f"{self._client.get_run(run).info.artifact_uri}/{MODEL_FOLDER}"
@@ -234,7 +228,7 @@ class Sender:
         try:
             self._client.get_registered_model(self._name)
         except Exception as problem:
-            if str(getattr(problem, "error_code", "")) != "RESOURCE_DOES_NOT_EXIST":
+            if error_code(problem) != "RESOURCE_DOES_NOT_EXIST":
                 raise
             self._client.create_registered_model(self._name, tags={SWEEP_TAG: self._name})
         name = self._name.replace("'", "")

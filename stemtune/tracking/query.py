@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from stemtune.errors import UserError, did_you_mean, masked
-from stemtune.tracking.address import Address, address, client
+from stemtune.errors import UserError, did_you_mean
+from stemtune.tracking.client import Address, ask, open_client
 from stemtune.tracking.events import ID_TAG, KIND_TAG, REASON_TAG, STATUS_TAG, SWEEP_TAG, TRIAL_TAG
 
 
@@ -40,44 +39,20 @@ class SweepRecord:
     trials: list[TrialRecord]
 
 
-def _connect() -> tuple[Any, Address]:
-    where = address()
-    if where.uri.startswith("sqlite:///") and not Path(where.uri.removeprefix("sqlite:///")).exists():
-        raise UserError(
-            f"there is no MLflow file {where.uri.removeprefix('sqlite:///')}; go to the folder where the sweep ran,"
-            " or set MLFLOW_TRACKING_URI"
-        )
-    return client(where), where
-
-
-def reach(call: Any, where: Address, *arguments: Any, **named: Any) -> Any:
-    """Call MLflow; a server that does not answer is the user's to mend."""
-    try:
-        return call(*arguments, **named)
-    except Exception as problem:
-        code = str(getattr(problem, "error_code", ""))
-        if code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED"):
-            reason = masked(str(problem)).splitlines()[0][:160]
-            raise UserError(f"the MLflow server {where.shown} does not answer as it should: {reason}") from None
-        raise
-
-
 def _parents(api: Any, where: Address) -> list[Any]:
-    experiments = reach(api.search_experiments, where)
+    """Return the runs of all sweeps, the newest first."""
+    experiments = ask(api.search_experiments, where)
     ids = [experiment.experiment_id for experiment in experiments]
-    if not ids:
-        return []
-    found = reach(api.search_runs, where, ids, f"tags.`{KIND_TAG}` = 'sweep'", order_by=["attributes.start_time DESC"])
-    return list(found)
+    is_sweep, newest = f"tags.`{KIND_TAG}` = 'sweep'", ["attributes.start_time DESC"]
+    found = list(ask(api.search_runs, where, ids, is_sweep, order_by=newest)) if ids else []
+    if not found:
+        raise UserError(f"no sweep is recorded at {where.shown}; run `stemtune sweep` first")
+    return found
 
 
 def newest_sweep() -> str:
     """Return the name of the sweep that started last."""
-    api, where = _connect()
-    parents = _parents(api, where)
-    if not parents:
-        raise UserError(f"no sweep is recorded at {where.shown}; run `stemtune sweep` first")
-    return str(parents[0].data.tags[SWEEP_TAG])
+    return str(_parents(*open_client())[0].data.tags[SWEEP_TAG])
 
 
 def read_sweep(name: str | None = None, curves: tuple[str, ...] = ()) -> SweepRecord:
@@ -88,11 +63,9 @@ def read_sweep(name: str | None = None, curves: tuple[str, ...] = ()) -> SweepRe
     UserError
         When there is no such sweep, or the tracking server does not answer.
     """
-    api, where = _connect()
+    api, where = open_client()
     parents = _parents(api, where)
     names = [run.data.tags[SWEEP_TAG] for run in parents]
-    if not parents:
-        raise UserError(f"no sweep is recorded at {where.shown}; run `stemtune sweep` first")
     if name is not None and name not in names:
         hint = did_you_mean(name, names) or f"; there are {', '.join(dict.fromkeys(names))}"
         raise UserError(f"no sweep called '{name}' is recorded at {where.shown}{hint}")
@@ -100,7 +73,7 @@ def read_sweep(name: str | None = None, curves: tuple[str, ...] = ()) -> SweepRe
     found: list[Any] = []
     page: str | None = None
     while page is None or page:
-        part = reach(
+        part = ask(
             api.search_runs,
             where,
             [parent.info.experiment_id],
@@ -128,7 +101,7 @@ def _trial(api: Any, where: Address, run: Any, curves: tuple[str, ...]) -> Trial
         metric: sorted({(int(point.step), float(point.value)) for point in points})
         for metric in curves
         if metric in run.data.metrics
-        for points in [reach(api.get_metric_history, where, run.info.run_id, metric)]
+        for points in [ask(api.get_metric_history, where, run.info.run_id, metric)]
     }
     return TrialRecord(
         trial=tags[TRIAL_TAG],

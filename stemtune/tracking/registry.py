@@ -1,24 +1,40 @@
-"""From what a user calls a model to the folder that holds it."""
+"""From what a user calls a model to the folder that holds it, and files that are kept with a model's run."""
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stemtune._files import shipped_models, shipped_or
-from stemtune.errors import UserError, masked
+from stemtune.errors import UserError
+from stemtune.tracking.client import Address, ask, open_client, short_reason
 from stemtune.tracking.events import CHAMPION, ID_TAG
-from stemtune.tracking.query import _connect, reach
 
 
-def resolve_model(spec: str) -> Path:
-    """Return the model folder that `spec` names.
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model's folder, and the id of the MLflow run that made it; None where it is a folder of no run."""
+
+    folder: Path
+    run: str | None = None
+
+
+def resolve(spec: str) -> ResolvedModel:
+    """Return the model that `spec` names, folder and run from one look at MLflow: an alias may move on meanwhile.
 
     Parameters
     ----------
     spec
         A model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), the word `champion`, which is
         the champion of the sweep that crowned one last, or a model that ships with the package (`linio2`).
+        A model that has to be fetched from a server is removed again when the process ends.
 
     Raises
     ------
@@ -27,89 +43,98 @@ def resolve_model(spec: str) -> Path:
     """
     folder = shipped_or(spec)
     if spec.startswith(("models:/", "runs:/")):
-        return _whole(_fetched(spec), spec)
+        return _from_mlflow(spec, spec)
     if spec == CHAMPION and not folder.exists():
-        return _whole(_fetched(_newest_champion()), spec)
+        return _from_mlflow(_newest_champion(), spec)
     if not folder.exists():
         raise UserError(
             f"there is no model '{spec}'; give a model folder, models:/NAME@champion, runs:/ID/model, champion or "
             + ", ".join(shipped_models())
         )
     inner = folder / "model"
-    return inner if not (folder / "model.json").exists() and (inner / "model.json").exists() else folder
+    is_inner = not (folder / "model.json").exists() and (inner / "model.json").exists()
+    return ResolvedModel(inner if is_inner else folder)
 
 
-def _whole(folder: Path, spec: str) -> Path:
+def resolve_model(spec: str) -> Path:
+    """Return the model folder that `spec` names; see `resolve`."""
+    return resolve(spec).folder
+
+
+def _from_mlflow(address: str, spec: str) -> ResolvedModel:
+    api, where = open_client()
+    try:
+        if address.startswith("models:/"):
+            version = _version(api, where, address)
+            run, source = version.run_id or None, str(version.source)
+            place = source
+        else:
+            run, source = address.removeprefix("runs:/").partition("/")[0], address
+            place = str(api.get_run(run).info.artifact_uri)
+        folder = _fetch(source, urlsplit(place).scheme in ("", "file"), where)
+    except UserError:
+        raise
+    except Exception as problem:
+        raise UserError(f"cannot fetch the model '{address}' from {where.shown}: {short_reason(problem)}") from None
     if not (folder / "model.json").is_file():
         raise UserError(f"what MLflow keeps as '{spec}' is no model of stemtune: it has no model.json")
-    return folder
+    return ResolvedModel(folder, run)
 
 
-def _fetched(address: str) -> Path:
-    api, where = _connect()
+def _fetch(source: str, local: bool, where: Address) -> Path:
+    """Return the artifact folder `source`: itself if it is `local`, else a copy that goes when the process ends."""
     import mlflow
 
-    mlflow.set_tracking_uri(where.uri)
-    mlflow.set_registry_uri(where.uri)
-    source = _source(api, where, address)
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source))
-    except Exception as problem:
-        reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:200]
-        raise UserError(f"cannot fetch the model '{address}' from {where.shown}: {reason}") from None
+    copy = None
+    if not local:
+        copy = tempfile.mkdtemp(prefix="stemtune-model-")
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    return Path(mlflow.artifacts.download_artifacts(source, dst_path=copy, tracking_uri=where.uri))
 
 
-def _source(api: Any, where: Any, address: str) -> str:
-    """Return where the files of a registered model lie; `runs:/` addresses pass as they are."""
-    return str(_version(api, where, address).source) if address.startswith("models:/") else address
-
-
-def run_of(spec: str) -> str | None:
-    """Return the id of the MLflow run that made the model that `resolve_model` takes by the same name.
-
-    None where the model is a folder, or was registered without a run.
-
-    Raises
-    ------
-    UserError
-        When MLflow knows no such model.
-    """
-    if spec.startswith("runs:/"):
-        return spec.removeprefix("runs:/").split("/")[0]
-    if spec == CHAMPION and not shipped_or(spec).exists():
-        spec = _newest_champion()
-    if not spec.startswith("models:/"):
-        return None
-    return str(_version(*_connect(), spec).run_id or "") or None
-
-
-def _version(api: Any, where: Any, address: str) -> Any:
+def _version(api: Any, where: Address, address: str) -> Any:
     """Return what MLflow knows of the registered model at a `models:/` address."""
     name, at, alias = address.removeprefix("models:/").partition("@")
     try:
         if at:
-            version = api.get_model_version_by_alias(name, alias)
-        else:
-            name, _, number = name.partition("/")
-            version = api.get_model_version(name, number)
+            return api.get_model_version_by_alias(name, alias)
+        name, _, number = name.partition("/")
+        return api.get_model_version(name, number)
     except Exception as problem:
-        known = ", ".join(model.name for model in reach(api.search_registered_models, where)) or "none"
-        reason = (masked(str(problem)) or type(problem).__name__).splitlines()[0][:160]
-        raise UserError(f"no model '{address}' at {where.shown} ({reason}); registered are: {known}") from None
-    return version
+        known = ", ".join(model.name for model in ask(api.search_registered_models, where)) or "none"
+        raise UserError(
+            f"no model '{address}' at {where.shown} ({short_reason(problem)}); registered are: {known}"
+        ) from None
 
 
 def _newest_champion() -> str:
-    api, where = _connect()
-    newest: tuple[int, str] | None = None
-    for model in reach(api.search_registered_models, where):
+    """Return the address of the version of the alias `champion` that is newest among all sweeps' models."""
+    api, where = open_client()
+    found: list[tuple[int, str]] = []
+    for model in ask(api.search_registered_models, where):
         number = dict(model.aliases).get(CHAMPION)
-        if number is None:
-            continue
-        version = api.get_model_version(model.name, number)
-        if ID_TAG in version.tags:
-            found = (int(version.creation_timestamp), f"models:/{model.name}@{CHAMPION}")
-            newest = max(newest, found) if newest else found
-    if newest is None:
+        if number is not None:
+            version = ask(api.get_model_version, where, model.name, number)
+            if ID_TAG in version.tags:
+                found.append((int(version.creation_timestamp), f"models:/{model.name}/{number}"))
+    if not found:
         raise UserError(f"no sweep has crowned a champion at {where.shown}; run `stemtune sweep` first")
-    return newest[1]
+    return max(found)[1]
+
+
+def log_files(run: str, folder: Path, names: Sequence[str], place: str) -> str:
+    """Log files of `folder` whose names match `names` as artifacts `place/` of an MLflow run; return their address.
+
+    Raises
+    ------
+    UserError
+        When MLflow does not take them: its server is away, or the run was deleted.
+    """
+    api, where = open_client()
+    chosen = [path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, name) for name in names)]
+    try:
+        for path in chosen:
+            api.log_artifact(run, str(path), place)
+    except Exception as problem:
+        raise UserError(f"{where.shown} did not take the files for the run {run}: {short_reason(problem)}") from None
+    return f"runs:/{run}/{place}"

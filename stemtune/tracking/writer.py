@@ -13,12 +13,11 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stemtune.config import Scalar
-from stemtune.errors import masked
-from stemtune.tracking.address import Address
-from stemtune.tracking.events import Sender, is_refusal
+from stemtune.tracking.client import Address, short_reason
+from stemtune.tracking.events import Sender, judge_failure
 
 Event = dict[str, Any]
 
@@ -56,65 +55,53 @@ def joined_metrics(lines: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
     return plan
 
 
-class Records(Protocol):
-    """What a sweep tells about itself."""
-
-    def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None: ...
-    def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None: ...
-    def metrics(self, trial: str, step: int, values: dict[str, float]) -> None: ...
-    def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None: ...
-    def lost(self, trial: str) -> None: ...
-    def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None: ...
-    def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None: ...
-    def close(self, wait_s: float = 60.0) -> int: ...
-
-
 class NullTracker:
-    """Takes every event and keeps none."""
+    """Takes every event of a sweep and keeps none."""
 
     def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None:
         """Begin or go on with the sweep."""
+        self._put("sweep", params=params, tags=tags, text=text)
 
     def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None:
         """Begin or go on with a trial."""
+        self._put("trial", trial=trial, name=name, params=params, tags=tags)
 
     def metrics(self, trial: str, step: int, values: dict[str, float]) -> None:
         """Keep what a trial reported after epoch `step`."""
+        self._put("metrics", trial=trial, step=step, values=values)
 
     def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None:
         """End a trial: `status` is finished, stopped or failed, `reason` says why."""
-
-    def begun(self) -> set[str]:
-        """Return the trials that were told of so far, by this process or one before it."""
-        return set()
+        self._put("end", trial=trial, status=status, reason=reason, values=values, tags=tags)
 
     def lost(self, trial: str) -> None:
         """Take back a trial that a crash took from the sweep's own memory, so that it never was."""
+        self._put("lost", trial=trial)
 
     def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
         """Keep the model folder of the best trial and register it."""
+        self._put("champion", trial=trial, folder=folder, tags=tags)
 
     def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None:
         """End the sweep."""
+        self._put("done", status=status, values=values, tags=tags)
+
+    def begun(self) -> set[str]:
+        """Return the trials that were recorded so far, by this process or one before it."""
+        return set()
 
     def close(self, wait_s: float = 60.0) -> int:
         """Return how many events could not be sent."""
         return 0
 
+    def _put(self, kind: str, **fields: Any) -> None:
+        """Take an event."""
+
 
 class Tracker(NullTracker):
-    """Journals every event and sends it to MLflow from one thread of its own.
+    """Journals every event in the sweep's `folder` and sends it to MLflow from one thread of its own.
 
-    Parameters
-    ----------
-    folder
-        The sweep's folder, which holds the journal.
-    name
-        Name of the experiment.
-    sweep_id
-        What tells this sweep from an earlier one of the same experiment.
-    where
-        The tracking address.
+    `name` is the experiment's; `sweep_id` tells this sweep from an earlier one of the same experiment.
     """
 
     def __init__(self, folder: Path, name: str, sweep_id: str, where: Address) -> None:
@@ -128,15 +115,15 @@ class Tracker(NullTracker):
         self._news = threading.Event()
         self._closing = threading.Event()
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        self._mend()
+        self._end_cut_line()
         self._take_back()
         self._begun: set[str] = set()
-        self._told: set[tuple[str, int]] = set()
+        self._recorded: set[tuple[str, int]] = set()
         self._recall()
         self._thread = threading.Thread(target=self._work, name="stemtune-tracking", daemon=True)
         self._thread.start()
 
-    def _mend(self) -> None:
+    def _end_cut_line(self) -> None:
         """End a line that a crash cut short, so that the next one starts on its own."""
         if self._journal.exists():
             content = self._journal.read_bytes()
@@ -145,7 +132,7 @@ class Tracker(NullTracker):
                     file.write(b"\n")
 
     def _take_back(self) -> None:
-        """Try once more what an earlier run put aside: its reason may have been a fault that is mended."""
+        """Try once more what an earlier run put aside: its reason may be gone."""
         if not self._refused.exists():
             return
         with self._journal.open("ab") as file:
@@ -157,7 +144,7 @@ class Tracker(NullTracker):
         self._refused.unlink()
 
     def _recall(self) -> None:
-        """Read in the journal what was told before: after a crash it knows more than Tune's snapshot."""
+        """Read in the journal what was recorded before: after a crash it knows more than Tune's snapshot."""
         if self._journal.exists():
             with self._journal.open("rb") as file:
                 for line in file:
@@ -171,9 +158,11 @@ class Tracker(NullTracker):
         elif kind == "lost":
             self._begun.discard(trial)
         elif kind == "metrics":
-            self._told.add((trial, step))
+            self._recorded.add((trial, step))
 
     def _put(self, kind: str, **fields: Any) -> None:
+        if kind == "metrics" and (fields["trial"], fields["step"]) in self._recorded:
+            return  # an epoch that is trained again after a crash
         event = {"kind": kind, "time": int(time.time() * 1000), **fields}
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
         with self._lock, self._journal.open("ab") as file:
@@ -181,30 +170,8 @@ class Tracker(NullTracker):
         self._remember(kind, fields.get("trial", ""), fields.get("step", 0))
         self._news.set()
 
-    def sweep(self, params: dict[str, Scalar], tags: dict[str, str], text: str) -> None:
-        self._put("sweep", params=params, tags=tags, text=text)
-
-    def trial(self, trial: str, name: str, params: dict[str, Scalar], tags: dict[str, str]) -> None:
-        self._put("trial", trial=trial, name=name, params=params, tags=tags)
-
-    def metrics(self, trial: str, step: int, values: dict[str, float]) -> None:
-        if (trial, step) not in self._told:  # an epoch that is trained again after a crash
-            self._put("metrics", trial=trial, step=step, values=values)
-
-    def end(self, trial: str, status: str, reason: str, values: dict[str, float], tags: dict[str, str]) -> None:
-        self._put("end", trial=trial, status=status, reason=reason, values=values, tags=tags)
-
     def begun(self) -> set[str]:
         return set(self._begun)
-
-    def lost(self, trial: str) -> None:
-        self._put("lost", trial=trial)
-
-    def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
-        self._put("champion", trial=trial, folder=folder, tags=tags)
-
-    def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None:
-        self._put("done", status=status, values=values, tags=tags)
 
     def close(self, wait_s: float = 60.0) -> int:
         """Send what is left for at most `wait_s` seconds; return how many events still wait in the journal."""
@@ -270,10 +237,8 @@ class Tracker(NullTracker):
                 self._sender.send({**first, "more": more} if more else first)
             except Exception as problem:
                 attempt += 1
-                self.problem = (
-                    f"{type(problem).__name__}: {masked(str(problem)).splitlines()[0][:200] if str(problem) else ''}"
-                )
-                verdict = is_refusal(problem)
+                self.problem = f"{type(problem).__name__}: {short_reason(problem)}"
+                verdict = judge_failure(problem)
                 if verdict == "refused" or (verdict == "unclear" and attempt >= _ATTEMPTS):
                     if more:  # only one of them may be at fault
                         return all(self._send([line]) for line in lines)

@@ -16,9 +16,9 @@ from orix.quaternion import Orientation
 from orix.quaternion.symmetry import D3
 from sample_maps import map_of
 
-from stemtune.analysis.evaluation.agreement import against_patterns, agreement, coherence, judge
+from stemtune.analysis.evaluation.agreement import against_patterns, agreement, coherence
 from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
-from stemtune.analysis.evaluation.risk import describe_risk, judge_labels, label_risk
+from stemtune.analysis.evaluation.risk import describe_risk, label_risk, networks
 from stemtune.cli import main
 from stemtune.config import Config, SimulateConfig
 from stemtune.crystal.phase import linio2
@@ -42,6 +42,10 @@ def as_map(g: torch.Tensor, shape: tuple[int, int], indexed: Any = None) -> Orie
     phase = np.zeros(count, dtype=np.int16) if indexed is None else np.where(indexed, 0, -1).astype(np.int16)
     ones = np.ones(count, dtype=np.float32)
     return OrientationMap(shape, g.numpy()[:, None], ones[:, None], phase, [linio2()], ones, ones)
+
+
+def judge(path: Path, store: Path) -> dict[str, Any]:
+    return against_patterns(map_or_labels(path), store)
 
 
 def as_truth(g: torch.Tensor, shape: tuple[int, int]) -> OrientationMap:
@@ -121,8 +125,10 @@ def test_the_right_map_explains_the_patterns_best(scan: Path, tmp_path: Path) ->
     assert bad["agreement"]["explained_by_other"] == pytest.approx(good["spots"]["explained_intensity"])
     assert bad["agreement"]["explained_here"] == pytest.approx(bad["spots"]["explained_intensity"])
     assert bad["coherence"]["within_5deg"] == pytest.approx(good["coherence"]["within_5deg"])  # coherent, and wrong
-    labels = judge(scan, scan, json=tmp_path / "f.json")  # the labels of a store are a map as well
-    assert labels == json.loads((tmp_path / "f.json").read_text()) == good
+    labels = judge(scan, scan)  # the labels of a store are a map as well
+    written = tmp_path / "f.json"
+    assert main(["evaluate", str(scan), "--against-patterns", str(scan), "--json", str(written)]) == 0
+    assert labels == json.loads(written.read_text()) == good
     assert map_or_labels(scan).confidence[inside].min() == 1
 
 
@@ -203,7 +209,7 @@ def test_risk_figure_with_networks(scan: Path, tmp_path: Path) -> None:
         fit(Config.from_flat(flat | more), lambda *_: None, tmp_path / name, device=device)
     blind, judged = (tmp_path / name / "checkpoint" / "model" for name in ("blind", "judged"))
     with pytest.raises(UserError, match="was not validated on a truth"):
-        judge_labels(path, scan, [blind])
+        networks([blind])
     assert not (tmp_path / "risk.png").exists()
     arguments = ["evaluate", str(path), "--truth", str(scan), "--risk", str(tmp_path / "risk.png")]
     assert main([*arguments, "--models", str(judged), "--json", str(tmp_path / "risk.json")]) == 0

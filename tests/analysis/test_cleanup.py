@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sample_maps import map_of
+from sample_maps import NICKEL, map_of
 
 from stemtune.analysis.cleanup import ALTERNATIVE, FILLED, TWIN, VARIANT, cleaned, undone
 from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.crystal.phase import linio2
+from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.sampling import random_orientations
@@ -23,7 +23,7 @@ from stemtune.crystal_map.io import read_map_h5, write_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map
 from stemtune.errors import UserError
-from stemtune.map_folder.predict import write_map
+from stemtune.map_folder.files import write_map
 from stemtune.map_folder.rework import clean_map
 
 VARIANTS = torch.stack([turn for _, turn in pseudo_variants(linio2())])
@@ -123,6 +123,38 @@ def test_undo_brings_everything_back(tmp_path: Path) -> None:
         undone(made)
 
 
+@pytest.mark.parametrize("agreeing", [3, 4])
+def test_a_gap_between_two_phases_is_filled_once_and_given_back(agreeing: int) -> None:
+    """Both phases have enough neighbours to fill the gap; one of them does, and undoing it leaves nothing behind."""
+    rows, columns = 9, 9
+    g = random_orientations(2, 5).numpy()
+    phase = np.zeros((rows, columns), dtype=np.int16)
+    phase[:, 4:] = 1
+    phase[5:, 4] = 0  # the gap at (4, 4) has four neighbours of either phase
+    orientation = g[phase].copy()
+    made = map_of((rows, columns), orientation, [linio2(), Phase.from_cif_text(NICKEL)], phase)
+    rng = np.random.default_rng(1)
+    answers = np.concatenate((made.answers, rng.normal(size=(rows * columns, 2, 4))), axis=1)
+    answers /= np.linalg.norm(answers, axis=-1, keepdims=True)
+    gap = 4 * columns + 4
+    answers[gap] = np.stack((answers[gap, 1], g[0], g[1]))  # the pattern could be either
+    confidence = rng.random((rows * columns, 3)).astype(np.float32)
+    number = made.phase.copy()
+    number[gap] = -1
+    made = dataclasses.replace(made, answers=answers, answer_confidence=confidence, phase=number)
+    after = cleaned(made, CleanConfig(min_agreeing=agreeing))
+    assert after.layers["changed"][gap] == FILLED and after.phase[gap] in (0, 1)
+    assert (
+        disorientation_deg(
+            torch.from_numpy(after.orientation[gap]), torch.from_numpy(g[after.phase[gap]]), after.phases[0].symmetry
+        )
+        < 0.1
+    )
+    back = undone(after)
+    for name in ("answers", "answer_confidence", "phase"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(made, name), err_msg=name)
+
+
 def test_the_command_rewrites_the_folder(tmp_path: Path) -> None:
     made, _, _ = polycrystal((20, 24), 3)
     folder = tmp_path / "map"
@@ -136,6 +168,8 @@ def test_the_command_rewrites_the_folder(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "cleaned" / "summary.json").read_text())
     assert summary["patterns"] == 480 and summary["cleaned"] == figures["cleaned"]
     assert "disorientation" not in summary  # it was that of the map before
+    assert summary["median_confidence"] == pytest.approx(np.median(read.confidence[read.indexed]))
+    assert summary["indexed_fraction"] == read.indexed.mean()
     assert "not indexed" in (tmp_path / "cleaned" / "report.html").read_text(encoding="utf-8")
     clean_map(tmp_path / "cleaned", None, None, GrainsConfig())
     back = read_map_h5(tmp_path / "cleaned")

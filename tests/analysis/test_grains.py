@@ -58,7 +58,7 @@ def iron(shared_data: Path) -> Iterator[tuple[OrientationMap, np.ndarray]]:
 
 def test_grains_of_dream3d(iron: tuple[OrientationMap, np.ndarray]) -> None:
     made, theirs = iron
-    every = find_grains(made, GrainsConfig(least=1))
+    every = find_grains(made, GrainsConfig(min_size=1))
     assert len(every.table) == 48
     assert adjusted_rand(every.number, theirs) >= 0.97
     np.testing.assert_array_equal(np.sort(every.table.pixels), np.sort(np.bincount(theirs)[1:]))
@@ -69,7 +69,7 @@ def test_grains_of_dream3d(iron: tuple[OrientationMap, np.ndarray]) -> None:
 
 def test_mean_orientation_spread_and_deviation_are_those_of_orix(iron: tuple[OrientationMap, np.ndarray]) -> None:
     made, _ = iron
-    grains = find_grains(made, GrainsConfig(least=1))
+    grains = find_grains(made, GrainsConfig(min_size=1))
     for number in np.argsort(-grains.table.pixels)[[0, 5, 20]]:
         own = grains.number == number
         given = Orientation(made.orientation[own], symmetry=orix_symmetry.Oh)
@@ -105,7 +105,7 @@ def slow_grains(made: OrientationMap, settings: GrainsConfig) -> np.ndarray:
                 here = stack.pop()
                 row, column = divmod(int(here), columns)
                 for down, right in reach + corners:
-                    for far in range(1, settings.gap + 2 if (down, right) in reach else 2):
+                    for far in range(1, settings.max_gap + 2 if (down, right) in reach else 2):
                         i, j = row + far * down, column + far * right
                         if not (0 <= i < rows and 0 <= j < columns):
                             break
@@ -122,14 +122,20 @@ def slow_grains(made: OrientationMap, settings: GrainsConfig) -> np.ndarray:
     for _ in range(2):
         label = flood(usable, angle)
         for number in range(label.max() + 1):
-            if (label == number).sum() < settings.least:
+            if (label == number).sum() < settings.min_size:
                 usable &= label != number
         label[~usable] = -1
     return label
 
 
 @pytest.mark.parametrize(
-    "settings", [GrainsConfig(), GrainsConfig(gap=0), GrainsConfig(connectivity=8, least=2, gap=1), GrainsConfig(gap=3)]
+    "settings",
+    [
+        GrainsConfig(),
+        GrainsConfig(max_gap=0),
+        GrainsConfig(connectivity=8, min_size=2, max_gap=1),
+        GrainsConfig(max_gap=3),
+    ],
 )
 def test_grains_as_the_definition_says(settings: GrainsConfig) -> None:
     rng = np.random.default_rng(11)
@@ -158,7 +164,7 @@ def test_a_wrong_pixel_neither_splits_nor_counts() -> None:
     assert find_grains(made, GrainsConfig()).number[3 * 15 + 7] == -1
     orientation[:, 6:9] = np.nan
     assert len(find_grains(map_of((7, 15), orientation, [linio2()]), GrainsConfig()).table) == 2
-    assert len(find_grains(map_of((7, 15), orientation, [linio2()]), GrainsConfig(gap=3)).table) == 1
+    assert len(find_grains(map_of((7, 15), orientation, [linio2()]), GrainsConfig(max_gap=3)).table) == 1
 
 
 def test_kernel_average_as_the_definition_says() -> None:
@@ -256,5 +262,5 @@ def test_layers_and_tables_are_kept_in_the_file(tmp_path: Path) -> None:
     assert read.tables["boundaries"]["kind"].tolist() == ["high angle"]
     np.testing.assert_array_equal(read.tables["grains"]["pixels"], [30, 30])
     np.testing.assert_array_equal(read.to_orix().prop["grain"], made.layers["grain"])
-    again = analyse(read, dataclasses.replace(GrainsConfig(), least=40)).orientation_map
+    again = analyse(read, dataclasses.replace(GrainsConfig(), min_size=40)).orientation_map
     assert len(again.tables["grains"]["pixels"]) == 0

@@ -24,7 +24,7 @@ from layout import TINY
 from records import ADMIN_PASSWORD, DATABASE_PASSWORD, ROOT, Mlflow, Postgres, missing
 
 from stemtune.tracking import Address, read_sweep, resolve_model
-from stemtune.tracking.address import client
+from stemtune.tracking.client import client
 
 pytestmark = [
     pytest.mark.slow,

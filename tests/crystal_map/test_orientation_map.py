@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from orix import io as orix_io
 from sample_maps import NICKEL, orix_angle_deg, random_map
 
 from stemtune.crystal.phase import Phase, linio2
-from stemtune.crystal_map.io import read_map_h5, write_map_h5
+from stemtune.crystal_map.io import read_map, read_map_h5, write_map_h5
 from stemtune.crystal_map.io.ang import write_ang
+from stemtune.crystal_map.io.csv import write_csv
+from stemtune.crystal_map.io.ctf import write_ctf
 from stemtune.crystal_map.io.orix_h5 import from_orix, read_with_orix
 from stemtune.crystal_map.io.read_back import check_same
 from stemtune.crystal_map.orientation_map import OrientationMap
@@ -138,3 +141,42 @@ def test_wrong_lengths_are_refused() -> None:
             made.phase,
             made.phases,
         )
+
+
+def two_irons() -> OrientationMap:
+    fcc = NICKEL.replace("data_Ni", "data_Fe").replace("Ni1 Ni", "Fe1 Fe")
+    bcc = fcc.replace("3.52", "2.87").replace("F m -3 m", "I m -3 m").replace("225", "229")
+    return random_map((6, 7), [Phase.from_cif_text(fcc), Phase.from_cif_text(bcc)], answers=1)
+
+
+def test_two_phases_of_one_name_stay_apart(tmp_path: Path) -> None:
+    made = two_irons()
+    assert [phase.name for phase in made.phases] == ["Fe", "Fe"]
+    assert made.phase_names == ["Fe (225)", "Fe (229)"]
+    assert "Fe (229)" in str(made)
+    for name, write in (("a.ang", write_ang), ("a.ctf", write_ctf)):
+        write(made, tmp_path / name)
+        read = read_map(tmp_path / name)
+        assert [phase.space_group for phase in read.phases] == [225, 229]
+        np.testing.assert_array_equal(read.phase, made.phase)
+    write_csv(made, tmp_path / "a.csv")
+    assert '"Fe (225)"' in (tmp_path / "a.csv").read_text()
+
+
+def test_three_equal_phases_are_numbered() -> None:
+    made = two_irons()
+    same = dataclasses.replace(made, phases=[made.phases[0]] * 2)
+    assert same.phase_names == ["Fe (225) #1", "Fe (225) #2"]
+
+
+def test_a_map_is_cut_and_prints_itself() -> None:
+    made = random_map((6, 8), [linio2()])
+    made = dataclasses.replace(made, layers={"row": np.repeat(np.arange(6), 8)})
+    part = made[1:5, ::2]
+    assert part.shape == (4, 4) and part.step_nm == (2.5, 5.0)
+    np.testing.assert_array_equal(part.layers["row"].reshape(4, 4)[:, 0], [1, 2, 3, 4])
+    np.testing.assert_array_equal(part.answers, made.answers.reshape(6, 8, 3, 4)[1:5, ::2].reshape(16, 3, 4))
+    assert part.to_orix().shape == (4, 4)
+    assert "an orientation map of 4 x 4 pixels" in repr(part) and "LiNiO2" in str(part)
+    with pytest.raises(ValueError, match="leave a pixel"):
+        made[6:, :]

@@ -29,7 +29,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.indexing.predictor import Answerer
+from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
 from stemtune.live.server import MAX_MIB, Refused, Service, allowed, limited, parsed, token_from, written
@@ -125,9 +125,9 @@ def test_requests_are_checked_and_answered_apart(model: Path, frames: np.ndarray
     requests = [service.check(*request) for request in ((frames[:2], {}), (frames, {"scale": "0.04"}), (frames[2], {}))]
     found = service.answer(requests)
     assert [len(one["orientation"]) for one in found] == [2, 5, 1]
-    alone = Answerer(load_model(model), Geometry(64, 0.05, 200.0), 1).read(frames[:3])
+    alone = Indexer(load_model(model), Geometry(64, 0.05, 200.0), 1).index(frames[:3])
     np.testing.assert_allclose(
-        np.concatenate([found[0]["orientation"], found[2]["orientation"]]), alone.answers[:, 0], atol=1e-5
+        np.concatenate([found[0]["orientation"], found[2]["orientation"]]), alone.candidates[:, 0], atol=1e-5
     )
 
 
@@ -137,12 +137,12 @@ def test_calibrations_that_are_dropped_and_made_at_once_cost_nobody_an_answer(
     """More calibrations than are kept ready, checked by several threads while others are answered."""
     made: list[Geometry] = []
 
-    def slow(model: object, geometry: Geometry, **options: int) -> Answerer:
+    def slow(model: object, geometry: Geometry, **options: int) -> Indexer:
         made.append(geometry)
         time.sleep(0.01)
-        return Answerer(model, geometry, **options)  # type: ignore[arg-type]
+        return Indexer(model, geometry, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("stemtune.live.server.Answerer", slow)
+    monkeypatch.setattr("stemtune.live.server.Indexer", slow)
     service = Service(str(model))
     scales = [f"{0.04 + 0.001 * number:.3f}" for number in range(12)]
 
@@ -210,10 +210,10 @@ def test_server_answers_refuses_and_recovers(model: Path, frames: np.ndarray, tm
             time.sleep(0.5)
         assert {address for _, address, _ in listening(server.pid)} <= LOOPBACK
         client, body = Client(port), npy(frames)
-        alone = Answerer(load_model(model), Geometry(64, 0.05, 200.0), 1).read(frames)
+        alone = Indexer(load_model(model), Geometry(64, 0.05, 200.0), 1).index(frames)
         status, text = client.post(body)
         assert status == 200
-        np.testing.assert_allclose(json.loads(text)["orientation"], alone.answers[:, 0], atol=1e-5)
+        np.testing.assert_allclose(json.loads(text)["orientation"], alone.candidates[:, 0], atol=1e-5)
         status, raw = client.post(body, Accept="application/x-npy")
         np.testing.assert_array_equal(np.load(io.BytesIO(raw))["indexed"], alone.indexed)
         assert Client(port, None).post(body)[0] == 401

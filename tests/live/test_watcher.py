@@ -166,24 +166,6 @@ def test_a_file_of_full_size_is_hardly_read_while_nothing_comes(
     assert file.frames == 150
 
 
-def test_only_a_lock_on_the_same_device_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.h5"
-    command = f"import h5py; file = h5py.File({str(path)!r}, 'w'); file.flush(); print(flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    assert growing_file._written_now(path)
-    locks = Path("/proc/locks").read_text()
-    process.communicate(b"\n")
-    assert not growing_file._written_now(path)
-    node = path.stat().st_ino
-    other = re.sub(rf"\w+:\w+:{node} ", f"fe:7f:{node} ", locks)
-    assert other != locks
-    read = Path.read_text
-    monkeypatch.setattr(Path, "read_text", lambda self: other if str(self) == "/proc/locks" else read(self))
-    assert not growing_file._written_now(path)
-
-
 @pytest.mark.parametrize("kind", ["swmr", "counted", "closing"])
 def test_hdf5_is_read_while_another_process_writes_it(kind: str, small: Path, tmp_path: Path) -> None:
     path, seen = tmp_path / "scan.h5", set()

@@ -15,7 +15,7 @@ from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
-from stemtune.tracking.address import address, client
+from stemtune.tracking.client import address, client
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_predict_grains_and_clean_log_what_they_draw(
     assert main(["predict", "scan.h5", "--model", f"runs:/{run}/model", "--out", "map", "--no-log"]) == 0
     assert kept("map") == set()
     assert main(["clean", "map", "--out", "cleaned"]) == 0
-    assert main(["grains", "map/map.h5", "--grains-least", "1"]) == 0
+    assert main(["grains", "map/map.h5", "--grains-min-size", "1"]) == 0
     assert capsys.readouterr().out.count("logged report and pictures to runs:/") == 2
     wanted = {"report.html", "summary.json", "grains.png", "kam.png", "ipf_z.png"}
     assert wanted <= kept("cleaned")

@@ -95,7 +95,7 @@ def test_what_files_say_is_no_markup(page: str) -> None:
     assert sum(tag == "script" for tag, _ in elements) == 2
     assert not any("onerror" in named for _, named in elements)
     assert not any(tag == "b" and named for tag, named in elements)
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;&quot;NiO" in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&amp;&#34;NiO" in page
     assert "&lt;img onerror=1&gt;" in page and "&lt;b&gt;scan&lt;/b&gt;.h5" in page
     assert told(page)["phases"] == [linio2().name, EVIL]
 
@@ -154,7 +154,7 @@ def test_a_map_without_a_single_orientation_has_a_report(tmp_path: Path) -> None
 def test_a_map_of_40000_pixels_is_a_page_of_less_than_8_mb() -> None:
     """Neighbours all differ, which compresses worst."""
     g = random_orientations(40_000, 5).numpy()
-    noisy = analyse(map_of((200, 200), g, [linio2()]), GrainsConfig(least=1))
+    noisy = analyse(map_of((200, 200), g, [linio2()]), GrainsConfig(min_size=1))
     assert len(report(noisy, {"patterns": 40_000})) < 8e6
 
 

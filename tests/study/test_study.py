@@ -98,13 +98,15 @@ def test_what_the_study_refuses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the study has no finding 'kernels'; it has architectures, labels"):
         study.run("reference", tmp_path / "s", command, only=["kernels"])
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / study.SHEET).write_text('{"study": "reference", "size": "full"}')
+    (tmp_path / "full" / study.MANIFEST).write_text('{"study": "reference", "size": "full"}')
     with pytest.raises(UserError, match="holds the full study; give the small one a folder of its own"):
         study.run("reference", tmp_path / "full", command, small=True)
     with pytest.raises(UserError, match="--share is 1.5, but must be above 0 and at most 1"):
         study.run("reference", tmp_path / "s", command, share=1.5)
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / study.SHEET).write_text('{"study": "reference", "size": "small", "share": 0.5, "seeds": 1}')
+    (tmp_path / "begun" / study.MANIFEST).write_text(
+        '{"study": "reference", "size": "small", "share": 0.5, "seeds": 1}'
+    )
     with pytest.raises(UserError, match="began with --share 0.5 --seeds 1; leave both out to go on"):
         study.run("reference", tmp_path / "begun", command, small=True, seeds=2)
     (tmp_path / "mine").mkdir()

@@ -17,14 +17,14 @@ from stemtune.tune.run.checkpoints import (
     RAYS_OWN,
     annotate,
     how_ended,
-    kept,
     mark_ended,
-    newest_sound,
+    newest_intact,
+    remove_partial,
     store,
-    tidy,
+    stored_checkpoints,
     train_folder,
 )
-from stemtune.tune.run.snapshots import LATEST, Snapshots, hand_over
+from stemtune.tune.run.snapshots import LATEST, Snapshots, restore_snapshot
 from stemtune.tune.run.sweep import disk_full
 from stemtune.tune.run.trial import Clock, Reporter
 from stemtune.tune.run.trial_state import TrialState, best_checkpoint, history
@@ -59,27 +59,31 @@ def hurt(checkpoint: Path, name: str = "model/model.json") -> None:
 
 def test_the_newest_the_one_before_and_the_best_are_kept(tmp_path: Path) -> None:
     run = run_of(tmp_path, 5.0, 2.0, 3.0, 4.0, 6.0)
-    assert [(entry.epoch, entry.metrics["val/loss"]) for entry in kept(run)] == [(2, 2.0), (4, 4.0), (5, 6.0)]
-    assert [damage(entry.folder) for entry in kept(run)] == [""] * 3
+    assert [(entry.epoch, entry.metrics["val/loss"]) for entry in stored_checkpoints(run)] == [
+        (2, 2.0),
+        (4, 4.0),
+        (5, 6.0),
+    ]
+    assert [damage(entry.folder) for entry in stored_checkpoints(run)] == [""] * 3
     assert [report["val/loss"] for report in history(tmp_path, "abc")] == [5.0, 2.0, 3.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize("name", ["model/model.json", ".metadata.json", "SHA256SUMS"])
 def test_a_run_goes_on_from_the_newest_sound_checkpoint(tmp_path: Path, name: str) -> None:
     run = run_of(tmp_path, 5.0, 2.0, 3.0)
-    found, faults = newest_sound(run)
+    found, faults = newest_intact(run)
     assert found is not None and (found.epoch, faults) == (3, [])
     hurt(run / "checkpoint_3", name)
-    found, faults = newest_sound(run)
+    found, faults = newest_intact(run)
     assert found is not None and found.epoch == 2
     assert len(faults) == 1 and "checkpoint_3" in faults[0]
     source = written(tmp_path / "scratch", [5.0, 2.0, 3.5])
     store(source, run, "checkpoint_3_again", "val/loss", "min")  # the damaged one goes when its epoch is done again
-    assert [entry.folder.name for entry in kept(run)] == ["checkpoint_2", "checkpoint_3_again"]
+    assert [entry.folder.name for entry in stored_checkpoints(run)] == ["checkpoint_2", "checkpoint_3_again"]
     assert not (run / "checkpoint_3").exists()
     for checkpoint in run.glob("checkpoint_*/"):
         hurt(checkpoint)
-    found, faults = newest_sound(run)
+    found, faults = newest_intact(run)
     assert found is None and len(faults) == 2
 
 
@@ -98,9 +102,9 @@ def test_half_done_work_is_cleared_away(tmp_path: Path) -> None:
     run = run_of(tmp_path, 5.0, 2.0)
     (run / ".checkpoint_3.abc.part" / "model").mkdir(parents=True)
     (run / RAYS_OWN).write_text('{"ray_version": "2.6')  # cut short
-    tidy(run)
+    remove_partial(run)
     assert sorted(entry.name for entry in run.iterdir()) == ["checkpoint_1", "checkpoint_2"]
-    tidy(tmp_path / "absent")
+    remove_partial(tmp_path / "absent")
 
 
 def test_the_first_report_after_a_restart_tells_of_the_earlier_ones(
@@ -148,29 +152,29 @@ def state_of_tune(staging: Path, session: str, text: str) -> None:
 def test_tune_goes_on_from_the_last_whole_snapshot(tmp_path: Path) -> None:
     sweep, staging = tmp_path / "sweep", tmp_path / "staging"
     sweep.mkdir()
-    assert not hand_over(sweep)
+    assert not restore_snapshot(sweep)
     snapshots = Snapshots(sweep)
-    snapshots.look(staging, now=True)
+    snapshots.copy_if_new(staging, now=True)
     for number in range(4):
         state_of_tune(staging, "2026-01-02", f"{number} first")
-        snapshots.look(staging, now=True)
-    snapshots.look(staging, now=True)  # nothing new
+        snapshots.copy_if_new(staging, now=True)
+    snapshots.copy_if_new(staging, now=True)  # nothing new
     assert sorted(entry.name for entry in (sweep / "snapshots").iterdir()) == ["00000003", "00000004"]
     (sweep / "experiment_state-2027-01-01.json").write_text("of a clock that was ahead")
-    assert hand_over(sweep)
+    assert restore_snapshot(sweep)
     assert not (sweep / "experiment_state-2027-01-01.json").exists()
     assert (sweep / f"experiment_state-{LATEST}.json").read_text().startswith("3 first")
     hurt(sweep / "snapshots" / "00000004", "searcher-state-2026-01-02.pkl")
-    assert hand_over(sweep)
+    assert restore_snapshot(sweep)
     assert (sweep / f"searcher-state-{LATEST}.pkl").read_text().startswith("2 first")
     # A later session writes beside the files it went on from, with a clock that was set back.
     resumed = Snapshots(sweep)
     state_of_tune(staging, LATEST, "handed over")
-    resumed.look(staging, now=True)
+    resumed.copy_if_new(staging, now=True)
     state_of_tune(staging, "2025-01-01", "second")
     os.utime(staging / "experiment_state-2025-01-01.json", (1.0, 1.0))
-    resumed.look(staging, now=True)
-    assert hand_over(sweep)
+    resumed.copy_if_new(staging, now=True)
+    assert restore_snapshot(sweep)
     assert (sweep / f"experiment_state-{LATEST}.json").read_text().startswith("second")
 
 

@@ -14,10 +14,18 @@ import pytest
 from optuna.distributions import distribution_to_json
 
 from stemtune.tracking import Tracker, address
+from stemtune.tune.formatting import format_metric
 from stemtune.tune.report import compare
-from stemtune.tune.report.importance import by_method, importances
-from stemtune.tune.report.leaderboard import Row, architectures, pareto, rows, rungs, seeds
-from stemtune.tune.run.trial_state import figure
+from stemtune.tune.report.leaderboard import (
+    Row,
+    architectures,
+    by_method,
+    pareto,
+    rows,
+    rungs,
+    seeds,
+    setting_importances,
+)
 
 LR = optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True)
 WIDTH = optuna.distributions.IntDistribution(8, 64)
@@ -41,7 +49,7 @@ def test_importances_find_what_mattered(count: int, method: str) -> None:
     for _ in range(count):
         rate, width = 10 ** dice.uniform(-5, -1), dice.randint(8, 64)
         points.append((kept(rate, width), loss(rate, width)))
-    shares, used = importances(points, "min")
+    used, shares = next(iter(by_method(points, "min").items()))
     assert used == method
     assert next(iter(shares)) == "optim.lr"
     assert sum(shares.values()) == pytest.approx(1.0)
@@ -49,8 +57,10 @@ def test_importances_find_what_mattered(count: int, method: str) -> None:
 
 
 def test_too_few_trials_say_so() -> None:
-    assert importances([(kept(1e-3, 8), 1.0)] * 3, "min")[0] == {}
-    assert "too few" in importances([], "min")[1]
+    ranked = [row(number, 1.0) for number in range(3)]
+    (found,) = setting_importances({each.trial: kept(1e-3, 8) for each in ranked}, ranked, "min")
+    assert found["importances"] == {} and "too few trials: 3" in found["method"]
+    assert "too few trials: 0" in setting_importances({}, [], "min")[0]["method"]
 
 
 @pytest.fixture
@@ -130,7 +140,7 @@ def test_more_is_better_when_the_metric_says_so(sweep: Path) -> None:
     ],
 )
 def test_figures_have_units(metric: str, value: float, text: str) -> None:
-    assert figure(metric, value) == text
+    assert format_metric(metric, value) == text
 
 
 def row(number: int, best: float, parameters: float = 1.0, seed: str = "0", alike: str = "a", **other: Any) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +77,50 @@ def test_a_ray_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
         assert owner.stdin is not None
         owner.stdin.close()
         owner.wait(timeout=120)
+
+
+TURNS = """\
+import os, ray
+from stemtune.tune.cluster.connect import connect
+def joined(local):
+    connect(local)
+    tokens = [name for name in os.environ if name == "RAY_AUTH_TOKEN" or "CLUSTER" in name and "RAY_ENABLE" in name]
+    print(ray.get_runtime_context().gcs_address, ray.get(ray.remote(lambda: 7).remote()), tokens, flush=True)
+for local in (True, True, False, False, True):
+    joined(local)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_call_gets_the_ray_that_it_asks_for(tmp_path: Path) -> None:
+    """`sweep(local=True)`, then `sweep(local=False)`, in one Python; no token is left in its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--include-dashboard=false"]
+    head = subprocess.Popen(
+        [*ray, f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1"],
+        env={**environment, "RAY_AUTH_MODE": "disabled"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        time.sleep(15)
+        environment |= {"RAY_ADDRESS": f"127.0.0.1:{port}", "HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", TURNS], env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+        assert [rest for _, rest in lines] == ["7 []"] * 5
+        own, again, cluster, same, new = (address for address, _ in lines)
+        assert own == again and cluster == same and new not in (own, cluster)
+        assert cluster.endswith(f":{port}") and not own.endswith(f":{port}")
+    finally:
+        head.send_signal(signal.SIGTERM)
+        head.wait(timeout=60)
 
 
 SWEEP = """\
@@ -153,11 +199,11 @@ def test_the_node_that_differs_is_named(tmp_path: Path) -> None:
     (tmp_path / "marker").write_text("word")
     (tmp_path / "store.h5").write_bytes(b"12345")
     files = [str(tmp_path / "store.h5")]
-    wanted = node_check.look(str(tmp_path), "marker", files)
-    node_check.judge("node2 (10.0.0.2)", wanted, wanted, "word", tmp_path)
-    elsewhere = node_check.look(str(tmp_path / "absent"), "marker", [str(tmp_path / "store.h5")])
+    wanted = node_check.inspect_node(str(tmp_path), "marker", files)
+    node_check.compare_reports("node2 (10.0.0.2)", wanted, wanted, "word", tmp_path)
+    elsewhere = node_check.inspect_node(str(tmp_path / "absent"), "marker", [str(tmp_path / "store.h5")])
     with pytest.raises(UserError, match=r"node node2 \(10.0.0.2\) does not see the sweep's folder .*STEMTUNE_SWEEPS"):
-        node_check.judge("node2 (10.0.0.2)", elsewhere, wanted, "word", tmp_path)
+        node_check.compare_reports("node2 (10.0.0.2)", elsewhere, wanted, "word", tmp_path)
     from dataclasses import replace
 
     for changed, message in (
@@ -169,15 +215,15 @@ def test_the_node_that_differs_is_named(tmp_path: Path) -> None:
         ({"sizes": {files[0]: 4}}, "has another file"),
     ):
         with pytest.raises(UserError, match=message):
-            node_check.judge("node3", replace(wanted, **changed), wanted, "word", tmp_path)  # type: ignore[arg-type]
+            node_check.compare_reports("node3", replace(wanted, **changed), wanted, "word", tmp_path)  # type: ignore[arg-type]
     assert list(tmp_path.glob("marker.*")) == []
 
 
 def test_a_worker_stands_on_one_node() -> None:
-    assert node_check.held({"CPU": 4, "GPU": 1}, {"CPU": 1, "GPU": 0.25}) == 4
-    assert node_check.held({"CPU": 3, "GPU": 1}, {"CPU": 1, "GPU": 0.25}) == 3
-    assert node_check.held({"CPU": 64}, {"CPU": 1, "GPU": 1}) == 0
-    assert node_check.held({"CPU": 0.3}, {"CPU": 0.1, "GPU": 0}) == 3
+    assert node_check.workers_that_fit({"CPU": 4, "GPU": 1}, {"CPU": 1, "GPU": 0.25}) == 4
+    assert node_check.workers_that_fit({"CPU": 3, "GPU": 1}, {"CPU": 1, "GPU": 0.25}) == 3
+    assert node_check.workers_that_fit({"CPU": 64}, {"CPU": 1, "GPU": 1}) == 0
+    assert node_check.workers_that_fit({"CPU": 0.3}, {"CPU": 0.1, "GPU": 0}) == 3
 
 
 def test_the_cluster_file_is_one_that_ray_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +245,7 @@ def test_the_cluster_file_is_one_that_ray_takes(monkeypatch: pytest.MonkeyPatch)
     [
         (("type: local", "type: aws"), "provider.type is 'aws', but only 'local' can be checked"),
         (("head_ip: 192.168.1.10", "head_ip: node1"), "'node1' in provider is no IP address"),
-        (("192.168.1.12]", "192.168.1.10]"), "an address stands twice in provider"),
+        (("192.168.1.12]", "192.168.1.10]"), "provider names an address twice"),
         (("/home/me/.ssh/id_ed25519", "id_ed25519"), "must be the whole path of a key"),
         (("/home/me/.ssh/id_ed25519", "/nowhere/key"), "auth.ssh_private_key '/nowhere/key' does not exist"),
         (("/home/me/.ssh/id_ed25519", "OPEN"), "the ssh key lies in"),

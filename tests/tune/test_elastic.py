@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from stemtune.errors import UserError
-from stemtune.tune.run.checkpoints import kept
+from stemtune.tune.run.checkpoints import stored_checkpoints
 from stemtune.tune.run.sweep import run_sweep
-from stemtune.tune.space.describe import described
+from stemtune.tune.space.describe import describe_space
 from stemtune.tune.space.space import space_from_text
 
 EPOCHS = 12
@@ -36,7 +36,7 @@ fixed:
 def test_what_a_space_may_ask_for() -> None:
     space = space_from_text(SPACE, "elastic")
     assert space.resources.workers_least == 1
-    assert "2 worker(s) of 1 CPU and 0 GPU, 1 at least when a node is lost" in described(space, "elastic.yaml")
+    assert "2 worker(s) of 1 CPU and 0 GPU, 1 at least when a node is lost" in describe_space(space, "elastic.yaml")
     with pytest.raises(UserError, match="`resources.workers_least` is 3, but a trial has 2 worker.s. at most"):
         space_from_text(SPACE.replace("workers_least: 1", "workers_least: 3"), "elastic")
     with pytest.raises(UserError, match="`resources.cpus_per_worker` is 0.5, but must be whole with resources.workers"):
@@ -74,7 +74,7 @@ def test_a_trial_goes_on_with_one_worker(
 
     def lose() -> None:
         while not gone:
-            epochs = [int(metrics["epoch"]) for metrics, _ in _kept(folder)]
+            epochs = [int(metrics["epoch"]) for metrics, _ in _stored_checkpoints(folder)]
             if epochs and max(epochs) >= 2:
                 made.remove_node(second, allow_graceful=False)
                 gone.append(max(epochs))
@@ -95,5 +95,9 @@ def test_a_trial_goes_on_with_one_worker(
     assert [step for step, _ in trial.curves["train/loss"]] == list(range(1, EPOCHS + 1))  # each epoch, and once
 
 
-def _kept(folder: Path) -> list[Any]:
-    return [(entry.metrics, entry.folder / "model") for run in folder.glob("train/train-*") for entry in kept(run)]
+def _stored_checkpoints(folder: Path) -> list[Any]:
+    return [
+        (entry.metrics, entry.folder / "model")
+        for run in folder.glob("train/train-*")
+        for entry in stored_checkpoints(run)
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stemtune.errors import UserError
-from stemtune.tune.space.paths import absolute, named_files
+from stemtune.tune.run.manifest import absolute, named_files
 from stemtune.tune.space.space import space_from_text
 
 TEXT = """\

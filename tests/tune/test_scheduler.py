@@ -12,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 from stemtune.tune.run import scheduler
 from stemtune.tune.run.checkpoints import annotate, train_folder
 from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
+from stemtune.tune.run.trial_state import driver_state, drop_driver_state
 
 
 def made() -> LearnersASHA:
@@ -83,5 +84,5 @@ def test_the_time_of_a_sweep_is_not_that_of_the_clock(monkeypatch: pytest.Monkey
     assert not budget("trial", result)
     now[0] += 700.0
     assert not budget.stop_all()  # which would end trials without telling anyone
-    assert budget("trial", result) and TimeBudget.over
-    TimeBudget.over = False
+    assert budget("trial", result) and driver_state("").time_over
+    drop_driver_state("")

@@ -14,9 +14,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from stemtune.errors import UserError
-from stemtune.tune.run.scheduler import TimeBudget
-from stemtune.tune.run.searcher import FINISHED, STUDY, Limiter, StudySearch, mend_study
-from stemtune.tune.run.study import SETTINGS, SWEEP, find_study, open_storage
+from stemtune.tune.run.searcher import FINISHED, Limiter, StudySearch, repair_journal
+from stemtune.tune.run.study import SETTINGS, STUDY, SWEEP, find_study, open_storage
+from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace, space_from_text
 
 TEXT = """\
@@ -272,10 +272,10 @@ def test_a_study_cut_short_is_read_on(space: SearchSpace, tmp_path: Path) -> Non
     journal.write_bytes(whole + b'{"op_code": 6, "wor{"op_code": 5}\n{"op_code": 4, "tri')
     with pytest.raises(ValueError):
         trials_on_disk(tmp_path)
-    mend_study(tmp_path / STUDY)
+    repair_journal(tmp_path / STUDY)
     assert journal.read_bytes() == whole
     assert len(trials_on_disk(tmp_path)) == before
-    mend_study(tmp_path / "absent")
+    repair_journal(tmp_path / "absent")
 
 
 def test_a_lost_proposal_is_run_again(space: SearchSpace, tmp_path: Path) -> None:
@@ -320,11 +320,14 @@ def test_when_the_time_is_over_nothing_is_proposed(
     space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = Limiter(made(space, tmp_path), 1)
-    monkeypatch.setattr(Limiter, "now", 2)  # the cluster has grown since
+    monkeypatch.setattr(driver_state(""), "at_once", 2)  # the cluster has grown since
     assert [bool(search.suggest(name)) for name in "abc"] == [True, True, False]
     search.on_trial_complete("a", result(1.0, 1))
-    monkeypatch.setattr(TimeBudget, "over", True)
-    assert search.suggest("d") == FINISHED
+    monkeypatch.setattr(driver_state("another sweep"), "time_over", True)
+    assert isinstance(search.suggest("d"), dict)  # of one process, and neither shares anything with the other
+    search.on_trial_complete("b", result(1.0, 1))
+    monkeypatch.setattr(driver_state(""), "time_over", True)
+    assert search.suggest("e") == FINISHED
 
 
 def test_reports_from_before_a_restart_count(space: SearchSpace, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ MISTAKES = {
     "twice in a list": (with_search("train.batch_size: [32, 32]"), "lists 32 twice"),
     "bare no": (with_search("model.pretrained: [no, true]"), "the bare word no means false"),
     "bare off": ("fixed: {data.augment: off}", "write false, or 'off' in quotes"),
-    "repeated key": ("fixed:\n  optim.lr: 1.0e-3\n  optim.lr: 1.0e-2", "line 3: 'optim.lr' stands there twice"),
+    "repeated key": ("fixed:\n  optim.lr: 1.0e-3\n  optim.lr: 1.0e-2", "line 3: duplicate key 'optim.lr'"),
     "unknown metric": (
         "metric: val/within_5degrees",
         "no trial reports the metric 'val/within_5degrees'; did you mean 'val/within_5deg'?",

@@ -1,4 +1,4 @@
-"""What can be said of a map where nobody knows the truth: coherence, fit to the patterns, agreement with another map.
+"""How good a map is where the truth is not known: coherence, fit to the patterns, agreement with another map.
 
 None of these is an accuracy. Two maps of one method share its mistakes, a map can be coherent and wrong all over a
 grain, and a pseudo-symmetric variant explains nearly as much of a pattern. Together they tell a map that follows the
@@ -15,40 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stemtune.analysis.evaluation.evaluate import in_percent, write_figures
+from stemtune.analysis.evaluation.evaluate import in_percent
 from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
 from stemtune.analysis.evaluation.pairs import RIGHT_DEG, confusion, disorientations_deg, same_laue
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.indexing.spot_check import SpotCheck
 
 _BATCH = 512  # patterns that are compared with their spots at a time
-
-
-def judge(
-    map: str | os.PathLike[str],
-    store: str | os.PathLike[str],
-    other: str | os.PathLike[str] | None = None,
-    json: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Judge the map (or the labels of the store) at `map` by the patterns of `store`; see `against_patterns`.
-
-    Parameters
-    ----------
-    map
-        A `map.h5` of stemtune, or its folder, or a labelled store.
-    store
-        The store with the patterns.
-    other
-        Another map, as `analysis.evaluation.ground_truth.read_truth` takes it.
-    json
-        File for the figures.
-    """
-    result = against_patterns(map_or_labels(map), store, None if other is None else read_truth(other))
-    write_figures(result, json)
-    return result
 
 
 def against_patterns(
@@ -210,32 +186,17 @@ def describe_agreement(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def differ(
-    map: str | os.PathLike[str],
-    other: str | os.PathLike[str],
-    json: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Return how far two maps agree (`agreement.agreement`).
-
-    Parameters
-    ----------
-    map
-        A `map.h5` of stemtune, or its folder, or a labelled store.
-    other
-        Another map, or the truth, as `analysis.evaluation.ground_truth.read_truth` takes it.
-    json
-        File for the figures.
+def differ(map: str | os.PathLike[str], other: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return how far two maps agree (`agreement`): a `map.h5` or labelled store, and what `read_truth` takes.
 
     Raises
     ------
     UserError
         When their shapes differ, or there is no pixel that both index as one Laue class.
     """
-    ours, theirs = map_or_labels(map), read_truth(other)
-    figures = agreement(ours, theirs)
+    figures = agreement(map_or_labels(map), read_truth(other))
     if "median_deg" not in figures:
         raise UserError("no pixel is indexed as the same Laue class in both maps, so there is nothing to compare")
-    write_figures(figures, json)
     return figures
 
 

@@ -87,7 +87,7 @@ def _angles(orientation_map: OrientationMap) -> npt.NDArray[np.float32]:
 def as_phases_of(orientation_map: OrientationMap, truth: OrientationMap) -> OrientationMap:
     """Return the truth as a map of the phases of `orientation_map`; crystals of a Laue class it lacks are unknown.
 
-    Where two phases have one Laue class, the first of them stands for both, unless truth and map list the same ones.
+    Where two phases have one Laue class, the first of them counts for both, unless truth and map list the same ones.
     """
     own, theirs = ([phase.symmetry.laue for phase in some.phases] for some in (orientation_map, truth))
     first = [own.index(laue) if laue in own else NOT_INDEXED for laue in theirs]
@@ -101,6 +101,3 @@ def as_phases_of(orientation_map: OrientationMap, truth: OrientationMap) -> Orie
         layers={},
         ncc=None,
     )
-
-
-__all__ = ["THRESHOLDS_DEG", "TOLERANCE_PX", "as_phases_of", "boundary_match", "match", "near"]

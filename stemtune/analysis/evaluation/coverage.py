@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 SHARES = tuple(round(0.05 * step, 2) for step in range(1, 21))
-"""Shares of the pixels at which the curve is told."""
+"""Shares of the pixels at which the curve is given."""
 
 
 def risk_coverage(confidence: npt.NDArray[Any], angle_deg: npt.NDArray[np.float64], right_deg: float) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def risk_coverage(confidence: npt.NDArray[Any], angle_deg: npt.NDArray[np.float6
         Lists `kept`, shares of the pixels (rounded up to whole ones); `wrong`, the share of those that is wrong; and
         `mean_deg`, their mean disorientation. `area` is the mean of `wrong` over keeping 1, 2, ... n pixels (the area
         under the curve, AURC; Geifman and El-Yaniv, NIPS 2017), `area_of_perfect` what it would be if every wrong
-        pixel were less confident than every right one, `area_of_chance` if the confidence said nothing.
+        pixel were less confident than every right one, `area_of_chance` if the confidence were of no use.
     """
     n = len(confidence)
     wrong = (angle_deg >= right_deg).astype(np.float64)
@@ -56,6 +56,3 @@ def running_mean(score: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> np
     shared = (np.bincount(group, ranked) / size)[group]
     mean: npt.NDArray[np.float64] = np.cumsum(shared) / np.arange(1, len(values) + 1)
     return mean
-
-
-__all__ = ["SHARES", "risk_coverage", "running_mean"]

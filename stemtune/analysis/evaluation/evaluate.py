@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune._files import whole_file
 from stemtune.analysis.evaluation.boundary_match import boundary_match
 from stemtune.analysis.evaluation.coverage import risk_coverage
 from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
@@ -37,41 +35,9 @@ COMPARED = (
 _HISTOGRAM = 20
 
 
-def evaluate(
-    map: str | os.PathLike[str],
-    truth: str | os.PathLike[str],
-    json: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Compare the map at `map` with `truth` and return the figures; write them where a file is given.
-
-    Parameters
-    ----------
-    map
-        A `map.h5` of stemtune, or its folder, or a labelled store, whose labels are judged.
-    truth
-        A labelled store, a `map.h5`, an HDF5 map of orix, or an `.ang` file with as many rows and columns.
-    json
-        File for the figures.
-    Returns
-    -------
-    dict
-        See `compare`.
-
-    Raises
-    ------
-    UserError
-        When the two do not fit together.
-    """
-    result = compare(map_or_labels(map), read_truth(truth))
-    write_figures(result, json)
-    return result
-
-
-def write_figures(figures: Mapping[str, Any], json: str | os.PathLike[str] | None) -> None:
-    """Write figures as JSON where a file is given."""
-    if json is not None:
-        with whole_file(json) as part:
-            part.write_text(json_format.dumps(figures, indent=2) + "\n", encoding="utf-8")
+def evaluate(map: str | os.PathLike[str], truth: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the figures of a map, or of a store's labels, against a ground truth, both by path; see `compare`."""
+    return compare(map_or_labels(map), read_truth(truth))
 
 
 def describe(figures: Mapping[str, Any]) -> str:

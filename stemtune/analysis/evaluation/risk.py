@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.analysis.evaluation.evaluate import in_percent, write_figures
-from stemtune.analysis.evaluation.ground_truth import read_truth
+from stemtune.analysis.evaluation.evaluate import in_percent
 from stemtune.analysis.evaluation.pairs import RIGHT_DEG, disorientations_deg
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.selection import CONFIDENCE, score_of
 from stemtune.dataset.store import Store
@@ -24,32 +23,8 @@ SHARES = tuple(round(1 - 0.05 * step, 2) for step in range(20))
 """Shares of the labels that are kept, best first."""
 
 
-def judge_labels(
-    store: str | os.PathLike[str],
-    truth: str | os.PathLike[str],
-    models: Sequence[str | os.PathLike[str]] = (),
-    json: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
-    """Return the error of labels, and of models trained on them, against the share of labels that is kept.
-
-    Parameters
-    ----------
-    store
-        The labelled store.
-    truth
-        What is right, as `analysis.evaluation.ground_truth.read_truth` takes it.
-    models
-        Model folders; see `networks`.
-    json
-        File for the figures.
-    """
-    result = label_risk(store, read_truth(truth)) | {"networks": networks(models)}
-    write_figures(result, json)
-    return result
-
-
 def describe_risk(figures: dict[str, Any]) -> str:
-    """Return the figures of `judge_labels` as a table: shares that are more than 5 degrees off."""
+    """Return the figures of `label_risk` and `networks` as a table: shares that are more than 5 degrees off."""
     lines = [
         f"{figures['labels']:,} labels; more than 5° from the truth of the best",
         "kept         100%    75%    50%    25%",

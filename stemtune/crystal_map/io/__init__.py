@@ -82,7 +82,7 @@ def write_map(path: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
     to
         A key of `FORMATS`.
     out
-        The file to write; left out, it stands beside the map under its name, with the format's ending.
+        The file to write; left out, it is beside the map under its name, with the format's ending.
 
     Raises
     ------

@@ -126,11 +126,12 @@ def _phases(header: list[str], source: str) -> tuple[list[int], list[PhaseDescri
             announced = None
         elif found and (match := re.match(r"(Formula|Symmetry|LatticeConstants)\b(.*)", line)):
             found[-1].setdefault(match[1], match[2].strip())
-    by_number = dict(zip(sorted(ids), space_groups, strict=False))  # stemtune lists them in the order of the numbers
-    phases = [_phase(facts, by_number.get(number), source) for number, facts in zip(ids, found, strict=True)]
+    order = sorted(range(len(ids)), key=ids.__getitem__)  # orix and EDAX list the last phase first
+    cells = dict(zip(order, space_groups, strict=False))  # stemtune lists them in the order of the numbers
+    phases = [_phase(found[place], cells.get(place), source) for place in order]
     if not phases:
         raise UserError(f"{source} lists no phase in its header (a line '# MaterialName'); it is no .ang map")
-    return ids, phases
+    return [ids[place] for place in order], phases
 
 
 def _phase(facts: dict[str, str], cell: tuple[str, int] | None, source: str) -> PhaseDescription:
@@ -143,7 +144,7 @@ def _phase(facts: dict[str, str], cell: tuple[str, int] | None, source: str) -> 
         except (ValueError, TypeError):
             raise UserError(
                 f"{source} gives phase '{name}' the lattice constants '{facts['LatticeConstants']}', which are not six"
-                " numbers; mend the header"
+                " numbers; correct the header"
             ) from None
     code = facts.get("Symmetry", "")
     laue = laue_of_point_group(code) or laue_of_point_group({"20": "2/m", "21": "2/m"}.get(code, ""))
@@ -185,7 +186,7 @@ def _phase_index(
     if not (known | lost).all():
         foreign = given[~(known | lost)][0]
         raise UserError(
-            f"{source} has points of phase {foreign:g}, but its header lists {', '.join(map(str, ids))}; mend it"
+            f"{source} has points of phase {foreign:g}, but its header lists {', '.join(map(str, ids))}; correct it"
         )
     index[lost] = NOT_INDEXED
     return index
@@ -209,7 +210,7 @@ def _grid_header(header: list[str], source: str) -> GridHeader:
         steps = (number(facts["YSTEP"]), number(facts["XSTEP"])) if {"XSTEP", "YSTEP"} <= set(facts) else None
         counts = [int(facts[name]) for name in ("NROWS", "NCOLS_ODD", "NCOLS_EVEN") if name in facts]
     except ValueError as problem:
-        raise UserError(f"{source} has a header with an unreadable number ({problem}); mend it") from None
+        raise UserError(f"{source} has a header with an unreadable number ({problem}); correct it") from None
     hexagonal = facts.get("GRID", "").lower().startswith("hex")
     names = ("YSTEP", "XSTEP")
     if len(counts) < 3:

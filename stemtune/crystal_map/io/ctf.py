@@ -1,7 +1,7 @@
 """`.ctf`, the Channel Text File of Oxford Instruments (HKL), which Bruker, ASTAR, EMsoft, MTEX and DREAM.3D use too.
 
 Angles are in degrees, lengths in µm; a phase is a line of the header with its lattice, name, number of the Laue class
-(1 to 11, as in the International Tables) and space group (0: not said, as MTEX writes it). Phase 0 is not indexed.
+(1 to 11, as in the International Tables) and space group (0: not stated, as MTEX writes it). Phase 0 is not indexed.
 Numbers may have decimal commas. The confidence read is the dot product, else exp(-MAD / 1 degree) of the mean angular
 deviation, else, where MAD is 0 throughout, the band contrast.
 
@@ -31,7 +31,8 @@ from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import to_euler_deg
 from stemtune.crystal.symmetry import Symmetry
-from stemtune.crystal_map.frames import AUTO, to_frame
+from stemtune.crystal_map.frame_rotations import to_frame
+from stemtune.crystal_map.frames import AUTO
 from stemtune.crystal_map.grid import GridHeader, Points, grid_of, map_of
 from stemtune.crystal_map.io.read_back import check_same
 from stemtune.crystal_map.io.text import from_euler, number, numbers, read_lines, table
@@ -122,7 +123,7 @@ def _grid_header(header: list[str], source: str) -> GridHeader:
         steps = (number(facts["YStep"]), number(facts["XStep"])) if {"XStep", "YStep"} <= set(facts) else None
         cells = (int(facts["YCells"]), int(facts["XCells"])) if {"XCells", "YCells"} <= set(facts) else (None, None)
     except ValueError as problem:
-        raise UserError(f"{source} has a header with an unreadable number ({problem}); mend it") from None
+        raise UserError(f"{source} has a header with an unreadable number ({problem}); correct it") from None
     if 0 in cells:
         raise UserError(
             f"{source} says in its header that it has {cells[1]} x {cells[0]} cells; put the true XCells and YCells"
@@ -156,11 +157,11 @@ def _phase(line: str, source: str, notes: list[str]) -> PhaseDescription:
     except (ValueError, TypeError, IndexError):
         raise UserError(
             f"{source} describes a phase by '{line.strip()[:80]}', but it must be a;b;c, angles, name, number of the"
-            " Laue class (1 to 11) and space group, with tabs between; mend the header"
+            " Laue class (1 to 11) and space group, with tabs between; correct the header"
         ) from None
     known = space_group if 1 <= space_group <= 230 else None
     if not laue and known is None:
-        raise UserError(f"{source} does not say the Laue class of its phase '{words[2]}'; mend the header")
+        raise UserError(f"{source} does not say the Laue class of its phase '{words[2]}'; correct the header")
     if known and laue and Symmetry.of_map_phase(laue, lattice, known).laue != laue:
         notes.append(
             f"its phase '{words[2].strip()}' has the Laue class {laue} but the space group {known} of another; the Laue"
@@ -175,7 +176,7 @@ def _phase_index(given: npt.NDArray[np.float64], count: int, source: str) -> npt
     wrong = (given < -1) | (given > count) | (given != np.rint(given))
     if wrong.any():
         raise UserError(
-            f"{source} has points of phase {given[wrong][0]:g}, but its header lists {count}; mend the header"
+            f"{source} has points of phase {given[wrong][0]:g}, but its header lists {count}; correct the header"
         )
     return np.where(given < 1, NOT_INDEXED, given - 1).astype(np.int16)
 

@@ -2,7 +2,7 @@
 
 The layout is that of SIMPL's `DataContainer` files: `DataContainers/ImageDataContainer` with the geometry in
 `_SIMPL_GEOMETRY`, the pixels in `CellData` (z = 1, y, x, components) and the phases in `CellEnsembleData`, where row 0
-stands for what is not indexed; each array carries `ObjectType`, `DataArrayVersion`, `TupleDimensions`,
+is for what is not indexed; each array carries `ObjectType`, `DataArrayVersion`, `TupleDimensions`,
 `ComponentDimensions` and `Tuple Axis Dimensions` as attributes, texts of fixed length. DAMASK writes and reads the
 same. Codes of crystal structures are those of EbsdLib (`CrystalStructure`: 0 for 6/mmm, 1 for m-3m and so on).
 

@@ -196,6 +196,3 @@ def _diagram(figure: Figure, across: str, up: str) -> Axes:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return axes
-
-
-__all__ = ["disorientations", "grain_sizes", "grey_picture", "key", "picture", "poles", "ramp", "scalar_colours", "svg"]

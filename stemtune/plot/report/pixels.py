@@ -51,7 +51,7 @@ def pixel_data(orientation_map: OrientationMap) -> dict[str, Any]:
         "columns": orientation_map.shape[1],
         "step": [dy, dx],
         "unit": orientation_map.scan_unit,
-        "phases": [phase.name for phase in orientation_map.phases],
+        "phases": orientation_map.phase_names,
         "layers": shown,
     }
 
@@ -77,6 +77,3 @@ def _packed(values: npt.NDArray[Any], kind: str, missing: int, step: float = 1) 
         "missing": missing,
         "data": base64.b64encode(data).decode("ascii"),
     }
-
-
-__all__ = ["ANGLE_STEP_DEG", "pixel_data"]

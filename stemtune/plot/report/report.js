@@ -1,11 +1,11 @@
 "use strict";
 (() => {
-  const told = JSON.parse(document.getElementById("pixels").textContent);
+  const data = JSON.parse(document.getElementById("pixels").textContent);
   const kinds = { uint8: [1, "getUint8"], uint16: [2, "getUint16"], int16: [2, "getInt16"], int32: [4, "getInt32"] };
 
   // Numbers of one pixel of a layer; null where nothing is known.
   const readers = {};
-  for (const [name, layer] of Object.entries(told.layers)) {
+  for (const [name, layer] of Object.entries(data.layers)) {
     const bytes = Uint8Array.from(atob(layer.data), (letter) => letter.charCodeAt(0));
     const view = new DataView(bytes.buffer);
     const [width, get] = kinds[layer.type];
@@ -21,16 +21,16 @@
   }
 
   const words = (row, column) => {
-    const pixel = row * told.columns + column;
+    const pixel = row * data.columns + column;
     const read = (name) => (name in readers ? readers[name](pixel) : null);
     const place = `row ${row}, column ${column}`;
-    const known = told.unit === "px" ? "" : `   (${(column * told.step[1]).toPrecision(4)}, ${(row * told.step[0]).toPrecision(4)} ${told.unit})`;
+    const known = data.unit === "px" ? "" : `   (${(column * data.step[1]).toPrecision(4)}, ${(row * data.step[0]).toPrecision(4)} ${data.unit})`;
     const euler = read("euler");
     if (euler === null) return `${place}${known}\nnot indexed`;
-    const lines = [place + known, told.phases[read("phase")[0]]];
+    const lines = [place + known, data.phases[read("phase")[0]]];
     lines.push(`φ₁ ${euler[0].toFixed(1)}°  Φ ${euler[1].toFixed(1)}°  φ₂ ${euler[2].toFixed(1)}°`);
-    const fit = read("fit");
-    lines.push(`confidence ${read("confidence")[0].toFixed(2)}` + (fit ? `, fit ${fit[0].toFixed(2)}` : ""));
+    const explained = read("explained_intensity");
+    lines.push(`confidence ${read("confidence")[0].toFixed(2)}` + (explained ? `, explained ${explained[0].toFixed(2)}` : ""));
     const grain = read("grain");
     if ("grain" in readers) lines.push(grain ? `grain ${grain[0]}` : "no grain");
     const angles = [];
@@ -55,9 +55,9 @@
 
   const show = (map, event) => {
     const box = map.getBoundingClientRect();
-    const column = Math.floor(((event.clientX - box.left) / box.width) * told.columns);
-    const row = Math.floor(((event.clientY - box.top) / box.height) * told.rows);
-    if (row < 0 || column < 0 || row >= told.rows || column >= told.columns) return;
+    const column = Math.floor(((event.clientX - box.left) / box.width) * data.columns);
+    const row = Math.floor(((event.clientY - box.top) / box.height) * data.rows);
+    if (row < 0 || column < 0 || row >= data.rows || column >= data.columns) return;
     tip.textContent = words(row, column);
     tip.hidden = false;
     const right = event.clientX + 18 + tip.offsetWidth > window.innerWidth;
@@ -67,10 +67,10 @@
     for (const other of maps) {
       const mark = other.querySelector("b").style;
       mark.display = "block";
-      mark.left = `${(100 * (column + 0.5)) / told.columns}%`;
-      mark.top = `${(100 * (row + 0.5)) / told.rows}%`;
-      mark.width = `${100 / told.columns}%`;
-      mark.height = `${100 / told.rows}%`;
+      mark.left = `${(100 * (column + 0.5)) / data.columns}%`;
+      mark.top = `${(100 * (row + 0.5)) / data.rows}%`;
+      mark.width = `${100 / data.columns}%`;
+      mark.height = `${100 / data.rows}%`;
     }
   };
 

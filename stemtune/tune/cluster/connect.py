@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import ray
 
 from stemtune._files import refuse_readable
 from stemtune.errors import UserError
-from stemtune.tune.cluster.node_check import held
-from stemtune.tune.run.trial import ENVIRONMENT
+from stemtune.tune.cluster import ENVIRONMENT
+from stemtune.tune.cluster.node_check import workers_that_fit
 from stemtune.tune.space.space import SearchSpace
 
 HEAD = "node:__internal_head__"
@@ -36,18 +38,28 @@ QUIET = {
 }
 
 
-def connect(local: bool = False) -> dict[str, float]:
+_TOKEN = secrets.token_hex(32)
+"""Of every Ray of our own that this process starts: Ray remembers the first one that it shows."""
+
+_joined: dict[str, Any] = {}
+"""The Ray that `connect` started or joined in this process: its addresses, and whether it is ours."""
+
+
+def connect(local: bool = False, address: str | None = None) -> dict[str, float]:
     """Start Ray on this machine, or join the Ray that runs here, and return its resources.
 
     A Ray of our own listens on the loopback address alone and asks for a token that only this process and its
-    children know.
+    children know (or for the user's own token, where there is one). It stays until the process ends, or until the next
+    call asks for another Ray. A Ray that the caller joined with `ray.init` is taken as it is.
 
     Parameters
     ----------
     local
-        Start a Ray of our own even where one is running. Without it the Ray of `RAY_ADDRESS`, else the one that
-        was started on this machine last (as on a cluster's head node), is joined, and only where there is none is
-        one started.
+        A Ray of our own even where one is running. Without it the Ray of `RAY_ADDRESS`, else the one that was
+        started on this machine last (as on a cluster's head node), is joined, and only where there is none is one
+        started.
+    address
+        Instead of `RAY_ADDRESS`.
 
     Raises
     ------
@@ -56,61 +68,113 @@ def connect(local: bool = False) -> dict[str, float]:
     """
     for name, value in {**QUIET, **ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    _hush()
+    _quiet_loggers()
+    if ray.is_initialized() and _joined and not _is_wanted(local, address):
+        _leave()
     if not ray.is_initialized():
+        _joined.clear()
+        where = None if local else running(address)
         options: dict[str, Any] = {
             "logging_level": logging.ERROR,
             "log_to_driver": bool(os.environ.get("STEMTUNE_RAY_LOGS")),
             "runtime_env": {"env_vars": dict(ENVIRONMENT)},
         }
-        where = None if local else running()
-        if where is None:
-            _keep_to_ourselves()
-            options |= {"address": "local", "include_dashboard": False}
-        else:
-            greet(where)
-            options |= {"address": where}
-        try:
-            ray.init(**options)
-        except Exception as problem:
+        with _answers_sigterm():
             if where is None:
-                raise UserError(
-                    f"Ray did not start on this machine ({_in_short(problem)}); try again when it is less busy, or see"
-                    " Ray's own logs in /tmp/ray/session_latest/logs"
-                ) from None
-            raise UserError(f"cannot join the Ray at {where} ({_in_short(problem)}); {LOCAL}") from None
-    _hush()
+                _start(options)
+            else:
+                _join(where, options)
+        gcs = ray.get_runtime_context().gcs_address
+        _joined.update(gcs=gcs, where=where or gcs, ours=where is None)
+    _quiet_loggers()
     resources: dict[str, float] = ray.cluster_resources()
     return resources
 
 
-def _hush() -> None:
+def _is_wanted(local: bool, address: str | None) -> bool:
+    """Whether the Ray that an earlier call started or joined is the one that this call asks for."""
+    if ray.get_runtime_context().gcs_address != _joined["gcs"]:
+        return True  # the caller has joined another one since
+    if local:
+        return bool(_joined["ours"])
+    where = running(address)
+    return where == _joined["where"] or (where is None and bool(_joined["ours"]))
+
+
+def _leave() -> None:
+    """Leave the Ray of an earlier call, which ends with that if it is ours."""
+    from ray._private import ray_constants
+
+    ray.shutdown()
+    if _joined["ours"]:
+        ray_constants.ENABLE_RAY_CLUSTER = True
+    _joined.clear()
+
+
+def _join(where: str, options: dict[str, Any]) -> None:
+    check_address(where)
+    try:
+        ray.init(address=where, **options)
+    except Exception as problem:
+        raise UserError(f"cannot join the Ray at {where} ({_first_line(problem)}); {LOCAL}") from None
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start a Ray of our own, which listens on the loopback address.
+
+    The address is Ray's own rule where a cluster is not wanted: it reads the variable when it is imported. Its
+    processes take variable and token from our environment as they start; afterwards it is as it was.
+    """
+    from ray._private import ray_constants
+
+    changed = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not token_file().exists():
+        changed["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _TOKEN
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        ray.init(address="local", include_dashboard=False, **options)
+    except Exception as problem:
+        raise UserError(
+            f"Ray did not start on this machine ({_first_line(problem)}); try again when it is less busy, or see"
+            " Ray's own logs in /tmp/ray/session_latest/logs"
+        ) from None
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _answers_sigterm() -> Iterator[None]:
+    """Keep our answer to SIGTERM, where there is one: Ray replaces it by an exit without a word.
+
+    A batch system sends the signal to every process of the command. Those of a Ray of our own, which start here, do
+    not hear it: without them the sweep could not end as it does after Ctrl-C, which Ray keeps from them itself.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _quiet_loggers() -> None:
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _keep_to_ourselves() -> None:
-    """Have a Ray of our own listen on the loopback address, with a token in our environment and nowhere else.
-
-    The address is Ray's own rule where a cluster is not wanted: it reads the variable when it is imported.
-    """
-    from ray._private import ray_constants
-
-    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def running() -> str | None:
-    """Return the address of the Ray to join, `host:port`, or None where there is none.
-
-    Raises
-    ------
-    UserError
-        When `RAY_ADDRESS` is none that a sweep can join.
-    """
-    given = os.environ.get("RAY_ADDRESS", "")
+def running(given: str | None = None) -> str | None:
+    """Return the address of the Ray to join, `given` or that of `RAY_ADDRESS` first, or None where there is none."""
+    given = given or os.environ.get("RAY_ADDRESS", "")
     if "://" in given:
         raise UserError(
             f"RAY_ADDRESS is '{given}', but a sweep runs on a node of the cluster; unset it and use"
@@ -126,14 +190,8 @@ def running() -> str | None:
     return str(where) if where else None
 
 
-def greet(where: str) -> None:
-    """See that the Ray at `where` answers and takes our token: Ray itself would try for minutes, and log each time.
-
-    Raises
-    ------
-    UserError
-        When nothing answers, or the token is missing, wrong, or in a file that others can read.
-    """
+def check_address(where: str) -> None:
+    """See that the Ray at `where` answers and takes our token: Ray itself would try for minutes, and log each time."""
     host, _, port = where.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
@@ -143,16 +201,16 @@ def greet(where: str) -> None:
     from ray.exceptions import RayError
 
     try:
-        if not (_let_in(where) or (use_token() and _let_in(where))):
+        if not (_accepts_token(where) or (use_token() and _accepts_token(where))):
             raise UserError(
                 f"the Ray at {where} refuses us: the token is missing or wrong; copy the head node's ~/.ray/auth_token"
                 f" to {token_file()} (mode 600) and set RAY_AUTH_MODE=token"
             )
     except RayError as problem:
-        raise UserError(f"what answers at {where} is no Ray that we know ({_in_short(problem)}); {LOCAL}") from None
+        raise UserError(f"what answers at {where} is no Ray that we know ({_first_line(problem)}); {LOCAL}") from None
 
 
-def _let_in(where: str) -> bool:
+def _accepts_token(where: str) -> bool:
     """Whether the Ray at `where` takes the token that we show, if any."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
@@ -181,13 +239,8 @@ def _silent_stderr() -> Iterator[None]:
 def use_token() -> bool:
     """Show the token of the token file from now on, unless `RAY_AUTH_MODE` says otherwise; return whether it does.
 
-    Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody; we do
-    not.
-
-    Raises
-    ------
-    UserError
-        When others can read the file and we cannot change that.
+    Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody, which
+    is changed here, or refused.
     """
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
@@ -204,7 +257,7 @@ def token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
-def _in_short(problem: Exception) -> str:
+def _first_line(problem: Exception) -> str:
     """Return what Ray says in one line; of a version mismatch all of it, which it spreads over several."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     if not lines:
@@ -215,14 +268,11 @@ def _in_short(problem: Exception) -> str:
 def concurrency(space: SearchSpace, nodes: Sequence[Mapping[str, float]]) -> int:
     """Return how many trials can run at a time on `nodes`, each given as its resources.
 
-    Raises
-    ------
-    UserError
-        When the largest trial fits nowhere: it would wait for ever.
+    A largest trial that fits nowhere, and so would wait for ever, is refused.
     """
     fewest, most, _ = space.extremes
     each = {"CPU": space.resources.cpus_per_worker, "GPU": space.resources.gpus_per_worker}
-    room = sum(held(node, each) for node in nodes)
+    room = sum(workers_that_fit(node, each) for node in nodes)
     if most > room:
         asked = " and ".join(f"{need:g} {kind}s" for kind, need in each.items() if need)
         there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind, need in each.items() if need}

@@ -14,10 +14,10 @@ from typing import Any
 from stemtune._files import existing, refuse_readable
 from stemtune.errors import UserError
 
-ENVIRONMENT = Path(__file__).resolve().parents[2] / "cluster" / "environment.sh"
+ENVIRONMENT = Path(__file__).resolve().parents[3] / "cluster" / "environment.sh"
 """What names the shared folder and the Python environment; it lies beside the cluster file, else in the checkout."""
 
-QUESTIONS = """
+HOST_SCRIPT = """
 set -u
 python="$STEMTUNE_VENV/bin/python"
 [ -x "$python" ] || python="$(command -v python3)" || { echo 'bad no Python'; exit; }
@@ -47,7 +47,7 @@ class ClusterFile:
 
 
 @dataclass(frozen=True)
-class Fit:
+class HostReport:
     """What a host answered."""
 
     address: str
@@ -63,13 +63,9 @@ def is_cluster(content: Mapping[Any, Any]) -> bool:
 
 
 def check_cluster(path: str | Path, content: Mapping[Any, Any]) -> str:
-    """Log into every host of the cluster file `path` and say in words what it has.
+    """Log into every host of the cluster file `path` and say what it has.
 
-    Raises
-    ------
-    UserError
-        For what is missing in the file or here, and for the hosts that cannot be reached or are not fit, all in one
-        line.
+    What is missing in the file or here, and the hosts that cannot be reached or are not fit, are named in one line.
     """
     cluster = _read(Path(path), content)
     token = Path.home() / ".ray" / "auth_token"
@@ -79,14 +75,14 @@ def check_cluster(path: str | Path, content: Mapping[Any, Any]) -> str:
     word = uuid.uuid4().hex
     head, *rest = cluster.hosts
     try:
-        answers = [_asked(cluster, head, word, "first")]
-        if isinstance(answers[0], Fit):
+        answers = [_ask(cluster, head, word, "first")]
+        if isinstance(answers[0], HostReport):
             with ThreadPoolExecutor(16) as threads:
-                answers += threads.map(lambda host: _asked(cluster, host, word, "next"), rest)
+                answers += threads.map(lambda host: _ask(cluster, host, word, "next"), rest)
     finally:
-        _asked(cluster, head, word, "last")
-    fit = [answer for answer in answers if isinstance(answer, Fit)]
-    faults = [answer for answer in answers if isinstance(answer, str)] or _apart(fit)
+        _ask(cluster, head, word, "last")
+    fit = [answer for answer in answers if isinstance(answer, HostReport)]
+    faults = [answer for answer in answers if isinstance(answer, str)] or _differences(fit)
     if faults:
         raise UserError(f"{path}: {'; '.join(faults)}")
     lines = [f"{host.address}  {host.name}  Python {host.python}  {host.cpus} CPUs" for host in fit]
@@ -106,7 +102,7 @@ def _read(path: Path, content: Mapping[Any, Any]) -> ClusterFile:
         except ValueError:
             raise UserError(f"{path}: '{host}' in provider is no IP address; Ray takes no names there") from None
     if len(set(hosts)) < len(hosts):
-        raise UserError(f"{path}: an address stands twice in provider")
+        raise UserError(f"{path}: provider names an address twice")
     key = Path(str(auth.get("ssh_private_key", "")))
     if not key.is_absolute():
         raise UserError(f"{path}: auth.ssh_private_key is '{key}', but must be the whole path of a key")
@@ -116,14 +112,14 @@ def _read(path: Path, content: Mapping[Any, Any]) -> ClusterFile:
     return ClusterFile(tuple(hosts), str(auth.get("ssh_user", "")), key, existing(environment, "the file").read_text())
 
 
-def _asked(cluster: ClusterFile, host: str, word: str, role: str) -> Fit | str:
-    """Return what `host` answered, or in words why it is not fit."""
+def _ask(cluster: ClusterFile, host: str, word: str, role: str) -> HostReport | str:
+    """Return what `host` answered, or why it cannot be used."""
     options = "BatchMode=yes StrictHostKeyChecking=no UserKnownHostsFile=/dev/null LogLevel=ERROR ConnectTimeout=10"
     login = [item for option in [*options.split(), "IdentitiesOnly=yes"] for item in ("-o", option)]
     try:
         done = subprocess.run(
             ["ssh", *login, "-i", str(cluster.key), f"{cluster.user}@{host}", "bash -s"],
-            input=f"WORD={word}\nROLE={role}\n{cluster.environment}\n{QUESTIONS}",
+            input=f"WORD={word}\nROLE={role}\n{cluster.environment}\n{HOST_SCRIPT}",
             capture_output=True,
             text=True,
             timeout=60,
@@ -137,14 +133,14 @@ def _asked(cluster: ClusterFile, host: str, word: str, role: str) -> Fit | str:
     kind, _, rest = answer[0].partition(" ")
     if kind == "good":
         name, python, cpus, clock = rest.split("|")
-        return Fit(host, name, python, int(cpus), float(clock))
+        return HostReport(host, name, python, int(cpus), float(clock))
     if kind == "bad":
         return f"{host} has {rest}"
     reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
     return f"cannot log into {cluster.user}@{host} with {cluster.key} ({reason})"
 
 
-def _apart(answers: list[Fit]) -> list[str]:
+def _differences(answers: list[HostReport]) -> list[str]:
     """Return what differs between hosts that must not."""
     head = answers[0]
     faults = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -23,23 +22,12 @@ RETRIES = 8
 
 
 def over_ray(address: str | None = None, device: str = "cpu") -> Spread:
-    """Join the Ray at `address` and return what spreads work over its nodes.
+    """Join the Ray at `address`, or that of `connect`, and return what spreads work over its nodes.
 
-    Parameters
-    ----------
-    address
-        As `ray.init` takes it; left out, the Ray of `RAY_ADDRESS`, the one that runs here, or a new one.
-    device
-        What a block takes: "cpu", one CPU; "cuda", one GPU; "auto", a GPU if the cluster has any.
-
-    Raises
-    ------
-    UserError
-        When Ray does not answer, or has no GPU where one is asked for.
+    A block takes one CPU (`device` "cpu") or one GPU ("cuda"); "auto" is a GPU if the cluster has any. A `UserError`
+    says that Ray does not answer, or has none of what a block takes.
     """
-    if address:
-        os.environ["RAY_ADDRESS"] = address
-    resources = connect()
+    resources = connect(address=address)
     if device == "auto":
         device = "cuda" if resources.get("GPU", 0) >= 1 else "cpu"
     kind = "GPU" if device == "cuda" else "CPU"
@@ -83,13 +71,13 @@ def _result(task: Any) -> Any:
         ) from None
 
 
-_own: dict[str, Any] = {}
+_prepared: dict[str, Any] = {}
 """What this worker process prepared last, under the key of the job that it is for."""
 
 
 def _block(key: str, prepared: tuple[Callable[[Any], Any], Any], work: Callable[[Any, Any], Any], item: Any) -> Any:
-    if key not in _own:
+    if key not in _prepared:
         prepare, given = prepared
-        _own.clear()
-        _own[key] = prepare(given)
-    return work(_own[key], item)
+        _prepared.clear()
+        _prepared[key] = prepare(given)
+    return work(_prepared[key], item)

@@ -30,7 +30,7 @@ JOIN_S = 600.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeReport:
     """What a node says of itself: versions, the marker it read in the sweep's folder, and the sizes of files."""
 
     ray: str
@@ -46,40 +46,34 @@ def alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def named(node: Mapping[str, Any]) -> str:
+def node_label(node: Mapping[str, Any]) -> str:
     """Return a node's name and address as a person knows them."""
     name, address = str(node.get("NodeManagerHostname", "")), str(node["NodeManagerAddress"])
     return f"{name} ({address})" if name and name != address else address
 
 
 def wait_for(count: int) -> None:
-    """Wait until `count` nodes take part.
-
-    Raises
-    ------
-    UserError
-        When they do not come in time; the message names those that came.
-    """
+    """Wait until `count` nodes take part; after `JOIN_S` say which came."""
     seconds = float(os.environ.get("STEMTUNE_NODES_WAIT_S") or JOIN_S)
     deadline = time.monotonic() + seconds
     while len(alive()) < count:
         if time.monotonic() > deadline:
             raise UserError(
                 f"only {len(alive())} of {count} nodes joined within {seconds:g} s:"
-                f" {', '.join(named(node) for node in alive())}; the log of `ray start` on the others says why"
+                f" {', '.join(node_label(node) for node in alive())}; the log of `ray start` on the others says why"
                 " (another Ray or Python version, a wrong token, a closed port), or lower --nodes"
             )
         time.sleep(1.0)
 
 
-def held(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
+def workers_that_fit(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
     """Return how many workers that need `each` fit into a node's `resources`."""
     fits = [(resources.get(kind, 0.0) + 1e-9) / need for kind, need in each.items() if need]
     return math.floor(min(fits)) if fits else 0
 
 
-def look(folder: str, marker: str, paths: Sequence[str]) -> Answer:
-    """Look around on the node where this runs (the task of each node)."""
+def inspect_node(folder: str, marker: str, paths: Sequence[str]) -> NodeReport:
+    """Report what the node sees on which this runs (the task of each node)."""
     writable = ""
     try:
         read = (Path(folder) / marker).read_text()
@@ -92,18 +86,13 @@ def look(folder: str, marker: str, paths: Sequence[str]) -> Answer:
     except OSError as problem:
         writable = problem.strerror or str(problem)
     sizes = {path: Path(path).stat().st_size if Path(path).is_file() else None for path in paths}
-    return Answer(ray.__version__, platform.python_version(), __version__, read, writable, sizes)
+    return NodeReport(ray.__version__, platform.python_version(), __version__, read, writable, sizes)
 
 
 def check(folder: Path, paths: Sequence[str] = ()) -> None:
     """See that every node reads and writes the sweep's `folder`, sees the files `paths`, and runs the same versions.
 
-    On one node, the driver's own, there is nothing to ask.
-
-    Raises
-    ------
-    UserError
-        For the first node that differs, by its name and address, with the remedy.
+    The first node that differs is named, with the remedy. On one node, the driver's own, there is nothing to ask.
     """
     nodes = alive()
     here = ray.get_runtime_context().get_node_id()
@@ -113,19 +102,18 @@ def check(folder: Path, paths: Sequence[str] = ()) -> None:
     word = uuid.uuid4().hex
     (folder / marker).write_text(word)
     try:
-        answers = _asked(nodes, str(folder), marker, paths)
+        answers = _ask(nodes, str(folder), marker, paths)
     finally:
         (folder / marker).unlink(missing_ok=True)
-    wanted = look(str(folder), marker, paths)
+    wanted = inspect_node(str(folder), marker, paths)
     for node, answer in zip(nodes, answers, strict=True):
-        judge(named(node), answer, wanted, word, folder)
+        compare_reports(node_label(node), answer, wanted, word, folder)
 
 
-def _asked(nodes: Sequence[Mapping[str, Any]], folder: str, marker: str, paths: Sequence[str]) -> list[Answer]:
-    """Return every node's answer."""
+def _ask(nodes: Sequence[Mapping[str, Any]], folder: str, marker: str, paths: Sequence[str]) -> list[NodeReport]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
+    task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)
     calls = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
             folder, marker, list(paths)
@@ -138,7 +126,7 @@ def _asked(nodes: Sequence[Mapping[str, Any]], folder: str, marker: str, paths: 
         try:
             answers.append(ray.get(call, timeout=max(1.0, deadline - time.monotonic())))
         except Exception as problem:
-            raise UserError(f"node {named(node)} cannot run trials: {_reason(problem)}") from None
+            raise UserError(f"node {node_label(node)} cannot run trials: {_reason(problem)}") from None
     return answers
 
 
@@ -153,7 +141,7 @@ def _reason(problem: Exception) -> str:
     return lines[-1][:200] if lines else type(problem).__name__
 
 
-def judge(name: str, answer: Answer, wanted: Answer, word: str, folder: Path) -> None:
+def compare_reports(name: str, answer: NodeReport, wanted: NodeReport, word: str, folder: Path) -> None:
     """Raise a `UserError` that names the node `name` when its `answer` is not the `wanted` one."""
     for kind in ("stemtune", "ray", "python"):
         here, there = getattr(wanted, kind), getattr(answer, kind)
@@ -175,7 +163,7 @@ def judge(name: str, answer: Answer, wanted: Answer, word: str, folder: Path) ->
             raise UserError(f"node {name} {what} '{path}'; copy it to storage that all nodes share and name that")
 
 
-def where_it_runs(group: str) -> tuple[str, ...]:
+def nodes_of(group: str) -> tuple[str, ...]:
     """Return the names of the nodes on which a trial's workers run, from the id of their placement group."""
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, placement_group_table

@@ -1,4 +1,4 @@
-"""What a sweep found: `stemtune compare` in words, as pictures, as JSON and as a page."""
+"""What a sweep found: `stemtune compare` as text, pictures, JSON and a page."""
 
 from __future__ import annotations
 
@@ -12,37 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from stemtune._files import whole_file, writable_folder
-from stemtune.tracking.query import SweepRecord, read_sweep
+from stemtune.tracking.query import SweepRecord, read_sweep, tagged_json
 from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
-from stemtune.tune.report.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, what_mattered
+from stemtune.tune.report.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, setting_importances
 from stemtune.tune.report.page import page
-from stemtune.tune.report.words import in_words
+from stemtune.tune.report.text import format_comparison
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A sweep's trials beside each other.
+    """A sweep's trials beside each other."""
 
-    Attributes
-    ----------
-    sweep
-        The sweep as MLflow keeps it.
-    metric, mode
-        What decides, and whether less ("min") or more ("max") of it is better.
-    ranked
-        The trials, best first.
-    figures
-        Everything that the JSON holds.
-    colours
-        A colour for each architecture.
-    """
-
-    sweep: SweepRecord
-    metric: str
-    mode: str
-    ranked: list[Row]
-    figures: dict[str, Any]
-    colours: Mapping[str, str]
+    sweep: SweepRecord  # the sweep as MLflow keeps it
+    metric: str  # what decides
+    mode: str  # whether less of it ("min") or more ("max") is better
+    ranked: list[Row]  # the trials, best first
+    figures: dict[str, Any]  # everything that the JSON holds
+    colours: Mapping[str, str]  # a colour for each architecture
+    proposals: Mapping[str, Any]  # what the sampler drew for each of its trials: parameters and their distributions
 
     @property
     def about(self) -> str:
@@ -50,7 +37,7 @@ class Comparison:
         return self.sweep.tags.get("mlflow.note.content", "")
 
 
-def compared(name: str | None = None) -> Comparison:
+def compare_trials(name: str | None = None) -> Comparison:
     """Return what the sweep `name`, or the one that started last, found.
 
     Raises
@@ -63,6 +50,8 @@ def compared(name: str | None = None) -> Comparison:
     sweep = read_sweep(sweep.name, curves=(metric,))
     ranked = rows(sweep, metric, mode)
     sides = architectures(ranked, mode)
+    drawn = {trial.trial: tagged_json(trial.tags, "stemtune.optuna") for trial in sweep.trials}
+    proposals = {trial: proposal for trial, proposal in drawn.items() if proposal}
     figures = {
         "sweep": sweep.name,
         "status": sweep.status,
@@ -73,13 +62,14 @@ def compared(name: str | None = None) -> Comparison:
         "champion": sweep.tags.get("stemtune.champion", ""),
         "trials": [asdict(row) for row in ranked],
         "architectures": sides,
-        "importances": what_mattered(sweep, ranked, mode),
+        "importances": setting_importances(proposals, ranked, mode),
         "pareto": {price: pareto(ranked, mode, price) for price in PRICES},
         "seeds": seeds(ranked),
         "rungs": rungs(sweep.params),
         "cost": cost(sweep, ranked),
     }
-    return Comparison(sweep, metric, mode, ranked, figures, colours([entry["architecture"] for entry in sides]))
+    shades = colours([entry["architecture"] for entry in sides])
+    return Comparison(sweep, metric, mode, ranked, figures, shades, proposals)
 
 
 def compare(
@@ -88,25 +78,12 @@ def compare(
     json: str | Path | None = None,
     out: str | Path | None = None,
 ) -> str:
-    """Return a sweep's comparison in words.
+    """Return a sweep's comparison (`compare_trials`) as text.
 
-    Parameters
-    ----------
-    name
-        The sweep; by default the one that started last.
-    png
-        Draw the learning curves and the architectures into this file.
-    json
-        Write every figure into this file.
-    out
-        A folder for all pictures, the figures and the page `compare.html`.
-
-    Raises
-    ------
-    UserError
-        As `compared`.
+    With `png` the learning curves and the architectures are drawn into that file, with `json` every figure is written;
+    `out` is a folder for all pictures, the figures and the page `compare.html`.
     """
-    found = compared(name)
+    found = compare_trials(name)
     if json is not None:
         with whole_file(json) as part:
             part.write_text(as_json(found))
@@ -114,7 +91,7 @@ def compare(
         save(overview(found), Path(png))
     if out is not None:
         write_comparison(found, out)
-    return in_words(found)
+    return format_comparison(found)
 
 
 def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Path]:
@@ -140,7 +117,6 @@ def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Pat
 
 
 def as_json(found: Comparison) -> str:
-    """Return every figure as JSON."""
     return dumps(without_nan(found.figures), indent=1) + "\n"
 
 
@@ -153,4 +129,4 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-__all__ = ["Comparison", "as_json", "compare", "compared", "in_words", "without_nan", "write_comparison"]
+__all__ = ["Comparison", "as_json", "compare", "compare_trials", "format_comparison", "without_nan", "write_comparison"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stemtune._files import whole_file
-from stemtune.tune.report.leaderboard import Row, front
+from stemtune.tune.formatting import searched_settings
+from stemtune.tune.report.leaderboard import common_distributions, front, optuna_study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +26,7 @@ PRICES = {
 """What accuracy is weighed against: figures of `Row` that should be small."""
 
 _AXES = 9  # settings that parallel coordinates show at most
+_FEW = 8  # values of a setting that not all trials have, above which it is left out there
 
 
 def colours(names: list[str]) -> dict[str, str]:
@@ -33,7 +36,6 @@ def colours(names: list[str]) -> dict[str, str]:
 
 
 def save(chart: Figure, png: Path) -> None:
-    """Write a picture, whole or not at all."""
     with whole_file(png) as part:
         chart.savefig(part, dpi=130, format=png.suffix.lstrip(".") or "png")
 
@@ -101,77 +103,42 @@ def _bars(place: Axes, found: Comparison) -> None:
 
 
 def parallel(found: Comparison) -> Figure | None:
-    """Draw every trial as a line through its settings to its figure; None where nothing was searched."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
+    """Draw every trial as a line from its figure through its settings; None where nothing was searched.
+
+    A setting that some trials do not have is there as `-` among its values, if these are few.
+    """
+    from matplotlib import pyplot
+    from optuna.distributions import CategoricalDistribution
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     ranked = [row for row in found.ranked if not math.isnan(row.best) and row.searched]
-    names = _varied(ranked)
-    if len(ranked) < 2 or not names:
+    names = list(dict.fromkeys(name for row in ranked for name in row.searched))
+    values = {name: {str(row.searched.get(name, "-")) for row in ranked} for name in names}
+    shared = [name for name in names if all(name in row.searched for row in ranked)]
+    shown = [name for name in names if len(values[name]) > 1 and (name in shared or len(values[name]) <= _FEW)][:_AXES]
+    if len(ranked) < 2 or not shown:
         return None
-    chart = Figure(figsize=(max(6.0, 1.5 * (len(names) + 1)), 4.5), layout="constrained")
-    place = chart.subplots()
-    scales = [_Scale([row.searched.get(name) for row in ranked]) for name in names]
-    scales.append(_Scale([row.best for row in ranked]))
-    order = len(ranked)
-    for rank, row in reversed(list(enumerate(ranked))):
-        heights = [scale.at(row.searched.get(name)) for name, scale in zip(names, scales[:-1], strict=True)]
-        heights.append(scales[-1].at(row.best))
-        shade = colormaps["cividis"](1 - rank / max(1, order - 1))
-        style: dict[str, Any] = {"linewidth": 2.2, "zorder": 3} if rank == 0 else {"linewidth": 1.0, "alpha": 0.7}
-        place.plot(range(len(heights)), heights, color=shade, **style)
-    for number, scale in enumerate(scales):
-        place.axvline(number, color="0.3", linewidth=0.8)
-        for height, text in scale.ticks():
-            place.text(number + 0.03, height, text, fontsize=7, va="center", bbox={"fc": "w", "ec": "none", "pad": 0.5})
-    labels = [name.replace(".", ".\n", 1) for name in [*names, found.metric.replace("/", "/\n")]]
-    place.set_xticks(range(len(scales)), labels, fontsize=8)
-    place.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.2, len(scales) - 0.5))
-    place.set_title("settings of each trial (yellow: good, blue: bad; -: no such setting)", fontsize=10)
-    for side in ("left", "right", "top", "bottom"):
-        place.spines[side].set_visible(False)
+    kinds = common_distributions([found.proposals[row.trial] for row in ranked])
+    shown = [name for name in shown if name in kinds]
+    for name in set(shown) - set(shared):
+        kinds[name] = CategoricalDistribution(sorted(values[name]))
+    points = [
+        ({name: row.searched[name] if name in shared else str(row.searched.get(name, "-")) for name in shown}, row.best)
+        for row in ranked
+    ]
+    study = optuna_study(points, kinds, found.mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optuna calls its pictures experimental
+        place = plot_parallel_coordinate(study, params=shown, target_name=found.metric.split("/")[-1])
+    chart = place.get_figure(root=True)
+    assert chart is not None
+    pyplot.close(chart)  # or a notebook would show it by itself
+    labels = [tick.get_text().replace(".", ".\n", 1).replace("_", "_\n", 1) for tick in place.get_xticklabels()]
+    place.set_xticks(place.get_xticks(), labels, rotation=0, ha="center", fontsize=8)
+    chart.subplots_adjust(bottom=0.15)
+    place.set_title("figure and settings of each trial (dark: good; -: no such setting)", fontsize=10)
+    chart.set_size_inches(max(6.0, 1.8 * (len(shown) + 1)), 4.8)
     return chart
-
-
-def _varied(ranked: list[Row]) -> list[str]:
-    names = dict.fromkeys(name for row in ranked for name in row.searched)
-    varied = [name for name in names if len({str(row.searched.get(name)) for row in ranked}) > 1]
-    shared = {name: sum(name in row.searched for row in ranked) for name in varied}
-    return sorted(varied, key=lambda name: -shared[name])[:_AXES]
-
-
-class _Scale:
-    """Heights, 0 to 1, of the values of one setting: linear, logarithmic over decades, or one step for each word."""
-
-    def __init__(self, values: list[Any]) -> None:
-        given = [value for value in values if value is not None]
-        self.number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)
-        self.words = [] if self.number else sorted({str(value) for value in given})
-        self.gap = len(given) < len(values)  # some trials have no such setting: below the rest
-        if self.number:
-            self.low, self.high = min(given), max(given)
-            self.few = sorted(set(given)) if len(set(given)) <= 4 else [self.low, self.high]
-            self.log = self.low > 0 and self.high > 20 * self.low
-
-    def at(self, value: Any) -> float:
-        if value is None:
-            return 0.0
-        base = 0.12 if self.gap else 0.0
-        if not self.number:
-            share = self.words.index(str(value)) / max(1, len(self.words) - 1)
-        elif self.high == self.low:
-            share = 0.5
-        elif self.log:
-            share = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return base + (1 - base) * share
-
-    def ticks(self) -> list[tuple[float, str]]:
-        shown = [(0.0, "-")] if self.gap else []
-        if not self.number:
-            return shown + [(self.at(word), word) for word in self.words]
-        return shown + [(self.at(value), f"{value:.3g}") for value in self.few]
 
 
 def importances(found: Comparison) -> Figure | None:
@@ -256,23 +223,12 @@ def spreads(found: Comparison) -> Figure | None:
         shade = found.colours[group["architecture"]]
         place.plot(group["values"], [line] * len(group["values"]), "o", color=shade, alpha=0.7)
         place.plot([group["mean"]], [line], "|", color="k", markersize=14)
-    labels = [group["architecture"] + _settings(group["settings"]) for group in groups]
+    labels = [f"{group['architecture']} ({searched_settings(group['settings'])})" for group in groups]
     place.set_yticks(range(len(groups)), labels, fontsize=8)
     place.invert_yaxis()
     place.set(xlabel=found.metric, title="the same settings with several seeds (bar: mean)")
     return chart
 
 
-def _settings(settings: dict[str, Any]) -> str:
-    words = [f"{key.split('.')[-1]} {value}" for key, value in settings.items() if not key.startswith("model.name")]
-    return f" ({', '.join(words)})" if words else ""
-
-
-CHARTS = {
-    "overview": overview,
-    "parallel": parallel,
-    "importances": importances,
-    "prices": prices,
-    "seeds": spreads,
-}
+CHARTS = {"overview": overview, "parallel": parallel, "importances": importances, "prices": prices, "seeds": spreads}
 """What draws each picture of a comparison, by the name of its file; None where there is nothing to draw."""

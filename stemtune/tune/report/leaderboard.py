@@ -1,42 +1,41 @@
-"""A sweep's records as figures: the leaderboard, the architectures side by side, what mattered, what it cost."""
+"""A sweep's records as figures: leaderboard, architectures side by side, importances, Pareto fronts, seeds, cost."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
+
 from stemtune.tracking.query import SweepRecord, TrialRecord, tagged_json
-from stemtune.tune.report.importance import by_method, importances
-from stemtune.tune.run.trial_state import architecture, better
+from stemtune.tune.formatting import architecture, better
 
 BASELINE = "matched"
 _WITHIN = 8  # trials of one architecture from which its own settings are compared
 
+FEWEST = 6
+"""Trials below which nothing can be said."""
+
+FEWEST_FANOVA = 20
+"""Trials below which PED-ANOVA stands in for fANOVA, whose forest needs more."""
+
+_GOOD = 0.3
+"""Share of the trials that PED-ANOVA takes as the good ones; its own 0.1 is one trial of ten."""
+
+Point = tuple[dict[str, Any], float]
+"""What the sampler kept of a trial (its parameters and their distributions), and the trial's best figure."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One trial of the leaderboard.
-
-    Attributes
-    ----------
-    best, best_epoch
-        Best value of the sweep's metric and the epoch it was reached in.
-    epochs
-        Epochs that were run.
-    wall_s, device_s, first_report_s
-        Wall time, wall time of the training times its devices, and time to the first report.
-    parameters, ms_per_pattern
-        Size of the model, and milliseconds per pattern in batches, on the machine that the trial ran on.
-    seed
-        Seed of its training.
-    alike
-        What it has in common with the trials that differ from it in the seed only.
-    curve
-        (epoch, value) of the metric.
-    """
+    """One trial of the leaderboard."""
 
     number: int
     trial: str
@@ -44,19 +43,19 @@ class Row:
     architecture: str
     status: str
     reason: str
-    best: float
-    best_epoch: int
-    epochs: int
+    best: float  # best value of the sweep's metric
+    best_epoch: int  # the epoch it was reached in
+    epochs: int  # epochs that were run
     wall_s: float
-    device_s: float
+    device_s: float  # wall time of the training times its devices
     first_report_s: float
     samples_per_s: float
     parameters: float
-    ms_per_pattern: float
-    seed: str
-    alike: str
+    ms_per_pattern: float  # in batches, on the machine that the trial ran on
+    seed: str  # seed of its training
+    alike: str  # what it has in common with the trials that differ from it in the seed only
     searched: dict[str, Any]
-    curve: list[tuple[int, float]]
+    curve: list[tuple[int, float]]  # (epoch, value) of the metric
 
 
 def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:
@@ -119,9 +118,11 @@ def architectures(ranked: list[Row], mode: str) -> list[dict[str, Any]]:
     )
 
 
-def what_mattered(sweep: SweepRecord, ranked: list[Row], mode: str) -> list[dict[str, Any]]:
-    """Return the importances over all trials, and within each architecture that has enough of them."""
-    kept = {trial.trial: tagged_json(trial.tags, "stemtune.optuna") for trial in sweep.trials}
+def setting_importances(proposals: Mapping[str, Any], ranked: list[Row], mode: str) -> list[dict[str, Any]]:
+    """Return the importances over all trials, and within each architecture that has enough of them.
+
+    `proposals` holds by trial what the sampler drew: parameters and their distributions.
+    """
     groups = {"all trials": ranked}
     for row in ranked:
         groups.setdefault(row.architecture, []).append(row)
@@ -129,18 +130,72 @@ def what_mattered(sweep: SweepRecord, ranked: list[Row], mode: str) -> list[dict
     for name, group in groups.items():
         if name != "all trials" and (len(group) < _WITHIN or len(group) == len(ranked)):
             continue
-        points = [(kept[row.trial], row.best) for row in group if kept.get(row.trial) and not math.isnan(row.best)]
-        shares, method = importances(points, mode)
-        found.append(
-            {
-                "among": name,
-                "method": method,
-                "trials": len(points),
-                "importances": shares,
-                "by_method": by_method(points, mode),
-            }
-        )
+        points = [(proposals[row.trial], row.best) for row in group if row.trial in proposals]
+        points = [point for point in points if not math.isnan(point[1])]
+        shares = by_method(points, mode)
+        if shares:
+            method = next(iter(shares))
+        elif len(points) < FEWEST:
+            method = f"too few trials: {len(points)} of the sampler's, {FEWEST} are needed"
+        else:
+            method = "the trials are too much alike to tell"
+        best = shares.get(method, {})
+        entry = {"among": name, "method": method, "trials": len(points), "importances": best, "by_method": shares}
+        found.append(entry)
     return found
+
+
+def by_method(points: Sequence[Point], mode: str) -> dict[str, dict[str, float]]:
+    """Return each setting's share in the figure, largest first, by every method that can say something, best first.
+
+    fANOVA (Hutter, Hoos, Leyton-Brown, ICML 2014) says what matters over the whole range, PED-ANOVA (Watanabe, Bansal,
+    Hutter, IJCAI 2023) what matters for being among the good trials. Only settings that all trials share take part;
+    settings of one branch are compared among its own trials.
+    """
+    if len(points) < FEWEST:
+        return {}
+    kinds = common_distributions([proposal for proposal, _ in points])
+    study = optuna_study([(proposal["params"], value) for proposal, value in points], kinds, mode)
+    evaluators: list[tuple[str, Any]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(target_quantile=_GOOD))]
+    if len(points) >= FEWEST_FANOVA:
+        evaluators.insert(0, ("fANOVA", FanovaImportanceEvaluator(seed=0)))
+    shares: dict[str, dict[str, float]] = {}
+    for method, evaluator in evaluators:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = get_param_importances(study, evaluator=evaluator)
+        except (RuntimeError, ValueError, ImportError):
+            continue
+        if found:
+            shares[method] = {name: float(found[name]) for name in sorted(found, key=lambda name: -found[name])}
+    return shares
+
+
+def optuna_study(
+    points: Sequence[tuple[Mapping[str, Any], float]], kinds: Mapping[str, BaseDistribution], mode: str
+) -> optuna.Study:
+    """Return a study of these parameters and figures, of those parameters alone that `kinds` names."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
+    for params, value in points:
+        given = {name: params[name] for name in params if name in kinds}
+        study.add_trial(
+            optuna.trial.create_trial(params=given, distributions={name: kinds[name] for name in given}, value=value)
+        )
+    return study
+
+
+def common_distributions(proposals: Sequence[Mapping[str, Any]]) -> dict[str, BaseDistribution]:
+    """Return each setting's distribution; one that changed between trials is left out, as it compares nothing."""
+    kinds: dict[str, str] = {}
+    mixed: set[str] = set()
+    for proposal in proposals:
+        for name, written in proposal["distributions"].items():
+            text = json.dumps(written, sort_keys=True)
+            if kinds.setdefault(name, text) != text:
+                mixed.add(name)
+    return {name: json_to_distribution(text) for name, text in kinds.items() if name not in mixed}
 
 
 def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
@@ -149,17 +204,7 @@ def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
 
 
 def front(ranked: list[Row], mode: str, price: str) -> list[Row]:
-    """Return the trials that no other beats in both the metric and `price`, cheapest first.
-
-    Parameters
-    ----------
-    ranked
-        The trials.
-    mode
-        "min" or "max", of the metric; of `price` less is better.
-    price
-        Name of a figure of `Row`: `parameters`, `ms_per_pattern` or `device_s`.
-    """
+    """Return the trials that no other beats in both the metric and the figure `price` of `Row`, cheapest first."""
     known = [row for row in ranked if not math.isnan(row.best) and getattr(row, price) > 0]
     found: list[Row] = []
     sign = 1 if mode == "min" else -1
@@ -175,11 +220,11 @@ def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
     for row in ranked:
         if not math.isnan(row.best) and row.status == "finished":
             groups.setdefault(row.alike, []).append(row)
-    told = _that_vary([row for group in groups.values() for row in group])
+    varied = _that_vary([row for group in groups.values() for row in group])
     return [
         {
             "architecture": group[0].architecture,
-            "settings": {key: group[0].searched[key] for key in told if key in group[0].searched},
+            "settings": {key: group[0].searched[key] for key in varied if key in group[0].searched},
             "trials": [row.number for row in group],
             "values": [row.best for row in group],
             "mean": statistics.fmean(row.best for row in group),

@@ -9,43 +9,31 @@ import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.tune import Callback
 
+from stemtune._progress import say
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
-from stemtune.tune.cluster.node_check import where_it_runs
+from stemtune.tune.cluster.node_check import nodes_of
 from stemtune.tune.run.checkpoints import how_ended, mark_ended, train_folder
-from stemtune.tune.run.progress import Progress
-from stemtune.tune.run.scheduler import TimeBudget
+from stemtune.tune.run.progress import SweepProgress
 from stemtune.tune.run.snapshots import Snapshots
-from stemtune.tune.run.trial import DAMAGED, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
-from stemtune.tune.run.trial_state import TrialState, history, unpacked
+from stemtune.tune.run.trial import CORRUPT, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
+from stemtune.tune.run.trial_state import TrialState, driver_state, history, unpacked
 from stemtune.tune.space.space import SearchSpace
 
 _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
 
 
-class Watch(Callback):  # type: ignore[misc]
-    """Follows every trial of a sweep.
+class SweepCallback(Callback):  # type: ignore[misc]
+    """Follows every trial of the sweep `name` in `folder`; `tracked` is whether MLflow is told.
 
     Tune pickles its callbacks and restores them after a crash, so everything that cannot be pickled is made in
-    `setup`; `Watch.current` is the one in use.
-
-    Parameters
-    ----------
-    space, folder, name, sweep_id
-        The sweep.
-    tracked
-        Whether MLflow is told.
-    store_hash
-        Content hash of the training store; empty when there is none.
+    `setup`, and the one in use is that of `driver_state`. `store_hash` is the training store's content hash, if there
+    is a store.
     """
-
-    current: ClassVar[Watch | None] = None
-    restored: ClassVar[bool] = True
-    """False until Tune took up its snapshot: where it fails to, it begins anew in silence."""
 
     def __init__(
         self, space: SearchSpace, folder: Path, name: str, sweep_id: str, tracked: bool, store_hash: str
@@ -64,25 +52,22 @@ class Watch(Callback):  # type: ignore[misc]
         return {key: value for key, value in self.__dict__.items() if key not in gone}
 
     def get_state(self) -> dict[str, Any]:
-        """Return what Tune keeps for a restart."""
         return {"trials": self.trials, "over_time": self.over_time}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take up what Tune kept."""
         self.trials, self.over_time = state["trials"], state.get("over_time", False)
-        Watch.restored = True
+        driver_state(self.sweep_id).restored = True
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
-        """Open the records and the progress bar."""
         self.snapshots, self._staging = Snapshots(self.folder), Path()
         self._looked_back = False
         self.tracker: NullTracker | Tracker = NullTracker()
         if self.tracked:
             self.tracker = Tracker(self.folder, self.name, self.sweep_id, address())
-        self.progress = Progress(
+        self.progress = SweepProgress(
             self.space.budget.trials, self.space.metric, self.space.mode, self.space.fixed, self.trials.values()
         )
-        Watch.current = self
+        driver_state(self.sweep_id).callback = self
         budget, resources = self.space.budget, self.space.resources
         params = {f"budget.{key}": value for key, value in vars(budget).items() if value is not None}
         given = {key: value for key, value in vars(resources).items() if key != "workers_given" and value is not None}
@@ -101,7 +86,7 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Before anything happens, see what was lost since Tune's last snapshot."""
-        if not Watch.restored:
+        if not driver_state(self.sweep_id).restored:
             raise RuntimeError(f"Ray Tune did not take up the state of the sweep in {self.folder}; its log says why")
         if not self._looked_back:
             self._looked_back = True
@@ -112,7 +97,7 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Keep what Tune has just written down, if it has."""
-        self.over_time = self.over_time or TimeBudget.over
+        self.over_time = self.over_time or driver_state(self.sweep_id).time_over
         self.snapshot(trials)
 
     def snapshot(self, trials: list[Any] | None = None) -> None:
@@ -120,7 +105,7 @@ class Watch(Callback):  # type: ignore[misc]
         if trials:
             self._staging = Path(trials[0].storage.experiment_driver_staging_path)
         if self._staging != Path():
-            self.snapshots.look(self._staging, now=trials is None)
+            self.snapshots.copy_if_new(self._staging, now=trials is None)
 
     def _forget(self, known: set[str]) -> None:
         """Drop the trials that began after Tune's last snapshot: the sampler proposes them anew, as other trials."""
@@ -134,7 +119,6 @@ class Watch(Callback):  # type: ignore[misc]
         return {"stemtune.store_sha256": self.store_hash} if self.store_hash else {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Begin a trial, or go on with one after a restart."""
         knobs = dict(trial.config["knobs"])
         state = self.trials.get(trial.trial_id) or TrialState(trial.trial_id, int(trial.config["number"]), knobs)
         state.status, state.reason = "running", ""
@@ -154,21 +138,21 @@ class Watch(Callback):  # type: ignore[misc]
         """Keep one epoch's figures."""
         result = unpacked(result)
         state = self.trials[trial.trial_id]
-        for line in result.get(DAMAGED, ()):
-            self.progress.say(f"trial {state.number}: {line}")
+        for line in result.get(CORRUPT, ()):
+            say(f"trial {state.number}: {line}")
         state.wall_s = self._wall(trial.trial_id)
         for report in (*result.get(EARLIER, ()), result):
             state.take(report, self.space.metric, self.space.mode)
-            self._tell(state, report)
+            self._record(state, report)
         group = result.get("placement_group")
         if group and self._groups.get(trial.trial_id) != group:
             self._groups[trial.trial_id] = group
-            state.nodes = where_it_runs(group) or state.nodes
-        if result.get("done"):  # set by who stops it: a trial that ends by itself is not told again
-            (self._late if TimeBudget.over else self._stopped).add(trial.trial_id)
+            state.nodes = nodes_of(group) or state.nodes
+        if result.get("done"):  # set by who stops it: a trial that ends by itself reports no more
+            (self._late if driver_state(self.sweep_id).time_over else self._stopped).add(trial.trial_id)
         self.progress.reported(state)
 
-    def _tell(self, state: TrialState, result: dict[str, Any]) -> None:
+    def _record(self, state: TrialState, result: dict[str, Any]) -> None:
         state.values = {key: float(result[key]) for key in (*METRICS, *_TIMES) if key in result}
         self.tracker.metrics(state.trial, int(result["epoch"]), {**state.values, "time/wall_s": state.wall_s})
 
@@ -182,9 +166,9 @@ class Watch(Callback):  # type: ignore[misc]
             late = [report for report in history(self.folder, state.trial) if report["epoch"] > state.epoch]
             for metrics in late:
                 state.take(metrics, self.space.metric, self.space.mode)
-                self._tell(state, metrics)
+                self._record(state, metrics)
             if late and state.status in ("finished", "stopped", "failed"):
-                self._told_end(state)
+                self._record_end(state)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, was stopped by ASHA, or ran out of the sweep's time."""
@@ -206,7 +190,6 @@ class Watch(Callback):  # type: ignore[misc]
         self._free_dead(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed for good."""
         self._free_dead(trial.trial_id)
         reason = failure(train_folder(self.folder, trial.trial_id))
         if not reason:
@@ -222,10 +205,10 @@ class Watch(Callback):  # type: ignore[misc]
         if status != "failed":  # that is tried again
             mark_ended(train_folder(self.folder, trial_id), status)
         self._free(trial_id)
-        self._told_end(state)
+        self._record_end(state)
         self.progress.ended(state)
 
-    def _told_end(self, state: TrialState) -> None:
+    def _record_end(self, state: TrialState) -> None:
         values = {"time/wall_s": state.wall_s, "time/device_s": state.device_s}
         if not math.isnan(state.best):
             values |= {"best": state.best, "best_epoch": float(state.best_epoch)}

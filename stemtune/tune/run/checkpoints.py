@@ -1,4 +1,4 @@
-"""A trial's checkpoints on the sweep's storage: written whole, damage noticed, the newest two and the best kept.
+"""A trial's checkpoints on the sweep's storage: written whole, corruption noticed, the newest two and the best kept.
 
 Ray Train's own bookkeeping is a file that it overwrites in place: cut short by a crash, or naming a checkpoint that is
 gone, it makes every later attempt of the trial fail. So a trial goes on from what lies in its folder instead.
@@ -25,22 +25,12 @@ RAYS_OWN = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A checkpoint on storage.
+class StoredCheckpoint:
+    """A checkpoint on storage."""
 
-    Attributes
-    ----------
-    folder
-        Where it lies.
-    epoch
-        Epochs trained, from 1.
-    history
-        What was reported after each of them, in order.
-    """
-
-    folder: Path
-    epoch: int
-    history: list[dict[str, Any]]
+    folder: Path  # where it lies
+    epoch: int  # epochs trained, from 1
+    history: list[dict[str, Any]]  # what was reported after each of them, in order
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -67,13 +57,13 @@ def store(source: Path, run: Path, name: str, metric: str, mode: str) -> Path:
     return run / name
 
 
-def kept(run: Path) -> list[Kept]:
-    """Return a trial's checkpoints by epoch, damaged ones included as long as their note can be read."""
+def stored_checkpoints(run: Path) -> list[StoredCheckpoint]:
+    """Return a trial's checkpoints by epoch, corrupt ones included as long as their note can be read."""
     found = []
     for note in run.glob(f"checkpoint_*/{NOTE}"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
             read = json.loads(note.read_text())
-            entry = Kept(note.parent, int(read["epoch"]), [dict(report) for report in read["history"]])
+            entry = StoredCheckpoint(note.parent, int(read["epoch"]), [dict(report) for report in read["history"]])
             if entry.metrics["epoch"] == entry.epoch:
                 found.append(entry)
     return sorted(found, key=lambda entry: (entry.epoch, entry.folder.name))
@@ -84,9 +74,9 @@ def _folders(run: Path) -> list[Path]:
     return [entry for entry in run.glob("checkpoint_*") if entry.is_dir()]
 
 
-def newest_sound(run: Path) -> tuple[Kept | None, list[str]]:
+def newest_intact(run: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     """Return the newest checkpoint that is as it was written, and what is wrong with others."""
-    entries = kept(run)
+    entries = stored_checkpoints(run)
     readable = {entry.folder for entry in entries}
     faults = [f"'{folder / NOTE}' cannot be read" for folder in _folders(run) if folder not in readable]
     for entry in reversed(entries):
@@ -97,7 +87,7 @@ def newest_sound(run: Path) -> tuple[Kept | None, list[str]]:
     return None, faults
 
 
-def ranked(entries: Sequence[Kept], metric: str, mode: str) -> list[Kept]:
+def ranked(entries: Sequence[StoredCheckpoint], metric: str, mode: str) -> list[StoredCheckpoint]:
     """Return those checkpoints that have a figure, best first."""
     sign = 1.0 if mode == "min" else -1.0
     having = [entry for entry in entries if not math.isnan(float(entry.metrics.get(metric, math.nan)))]
@@ -107,9 +97,9 @@ def ranked(entries: Sequence[Kept], metric: str, mode: str) -> list[Kept]:
 def _prune(run: Path, newest: str, metric: str, mode: str) -> None:
     """Keep the newest checkpoint, the one before it and the best.
 
-    What claims to be as far or further was damaged, or else the run would have gone on from there.
+    What claims to be as far or further was corrupt, or else the run would have gone on from there.
     """
-    entries = kept(run)
+    entries = stored_checkpoints(run)
     last = next((entry for entry in entries if entry.folder.name == newest), None)
     if last is None:
         return
@@ -144,8 +134,8 @@ def how_ended(run: Path) -> str:
         return ""
 
 
-def tidy(run: Path) -> None:
-    """Clear away what an attempt that was killed left half done (before the next one starts)."""
+def remove_partial(run: Path) -> None:
+    """Remove what an attempt that was killed left half done (before the next one starts)."""
     (run / RAYS_OWN).unlink(missing_ok=True)
     for rest in run.glob(".checkpoint_*"):
         shutil.rmtree(rest, ignore_errors=True)

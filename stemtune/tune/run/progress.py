@@ -1,29 +1,18 @@
-"""What a person reads on stderr while a sweep runs: a bar, a line per trial, and a table at the end."""
+"""What a person reads on stderr while a sweep runs, a line per trial and how far it is, and the table at the end."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from tqdm import tqdm
-
-from stemtune.tune.run.trial_state import STATUS_WORDS, TrialState, better, figure
-from stemtune.tune.space.describe import in_short
+from stemtune._progress import Progress, say
+from stemtune.tune.formatting import STATUS_WORDS, better, format_metric, format_settings, format_table
+from stemtune.tune.run.trial_state import TrialState
 
 
-class Progress:
-    """Writes lines to stderr, and keeps a bar below them where stderr is a terminal.
+class SweepProgress:
+    """Says what each of `total` trials tries and how it ended, and shows how many have.
 
-    Parameters
-    ----------
-    total
-        Number of trials.
-    metric, mode
-        What is optimised.
-    fixed
-        Settings that every trial shares, left out of the lines.
-    before
-        Trials from before a restart.
+    Settings that every trial shares (`fixed`) are left out; `before` are the trials from before a restart.
     """
 
     def __init__(
@@ -34,80 +23,57 @@ class Progress:
         self._best: TrialState | None = None
         ended = [state for state in before if state.status not in ("running", "interrupted")]
         for state in ended:
-            self._crown(state)
-        self._bar = tqdm(total=total, desc="trials", unit="trial", disable=None, leave=False, file=sys.stderr)
-        self._bar.update(len(ended))
-
-    def say(self, line: str) -> None:
-        """Write one line."""
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+            self._note_best(state)
+        self._progress = Progress(total, "trials", "trial", done=len(ended))
 
     def started(self, state: TrialState) -> None:
-        """Say what a trial tries."""
-        self.say(f"trial {state.number} starts: {in_short(state.knobs, self._fixed)}")
+        say(f"trial {state.number} starts: {format_settings(state.knobs, self._fixed)}")
 
     def reported(self, state: TrialState) -> None:
-        """Show a trial's last figure in the bar."""
-        self._bar.set_postfix_str(
-            f"trial {state.number} {state.label} epoch {state.epoch}: {figure(self._metric, state.last)}"
-        )
+        value = format_metric(self._metric, state.last)
+        self._progress.note(f"trial {state.number} {state.label} epoch {state.epoch}: {value}")
 
     def ended(self, state: TrialState) -> None:
-        """Say how a trial ended."""
-        self._crown(state)
-        word = STATUS_WORDS[state.status]
-        tail = _because(state)
+        self._note_best(state)
         best = f"; best so far trial {self._best.number}, {self._value(self._best)}" if self._best else ""
-        self.say(
-            f"trial {state.number} {state.label} {word} after epoch {state.epoch} and {state.wall_s:.0f} s"
-            f" with {self._value(state)}{tail}{best}"
+        say(
+            f"trial {state.number} {state.label} {STATUS_WORDS[state.status]} after epoch {state.epoch} and"
+            f" {state.wall_s:.0f} s with {self._value(state)}{_because(state)}{best}"
         )
-        self._bar.update()
+        self._progress.update()
 
-    def _crown(self, state: TrialState) -> None:
+    def _note_best(self, state: TrialState) -> None:
         if state.epoch and (self._best is None or better(state.best, self._best.best, self._mode)):
             self._best = state
 
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
+    def close(self, finished: bool = True) -> None:
+        """Take the bar away, or say that the sweep `finished`."""
+        self._progress.close(finished)
 
     def _value(self, state: TrialState) -> str:
-        return figure(self._metric, state.best)
+        return format_metric(self._metric, state.best)
 
 
 def table(trials: Iterable[TrialState], metric: str, mode: str) -> str:
     """Return the trials as a table, best first."""
     rows = [("", "trial", "model", metric.removeprefix("val/"), "epoch", "epochs", "wall", "status")]
-    ranked = sorted(trials, key=lambda state: _rank(state, mode))
+    ranked = sorted(trials, key=lambda state: (not state.epoch, state.best if mode == "min" else -state.best))
     for place, state in enumerate(ranked, 1):
         rows.append(
             (
                 str(place) if state.epoch else "-",
                 str(state.number),
                 state.label,
-                figure(metric, state.best),
+                format_metric(metric, state.best),
                 str(state.best_epoch),
                 str(state.epoch),
                 f"{state.wall_s:.0f} s",
                 STATUS_WORDS[state.status] + _because(state),
             )
         )
-    return aligned(rows)
+    return format_table(rows)
 
 
 def _because(state: TrialState) -> str:
     """Say why a trial failed or ended before its time; that ASHA stopped one its status says."""
     return f": {state.reason}" if state.reason and state.status in ("failed", "finished") else ""
-
-
-def _rank(state: TrialState, mode: str) -> tuple[bool, float]:
-    return (not state.epoch, state.best if mode == "min" else -state.best)
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Return rows as columns of equal width; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])

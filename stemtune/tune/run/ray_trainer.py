@@ -1,10 +1,10 @@
 """Ray Train's `TorchTrainer` with fewer processes per trial.
 
 Ray starts six for a trial of one worker: Tune's driver, a queue for the reports, the controller, a manager of datasets,
-a meeting point of the workers, and the worker, and each imports Ray for two to five seconds of a core. A sweep pays
-that for every trial. Here the controller runs in the driver's own process and hands its reports to Tune there; a worker
-that is alone meets nobody, so its meeting point is kept for the next trial of the same driver; and there is no manager
-of datasets, for stemtune's are read by the workers themselves. What is left to start for a trial is its workers.
+an actor that synchronises the workers, and the worker, and each imports Ray for two to five seconds of a core. A sweep
+pays that for every trial. Here the controller runs in the driver's own process and hands its reports to Tune there; a
+worker that is alone waits for nobody, so that actor is kept for the next trial of the same driver; and there is no
+manager of datasets, for stemtune's are read by the workers themselves. What is left to start is a trial's workers.
 
 Nor is there the detached actor that frees the resources of a run whose controller died. It asks the dashboard, which
 a plain installation does not have: then it frees nothing and says so every second. The sweep itself knows when it
@@ -55,7 +55,7 @@ class QuietTrainer(TorchTrainer):  # type: ignore[misc]
         with contextlib.ExitStack() as changed:
             changed.enter_context(_named_groups(str(self.run_config.name)))
             if self.scaling_config.num_workers == 1:
-                changed.enter_context(_kept_meeting_point())
+                changed.enter_context(_reused_sync_actor())
             asyncio.run(controller.run())
         return controller.get_result()
 
@@ -84,35 +84,35 @@ def free_groups(run: str) -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group["placement_group_id"])))
 
 
-class _MeetingPoint:
+class _SyncActor:
     """Stands for Ray's `SynchronizationActor` and gives out the one that this process has, if it still answers."""
 
-    kept: ClassVar[Any] = None
-    make: ClassVar[Any] = None
+    current: ClassVar[Any] = None
+    original: ClassVar[Any] = None
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
 
     @classmethod
-    def options(cls, **options: Any) -> _MeetingPoint:
+    def options(cls, **options: Any) -> _SyncActor:
         return cls(options)
 
     def remote(self, **settings: Any) -> Any:
         try:
-            ray.get(_MeetingPoint.kept.get_counter.remote(), timeout=10)
+            ray.get(_SyncActor.current.get_counter.remote(), timeout=10)
         except Exception:  # none yet, or it died
-            _MeetingPoint.kept = _MeetingPoint.make.options(**self._options).remote(**settings)
-        return _MeetingPoint.kept
+            _SyncActor.current = _SyncActor.original.options(**self._options).remote(**settings)
+        return _SyncActor.current
 
 
 @contextlib.contextmanager
-def _kept_meeting_point() -> Iterator[None]:
-    """Have a run's worker group take this process's meeting point, and leave it alive."""
+def _reused_sync_actor() -> Iterator[None]:
+    """Have a run's worker group take the actor that this process has, and leave it alive."""
     from ray.train.v2._internal.execution.worker_group import state, worker_group
 
     made, ended = worker_group.SynchronizationActor, state._shutdown_sync_actor
-    _MeetingPoint.make = made
-    worker_group.SynchronizationActor = _MeetingPoint
+    _SyncActor.original = made
+    worker_group.SynchronizationActor = _SyncActor
     state._shutdown_sync_actor = lambda actor: None
     try:
         yield

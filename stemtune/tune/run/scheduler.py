@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 from ray.tune import Stopper
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from stemtune.tune.run.trial_state import history
+from stemtune.tune.run.trial_state import driver_state, history
 
 UNTRAINED = ("matched",)
 """Models that learn nothing: their one report says how good they are, not how good they will become."""
@@ -22,7 +22,6 @@ class LearnersASHA(ASHAScheduler):  # type: ignore[misc]
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Give a learner its place in the rungs."""
         if _learns(trial):
             super().on_trial_add(tune_controller, trial)
             self._recall(trial)
@@ -36,18 +35,15 @@ class LearnersASHA(ASHAScheduler):  # type: ignore[misc]
             self._trial_info[trial.trial_id].on_result(trial, report["epoch"], self._metric_op * report[self._metric])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide whether a trial goes on."""
         if not _learns(trial):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Keep what a learner reached."""
         if _learns(trial):
             super().on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Forget a learner."""
         if _learns(trial):
             super().on_trial_remove(tune_controller, trial)
 
@@ -62,22 +58,20 @@ class TimeBudget(Stopper):  # type: ignore[misc]
     Trials end with the epoch that they are in, and the searcher proposes no others.
     """
 
-    over: ClassVar[bool] = False
-
-    def __init__(self, hours: float) -> None:
-        self._left_s = hours * 3600.0
+    def __init__(self, hours: float, sweep_id: str = "") -> None:
+        self._left_s, self._sweep = hours * 3600.0, sweep_id
         self._last: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Whether a trial that has just reported is to end."""
-        return TimeBudget.over
+        return driver_state(self._sweep).time_over
 
     def stop_all(self) -> bool:
         """Look at the time; Tune asks before each step. To end all at once would leave records open."""
         now = time.monotonic()
         self._left_s -= now - self._last if self._last is not None else 0.0
         self._last = now
-        TimeBudget.over = self._left_s <= 0
+        driver_state(self._sweep).time_over = self._left_s <= 0
         return False
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
@@ -21,24 +21,11 @@ from ray.tune.search.optuna import OptunaSearch
 
 from stemtune._files import whole_file
 from stemtune.config import Scalar
-from stemtune.tune.run.scheduler import UNTRAINED, TimeBudget
-from stemtune.tune.run.study import (
-    AGAIN,
-    SETTINGS,
-    SPACE,
-    STUDY,
-    SWEEP,
-    asked,
-    digest,
-    find_study,
-    join,
-    open_storage,
-)
+from stemtune.tune.run.scheduler import UNTRAINED
+from stemtune.tune.run.study import AGAIN, SETTINGS, SPACE, SWEEP, digest, find_study, join, open_storage, search_digest
 from stemtune.tune.run.trial import EARLIER
-from stemtune.tune.run.trial_state import unpacked
+from stemtune.tune.run.trial_state import driver_state, unpacked
 from stemtune.tune.space.space import SearchSpace
-
-__all__ = ["STUDY", "Limiter", "StudySearch", "mend_study"]
 
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
@@ -51,12 +38,9 @@ FINISHED: str = Searcher.FINISHED
 class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
     """Proposes a trial only where the cluster that the sweep runs on has room for it: a resume may find another one."""
 
-    now: ClassVar[int] = 0
-
     def suggest(self, trial_id: str) -> Any:
         """Return the settings of the next trial, or None while there is no room."""
-        if Limiter.now:
-            self.max_concurrent: int = Limiter.now
+        self.max_concurrent: int = driver_state(self.searcher.sweep_id).at_once or self.max_concurrent
         return super().suggest(trial_id)
 
 
@@ -68,22 +52,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
     the best figure of a trial instead of its last.
 
-    Parameters
-    ----------
-    space
-        What is searched.
-    folder
-        The sweep's folder, for the study.
-    settings
-        What every trial is told besides its settings.
-    seed
-        Seed of the sampler.
-    sweep_id
-        The sweep's id, which marks its trials in a study.
-    study
-        The study to share with other sweeps (`stemtune.tune.run.study.find_study`); by default one of its own.
-    at_random
-        Draw at random instead of by TPE.
+    The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see
+    `stemtune.tune.run.study.find_study`), where `sweep_id` marks this sweep's trials. `settings` are what every trial
+    gets besides its own; `at_random` draws without TPE.
     """
 
     def __init__(
@@ -112,7 +83,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         place = find_study(study, folder, space)
         storage = open_storage(place)
         joined = join(place, storage, space)
-        self._sweep = sweep_id
+        self.sweep_id = sweep_id
         self._best: dict[str, float] = {}
         self._others: dict[str, list[float]] = {}
         self._baselines = [] if joined and study else space.baselines()  # who began the study runs them
@@ -131,11 +102,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         if joined:
             self._give_up_lost()
         else:
-            self._ot_study.set_user_attr(SPACE, asked(space))
+            self._ot_study.set_user_attr(SPACE, search_digest(space))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the settings of the next trial, or that there is none when the sweep's time is over."""
-        if TimeBudget.over:
+        if driver_state(self.sweep_id).time_over:
             return FINISHED
         self._numbers.setdefault(trial_id, len(self._numbers))
         if self._baselines and trial_id not in self._ot_trials:
@@ -144,17 +115,12 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             flat, optuna_part = self._proposed(trial_id)
         knobs = self.space.settings(flat)
         self._seen.add(_fingerprint(knobs))
-        return {
-            "knobs": knobs,
-            "number": self._numbers[trial_id],
-            "optuna": optuna_part,
-            "sweep": self.settings,
-        }
+        return {"knobs": knobs, "number": self._numbers[trial_id], "optuna": optuna_part, "sweep": self.settings}
 
     def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
         for attempt in range(_REPEATS):
             trial = self._ot_study.ask()
-            trial.set_user_attr(SWEEP, self._sweep)
+            trial.set_user_attr(SWEEP, self.sweep_id)
             flat = self.space.suggest(trial)
             settings = _fingerprint(self.space.settings(flat))
             if settings in self._again:
@@ -176,7 +142,6 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         return any(trial.user_attrs.get(SETTINGS) == settings for trial in known if trial.state != TrialState.FAIL)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell the study what a trial reported."""
         for report in (*result.get(EARLIER, ()), unpacked(result)):
             value = float(report[self.space.metric])
             best = self._best.get(trial_id, value)
@@ -221,7 +186,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         is true. That they were planned again is written down: another crash must not plan them a third time.
         """
         known = {trial.number for trial in self._ot_trials.values()}
-        mark = f"{AGAIN}.{self._sweep}"
+        mark = f"{AGAIN}.{self.sweep_id}"
         again = set(self._ot_study.user_attrs.get(mark, []))
         trials = self._ot_study.get_trials(deepcopy=False)
         going_on = {trial.user_attrs.get(SETTINGS) for trial in trials if trial.number in known}
@@ -247,11 +212,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def _ours(self, trial: FrozenTrial) -> bool:
         if SWEEP in trial.user_attrs:
-            return bool(trial.user_attrs[SWEEP] == self._sweep)
+            return bool(trial.user_attrs[SWEEP] == self.sweep_id)
         return trial.datetime_start is None or datetime.now() - trial.datetime_start > _YOUNG
 
 
-def mend_study(file: Path) -> None:
+def repair_journal(file: Path) -> None:
     """Take lines out of a study's journal that a crash or a full disk cut short: Optuna would read no further."""
     if not file.exists():
         return
@@ -259,10 +224,10 @@ def mend_study(file: Path) -> None:
     lock.acquire()  # who writes holds it, so that no line is under way
     try:
         lines = file.read_bytes().splitlines(keepends=True)
-        sound = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
-        if len(sound) < len(lines):
+        intact = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
+        if len(intact) < len(lines):
             with whole_file(file) as part:
-                part.write_bytes(b"".join(sound))
+                part.write_bytes(b"".join(intact))
     finally:
         lock.release()
 

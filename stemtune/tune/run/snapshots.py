@@ -3,7 +3,7 @@
 Ray writes its state into a folder of its own on this machine and then copies it, file by file and over the one before,
 to the sweep's folder. A crash in the middle leaves a file cut short or two of different moments, and Ray then begins
 the sweep anew without a word. It also takes the file with the latest time in its name for the newest, which after a
-clock was set back is an old one. So we keep copies of our own, each whole, and hand Ray the one to go on from.
+clock was set back is an old one. So we keep copies of our own, each whole, and give Ray the one to go on from.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from stemtune._files import damage, seal, whole_folder
+from stemtune.errors import UserError
 
 FOLDER = "snapshots"
 STATE = "experiment_state-"
@@ -29,20 +30,14 @@ _SHARE = 5  # at most this part of the time goes into snapshots
 
 
 class Snapshots:
-    """Copies Tune's state into the sweep's folder each time that Tune has written it.
-
-    Parameters
-    ----------
-    folder
-        The sweep's folder.
-    """
+    """Copies Tune's state into the sweep's `folder` each time that Tune has written it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         self._seen: dict[str, tuple[int, int]] | None = None
         self._next_look = 0.0
 
-    def look(self, staging: Path, now: bool = False) -> None:
+    def copy_if_new(self, staging: Path, now: bool = False) -> None:
         """Copy the state in Tune's `staging` folder if it is a new one; call it where Tune is not writing."""
         began = time.monotonic()
         if began < self._next_look and not now:
@@ -72,8 +67,19 @@ def _numbers(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.glob("*") if re.fullmatch(r"\d{8}", entry.name))
 
 
-def hand_over(folder: Path) -> bool:
-    """Put the newest sound snapshot of the sweep in `folder` where Tune finds it; return whether there is one."""
+def check_resumable(folder: Path) -> None:
+    """Refuse the sweep in `folder` if stemtune 0.1 began it: its state names modules that are gone."""
+    names = ("searcher-state-*", "search_gen_state-*", f"{STATE}*", "tuner.pkl")
+    files = [file for place in (folder, *(folder / FOLDER).glob("*")) for name in names for file in place.glob(name)]
+    if any(b"stemtune.tune.searcher" in file.read_bytes() for file in files):
+        raise UserError(
+            f"the sweep '{folder.name}' was begun by stemtune 0.1, and this version cannot resume it; finish it with"
+            " stemtune 0.1, or start it again under another --name"
+        )
+
+
+def restore_snapshot(folder: Path) -> bool:
+    """Put the newest intact snapshot of the sweep in `folder` where Tune finds it; return whether there is one."""
     snapshots = folder / FOLDER
     for number in reversed(_numbers(snapshots)):
         snapshot = snapshots / f"{number:08d}"

@@ -49,16 +49,9 @@ class Study:
 def find_study(given: str, folder: Path, space: SearchSpace) -> Study:
     """Return the study of the sweep in `folder`.
 
-    Parameters
-    ----------
-    given
-        Nothing for a study of its own; the name of another sweep, whose study is shared; or
-        `postgresql://USER@HOST/DATABASE[#NAME]`, where NAME is the space's own name unless given.
-
-    Raises
-    ------
-    UserError
-        For an address of another kind, or one that holds a password.
+    `given` is empty for a study of its own; the name of another sweep, whose study is shared; or
+    `postgresql://USER@HOST/DATABASE[#NAME]`, where NAME is the space's own name unless given. An address of another
+    kind, or one that holds a password, is refused.
     """
     if "://" not in given:
         name = given or folder.name
@@ -74,13 +67,7 @@ def find_study(given: str, folder: Path, space: SearchSpace) -> Study:
 
 
 def open_storage(study: Study) -> BaseStorage:
-    """Open what holds the study.
-
-    Raises
-    ------
-    UserError
-        When the database does not answer, refuses us, or is MLflow's.
-    """
+    """Open what holds the study; refuse a database that does not answer, refuses us, or is MLflow's."""
     if study.file is not None:
         study.file.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(os.fspath(study.file)))
@@ -107,19 +94,13 @@ def open_storage(study: Study) -> BaseStorage:
 
 
 def join(study: Study, storage: BaseStorage, space: SearchSpace) -> bool:
-    """Return whether the study is there already; see that it searches what `space` does.
-
-    Raises
-    ------
-    UserError
-        When it searches anything else.
-    """
+    """Return whether the study is there already; refuse it when it searches anything else than `space`."""
     try:
         number = storage.get_study_id_from_name(study.name)
     except KeyError:
         return False
     theirs = storage.get_study_user_attrs(number).get(SPACE)
-    if theirs is not None and theirs != asked(space):
+    if theirs is not None and theirs != search_digest(space):
         raise UserError(
             f"the study '{study.name}' at {study.shown} searches another space or by another metric; sweeps that share"
             " a study need the same metric, mode and search"
@@ -127,7 +108,7 @@ def join(study: Study, storage: BaseStorage, space: SearchSpace) -> bool:
     return True
 
 
-def asked(space: SearchSpace) -> str:
+def search_digest(space: SearchSpace) -> str:
     """Return a digest of what two sweeps must have in common to share a study."""
     return digest([*map(list, space.objectives), {key: repr(form) for key, form in space.search.items()}])
 

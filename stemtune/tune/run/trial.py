@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemtune.tune.run.checkpoints import Kept, annotate, how_ended, kept, newest_sound, store, tidy, train_folder
-
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report waits that long for the controller to look, 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "86400",  # a trial that waits for its turn waits quietly
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-}
-"""Set in every process of a sweep; one environment for all lets Ray reuse the processes it started ahead."""
+from stemtune.tune.cluster import ENVIRONMENT
+from stemtune.tune.run.checkpoints import (
+    StoredCheckpoint,
+    annotate,
+    how_ended,
+    newest_intact,
+    remove_partial,
+    store,
+    stored_checkpoints,
+    train_folder,
+)
 
 START_WAIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -59,8 +60,8 @@ DIVERGED = "diverged.txt"
 EARLIER = "earlier"
 """Key of a report: the reports from before a restart."""
 
-DAMAGED = "damaged"
-"""Key of a report: which checkpoints were damaged at a restart, and what the trial did then."""
+CORRUPT = "damaged"
+"""Key of a report: which checkpoints were corrupt at a restart, and what the trial did then."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,18 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import train, tune
 
     from stemtune.tune.run.ray_trainer import QuietTrainer, ToTune
-    from stemtune.tune.run.rendezvous import MeetingConfig
+    from stemtune.tune.run.rendezvous import RendezvousConfig
     from stemtune.tune.run.trial_state import packed
 
     sweep, knobs = config["sweep"], config["knobs"]
     trial_id = tune.get_context().get_trial_id()
     folder = train_folder(sweep["folder"], trial_id)
     _raise_noted(folder)
-    through = kept(folder)[-1:] if how_ended(folder) else []
+    through = stored_checkpoints(folder)[-1:] if how_ended(folder) else []
     if through:  # a crash came between its end and Tune's next snapshot
         tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["objectives"]))
         return
-    tidy(folder)
+    remove_partial(folder)
     workers = _how_many(knobs, sweep)
     elastic = isinstance(workers, tuple)
     os.environ[START_WAIT] = ELASTIC_START_S if elastic else ENVIRONMENT[START_WAIT]
@@ -121,7 +122,7 @@ def run_trial(config: dict[str, Any]) -> None:
     trainer = QuietTrainer(
         train_worker,
         train_loop_config={"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started},
-        torch_config=MeetingConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
+        torch_config=RendezvousConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=workers, use_gpu=bool(sweep["gpus_per_worker"]), resources_per_worker=resources
         ),
@@ -130,8 +131,7 @@ def run_trial(config: dict[str, Any]) -> None:
             storage_path=str(folder.parent),
             callbacks=[ToTune(sweep["objectives"])],
             failure_config=train.FailureConfig(
-                max_failures=ELASTIC_LOSSES if elastic else 1,
-                controller_failure_limit=ELASTIC_STARTS if elastic else 1,
+                max_failures=ELASTIC_LOSSES if elastic else 1, controller_failure_limit=ELASTIC_STARTS if elastic else 1
             ),
             checkpoint_config=train.CheckpointConfig(num_to_keep=None),  # `store` keeps what is to be kept
             worker_runtime_env={"env_vars": sweep["environment"]} if sweep["environment"] else None,
@@ -190,15 +190,7 @@ class Reporter:
     """Passes a run's metrics to Ray Train, completed by epoch, times and the placement group.
 
     After a restart the first report carries under `EARLIER` what was reported before: Tune may not have heard of it.
-
-    Parameters
-    ----------
-    config
-        What `run_trial` gave the worker.
-    world
-        Number of workers.
-    began
-        When this worker's loop began.
+    `config` is what `run_trial` gave the worker, one of `world`, whose loop `began` then.
     """
 
     def __init__(self, config: dict[str, Any], world: int, began: Clock) -> None:
@@ -215,13 +207,12 @@ class Reporter:
 
     @property
     def epoch(self) -> int:
-        """Epochs reported."""
         return len(self.history)
 
     def resume(self, history: list[dict[str, Any]], faults: list[str]) -> None:
-        """Go on where a checkpoint left off; `faults` say which others were damaged."""
+        """Go on where a checkpoint left off; `faults` say what is wrong with others."""
         where = f"the trial goes on from epoch {len(history)}" if history else "the trial starts from the beginning"
-        self._extra = {EARLIER: list(history), DAMAGED: [f"{fault}; {where}" for fault in faults]}
+        self._extra = {EARLIER: list(history), CORRUPT: [f"{fault}; {where}" for fault in faults]}
         self.history = list(history)
         if history:
             self._spent = float(history[-1].get("time/device_s", 0.0))
@@ -255,17 +246,17 @@ class Reporter:
             self._send(self.history[-1], None)
 
     def _send(self, values: dict[str, Any], folder: Path | None) -> None:
-        told, self._extra = {**values, **{key: one for key, one in self._extra.items() if one}}, {}
-        self._send_to_ray(told, folder)
+        sent, self._extra = {**values, **{key: one for key, one in self._extra.items() if one}}, {}
+        self._send_to_ray(sent, folder)
 
-    def _send_to_ray(self, told: dict[str, Any], folder: Path | None) -> None:
+    def _send_to_ray(self, values: dict[str, Any], folder: Path | None) -> None:
         import ray.train
 
-        told = {**told, "placement_group": _placement_group()}
+        values = {**values, "placement_group": _placement_group()}
         if folder is None:
-            ray.train.report(told)
+            ray.train.report(values)
         else:
-            ray.train.report(told, ray.train.Checkpoint.from_directory(folder), checkpoint_upload_fn=self._upload)
+            ray.train.report(values, ray.train.Checkpoint.from_directory(folder), checkpoint_upload_fn=self._upload)
 
     def _upload(self, checkpoint: Any, name: str) -> Any:
         """Store a checkpoint, as Ray Train asks for it; rank 0 alone has one."""
@@ -283,13 +274,13 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
     return {key: float(value) if math.isfinite(value) else worst.get(key, WORST) for key, value in metrics.items()}
 
 
-def _resumed(folder: Path) -> tuple[Kept | None, list[str]]:
-    """Return the newest sound checkpoint of an earlier attempt, the same on every worker, and what damaged others."""
+def _resumed(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
+    """Return the newest intact checkpoint of an earlier attempt, the same on every worker, and what others lack."""
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
     context = ray.train.get_context()
-    found = newest_sound(folder) if context.get_world_rank() == 0 else (None, [])
+    found = newest_intact(folder) if context.get_world_rank() == 0 else (None, [])
     return broadcast_from_rank_zero(found) if context.get_world_size() > 1 else found
 
 

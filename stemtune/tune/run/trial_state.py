@@ -1,4 +1,4 @@
-"""What is known of a sweep's trials while it runs, and how a figure of merit is written."""
+"""What the process that drives a sweep knows of its trials, and what the parts of it that Tune pickles share there."""
 
 from __future__ import annotations
 
@@ -11,65 +11,56 @@ from typing import Any
 
 from stemtune._files import damage
 from stemtune.config import Scalar
-from stemtune.tune.run.checkpoints import kept, ranked, train_folder
-
-STATUS_WORDS = {
-    "running": "running",
-    "finished": "finished",
-    "stopped": "stopped by ASHA",
-    "failed": "failed",
-    "interrupted": "interrupted",
-}
+from stemtune.tune.formatting import architecture, better
+from stemtune.tune.run.checkpoints import ranked, stored_checkpoints, train_folder
 
 FIGURES = "figures"
 
-DRIVER = "driver.lock"
-"""Held by the process that drives a sweep, in the sweep's folder."""
 
-SHEET = "sweep.json"
-"""Where a sweep writes down what it is, in its folder."""
+@dataclass
+class DriverState:
+    """What one sweep's callback, sampler and stopper share in the process that drives it.
+
+    Tune pickles and restores each of them alone, so they find it by the sweep's id.
+    """
+
+    at_once: int = 0  # how many trials the cluster has room for; 0 leaves it to the sampler's own limit
+    restored: bool = True  # false until Tune took up its snapshot: where it fails to, it begins anew in silence
+    time_over: bool = False  # whether the sweep's time has run out
+    callback: Any = None  # the `SweepCallback` in use: a restored sweep makes another one
+
+
+_DRIVERS: dict[str, DriverState] = {}
+
+
+def driver_state(sweep_id: str) -> DriverState:
+    """Return what the parts of the sweep with this id share in this process."""
+    return _DRIVERS.setdefault(sweep_id, DriverState())
+
+
+def drop_driver_state(sweep_id: str) -> None:
+    """Forget it: the sweep begins anew, or has ended."""
+    _DRIVERS.pop(sweep_id, None)
 
 
 @dataclass
 class TrialState:
-    """One trial as the sweep sees it.
-
-    Attributes
-    ----------
-    number
-        Count from 0 in the order of proposal.
-    knobs
-        Its settings.
-    status
-        One of `STATUS_WORDS`.
-    reason
-        Why it stopped or failed.
-    epoch, last, best
-        Epochs reported, and the last and best value of the sweep's metric.
-    wall_s, device_s
-        Wall time since its start; the same times its devices, without the start-up.
-    first_report_s
-        From its start to its first report.
-    values
-        The figures of the last report.
-    nodes
-        Names of the nodes where its workers run.
-    """
+    """One trial as the sweep sees it."""
 
     trial: str
-    number: int
-    knobs: dict[str, Scalar]
-    status: str = "running"
-    reason: str = ""
-    epoch: int = 0
-    last: float = math.nan
+    number: int  # count from 0 in the order of proposal
+    knobs: dict[str, Scalar]  # its settings
+    status: str = "running"  # one of `tune.formatting.STATUS_WORDS`
+    reason: str = ""  # why it stopped or failed
+    epoch: int = 0  # epochs reported
+    last: float = math.nan  # last and best value of the sweep's metric
     best: float = math.nan
     best_epoch: int = 0
-    wall_s: float = 0.0
-    device_s: float = 0.0
-    first_report_s: float = 0.0
-    values: dict[str, float] = field(default_factory=dict)
-    nodes: tuple[str, ...] = ()
+    wall_s: float = 0.0  # since its start
+    device_s: float = 0.0  # without the start-up, times its devices
+    first_report_s: float = 0.0  # from its start to its first report
+    values: dict[str, float] = field(default_factory=dict)  # the figures of the last report
+    nodes: tuple[str, ...] = ()  # names of the nodes where its workers run
 
     @property
     def label(self) -> str:
@@ -94,8 +85,8 @@ def packed(report: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     seconds: two thirds of what a trial costs the driver.
     """
     numbers = {key for key, value in report.items() if isinstance(value, int | float)} - {*metrics, "epoch"}
-    kept = {key: value for key, value in report.items() if key not in numbers}
-    return {**kept, FIGURES: json.dumps({key: report[key] for key in sorted(numbers)})}
+    others = {key: value for key, value in report.items() if key not in numbers}
+    return {**others, FIGURES: json.dumps({key: report[key] for key in sorted(numbers)})}
 
 
 def unpacked(result: dict[str, Any]) -> dict[str, Any]:
@@ -103,44 +94,31 @@ def unpacked(result: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(result.get(FIGURES, "{}")), **result}
 
 
-def architecture(knobs: dict[str, Any]) -> str:
-    """Return a trial's architecture in words: `swin adjusted pretrained` for instance."""
-    words = [str(knobs.get("model.name", "polar"))]
-    if str(knobs.get("model.adjusted", "False")).lower() == "true":
-        words.append("adjusted")
-    if str(knobs.get("model.pretrained", "False")).lower() != "false":
-        words.append("pretrained")
-    return " ".join(words)
-
-
-def better(value: float, than: float, mode: str) -> bool:
-    """Whether `value` beats `than`."""
-    return value < than if mode == "min" else value > than
-
-
-def figure(metric: str, value: float) -> str:
-    """Write a value of `metric` with its unit."""
-    if math.isnan(value):
-        return "-"
-    if metric.endswith(("_deg", "_deg_beam180")) and "within" not in metric:
-        return f"{value:.2f}°"
-    if "within" in metric or "fraction" in metric:
-        return f"{value:.1%}"
-    return f"{value:.4g}"
-
-
 def best_checkpoint(sweep_folder: Path, trial: str, metric: str, mode: str) -> tuple[float, Path] | None:
-    """Return the best figure among a trial's kept checkpoints, and that checkpoint's model folder.
+    """Return the best figure among a trial's stored checkpoints, and that checkpoint's model folder.
 
     The checkpoints themselves are asked, not the reports: after a crash they know of epochs that Tune does not. A
-    damaged one cannot win.
+    corrupt one cannot win.
     """
-    for entry in ranked(kept(train_folder(sweep_folder, trial)), metric, mode):
+    for entry in ranked(stored_checkpoints(train_folder(sweep_folder, trial)), metric, mode):
         if not damage(entry.folder):
             return float(entry.metrics[metric]), entry.folder / "model"
     return None
 
 
+def select_champion(
+    folder: Path, states: Sequence[TrialState], metric: str, mode: str
+) -> tuple[TrialState | None, float, Path | None]:
+    """Return the best trial by its best stored checkpoint, with that figure and model folder."""
+    best: tuple[TrialState | None, float, Path | None] = (None, math.nan, None)
+    for state in states:
+        found = best_checkpoint(folder, state.trial, metric, mode)
+        if found and (best[0] is None or better(found[0], best[1], mode)):
+            best = (state, *found)
+    return best
+
+
 def history(sweep_folder: str | Path, trial: str) -> list[dict[str, Any]]:
     """Return every report of a trial that its checkpoints know of, by epoch."""
-    return max((entry.history for entry in kept(train_folder(sweep_folder, trial))), key=len, default=[])
+    entries = stored_checkpoints(train_folder(sweep_folder, trial))
+    return max((entry.history for entry in entries), key=len, default=[])

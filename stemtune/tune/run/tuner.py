@@ -12,13 +12,14 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from stemtune.tune.cluster.connect import HEAD, QUIET
-from stemtune.tune.run.callback import Watch
+from stemtune.tune.run.callback import SweepCallback
+from stemtune.tune.run.manifest import DRIVER, MANIFEST
 from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
-from stemtune.tune.run.searcher import Limiter, StudySearch, mend_study
-from stemtune.tune.run.snapshots import FOLDER, hand_over
+from stemtune.tune.run.searcher import Limiter, StudySearch, repair_journal
+from stemtune.tune.run.snapshots import FOLDER, restore_snapshot
 from stemtune.tune.run.study import STUDY
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
-from stemtune.tune.run.trial_state import DRIVER, SHEET
+from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace
 
 _LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
@@ -30,29 +31,23 @@ def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
 
 
 def trial_name(trial: Any) -> str:
-    """Name a trial's own folder."""
     return f"trial-{trial.trial_id}"
 
 
-def _snapshots(trials: int) -> None:
+def _set_snapshot_interval(trials: int) -> None:
     """Have Tune write its snapshot every 5 s, of a large sweep no more often than costs a twentieth of the time.
 
     A snapshot holds all trials; what happened since the last is in the study and in MLflow's journal.
     """
-    if trials > _LARGE and os.environ.get("TUNE_GLOBAL_CHECKPOINT_S") == QUIET["TUNE_GLOBAL_CHECKPOINT_S"]:
-        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "auto"
+    name, usual = "TUNE_GLOBAL_CHECKPOINT_S", QUIET["TUNE_GLOBAL_CHECKPOINT_S"]
+    if os.environ.get(name) in (usual, "auto"):
+        os.environ[name] = "auto" if trials > _LARGE else usual
 
 
-def _begin(trials: int, at_once: int) -> None:
-    """Set what holds for the sweep that this process is about to run."""
-    _snapshots(trials)
-    TimeBudget.over, Limiter.now = False, at_once
-
-
-def made_tuner(
+def new_tuner(
     space: SearchSpace,
     folder: Path,
-    watch: Watch,
+    callback: SweepCallback,
     at_once: int,
     study: str = "",
     run: Callable[[dict[str, Any]], None] = run_trial,
@@ -60,20 +55,12 @@ def made_tuner(
 ) -> Any:
     """Return Tune set up for a new sweep of at most `at_once` trials at a time.
 
-    Parameters
-    ----------
-    space, folder, watch, at_once
-        The sweep.
-    study
-        The study to share with other sweeps, if any.
-    run
-        What a trial does, for measurements of what a sweep costs without training.
-    plain
-        Random search without stopping, to compare with.
+    `study` is the study to share with other sweeps, if any. To measure what a sweep costs without training, `run`
+    says what a trial does, and `plain` searches at random without stopping.
     """
     _, _, epochs = space.extremes
-    _begin(space.budget.trials, at_once)
-    Watch.restored = True
+    _set_snapshot_interval(space.budget.trials)
+    driver_state(callback.sweep_id).at_once = at_once
     settings = {
         "folder": str(folder),
         "metric": space.metric,
@@ -91,7 +78,7 @@ def made_tuner(
             metric=space.metric,
             mode=space.mode,
             search_alg=Limiter(
-                StudySearch(space, folder, settings, int(seed), watch.sweep_id, study, at_random=plain), at_once
+                StudySearch(space, folder, settings, int(seed), callback.sweep_id, study, at_random=plain), at_once
             ),
             scheduler=FIFOScheduler()
             if plain or space.design == "grid"
@@ -107,29 +94,30 @@ def made_tuner(
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            stop=TimeBudget(space.budget.hours) if space.budget.hours else None,
+            stop=TimeBudget(space.budget.hours, callback.sweep_id) if space.budget.hours else None,
             name=folder.name,
             storage_path=str(folder.parent),
-            callbacks=[watch],
+            callbacks=[callback],
             failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
     )
 
 
-def restored_tuner(folder: Path, trials: int, at_once: int) -> Any | None:
+def restored_tuner(folder: Path, sweep_id: str, trials: int, at_once: int) -> Any | None:
     """Return Tune as the interrupted sweep of `trials` trials in `folder` left it; None when it left nothing.
 
     It runs `at_once` trials at a time from now on, for the cluster may be another one.
     """
-    _begin(trials, at_once)
-    handed_over = hand_over(folder)
+    _set_snapshot_interval(trials)
+    driver_state(sweep_id).at_once = at_once
+    handed_over = restore_snapshot(folder)
     if not tune.Tuner.can_restore(str(folder)) or ((folder / FOLDER).exists() and not handed_over):
         discard(folder)
         return None
     remove_notes(folder)
-    mend_study(folder / STUDY)
-    Watch.restored = False
+    repair_journal(folder / STUDY)
+    driver_state(sweep_id).restored = False
     return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
 
 
@@ -140,12 +128,12 @@ def remove_notes(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Empty the folder of a sweep that has no snapshot: it died before the first, or all are damaged.
+    """Empty the folder of a sweep that has no snapshot: it died before the first, or all are corrupt.
 
     The study stays: another sweep may share it.
     """
     for entry in folder.iterdir():
-        if entry.name in (SHEET, DRIVER) or entry.name.startswith(("tracking.", STUDY)):
+        if entry.name in (MANIFEST, DRIVER) or entry.name.startswith(("tracking.", STUDY)):
             continue
         if entry.is_dir():
             shutil.rmtree(entry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from stemtune.errors import UserError, did_you_mean
@@ -12,30 +12,14 @@ from stemtune.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is tried.
+    """How much is tried."""
 
-    Attributes
-    ----------
-    trials
-        Number of trials.
-    epochs
-        Epochs of a trial that is not stopped; None leaves it to `train.epochs`.
-    grace_epochs
-        Epochs that every trial gets before ASHA may stop it.
-    reduction
-        ASHA lets one in `reduction` go on at each rung.
-    hours
-        Wall time of the whole sweep; None is without limit.
-    concurrent
-        Most trials at a time; None is as many as the machine holds.
-    """
-
-    trials: int = 10
-    epochs: int | None = None
-    grace_epochs: int = 1
-    reduction: float = 3.0
-    hours: float | None = None
-    concurrent: int | None = None
+    trials: int = 10  # number of trials
+    epochs: int | None = None  # epochs of a trial that is not stopped; None leaves it to `train.epochs`
+    grace_epochs: int = 1  # epochs that every trial gets before ASHA may stop it
+    reduction: float = 3.0  # ASHA lets one in `reduction` go on at each rung
+    hours: float | None = None  # wall time of the whole sweep; None is without limit
+    concurrent: int | None = None  # most trials at a time; None is as many as the machine holds
 
 
 @dataclass(frozen=True)
@@ -57,32 +41,34 @@ class Resources:
     workers_given: bool = False
 
 
+@dataclass(frozen=True)
+class _Limit:
+    low: float
+    whole: bool = False
+    open_low: bool = False
+
+
+_AT_LEAST_ONE, _ABOVE_ZERO = _Limit(1, whole=True), _Limit(0, open_low=True)
+_BUDGET = {
+    **dict.fromkeys(("trials", "epochs", "grace_epochs", "concurrent"), _AT_LEAST_ONE),
+    "reduction": _Limit(1, open_low=True),
+    "hours": _ABOVE_ZERO,
+}
+_RESOURCES = {
+    "workers": _AT_LEAST_ONE,
+    "workers_least": _AT_LEAST_ONE,
+    "cpus_per_worker": _ABOVE_ZERO,
+    "gpus_per_worker": _Limit(0),
+}
+
+
 def read_budget(written: Mapping[Any, Any]) -> Budget:
-    """Check the block `budget`."""
-    _known(written, "budget", [item.name for item in fields(Budget)])
-    limits = {
-        "trials": _number(written, "budget.trials", 1, whole=True),
-        "epochs": _number(written, "budget.epochs", 1, whole=True),
-        "grace_epochs": _number(written, "budget.grace_epochs", 1, whole=True),
-        "reduction": _number(written, "budget.reduction", 1, open_low=True),
-        "hours": _number(written, "budget.hours", 0, open_low=True),
-        "concurrent": _number(written, "budget.concurrent", 1, whole=True),
-    }
-    return Budget(**{key: value for key, value in limits.items() if value is not None})  # type: ignore[arg-type]
+    return Budget(**_checked(written, "budget", _BUDGET))
 
 
 def read_resources(written: Mapping[Any, Any]) -> Resources:
-    """Check the block `resources`."""
-    names = ["workers", "workers_least", "cpus_per_worker", "gpus_per_worker"]
-    _known(written, "resources", names)
-    limits = {
-        "workers": _number(written, "resources.workers", 1, whole=True),
-        "workers_least": _number(written, "resources.workers_least", 1, whole=True),
-        "cpus_per_worker": _number(written, "resources.cpus_per_worker", 0, open_low=True),
-        "gpus_per_worker": _number(written, "resources.gpus_per_worker", 0),
-    }
-    given = {key: value for key, value in limits.items() if value is not None}
-    resources = Resources(**given, workers_given="workers" in given)  # type: ignore[arg-type]
+    given = _checked(written, "resources", _RESOURCES)
+    resources = Resources(**given, workers_given="workers" in given)
     for name in ("cpus_per_worker", "gpus_per_worker"):
         value = getattr(resources, name)
         if value > 1 and value != int(value):
@@ -95,23 +81,21 @@ def read_resources(written: Mapping[Any, Any]) -> Resources:
     return resources
 
 
-def _known(written: Mapping[Any, Any], block: str, names: list[str]) -> None:
+def _checked(written: Mapping[Any, Any], block: str, limits: Mapping[str, _Limit]) -> dict[str, Any]:
+    """Return the numbers of a block that are given, each within its limits."""
     for key in written:
-        if key not in names:
-            hint = did_you_mean(str(key), names) or f"; it has {', '.join(names)}"
+        if key not in limits:
+            hint = did_you_mean(str(key), limits) or f"; it has {', '.join(limits)}"
             raise UserError(f"the block {block} has no setting called '{key}'{hint}")
+    return {key: _number(value, f"{block}.{key}", limits[key]) for key, value in written.items() if value is not None}
 
 
-def _number(
-    written: Mapping[Any, Any], place: str, low: float, *, whole: bool = False, open_low: bool = False
-) -> float | int | None:
-    value = written.get(place.split(".")[1])
-    if value is None:
-        return None
+def _number(value: object, place: str, limit: _Limit) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"`{place}` is {value!r}, but must be a {'whole ' if whole else ''}number")
-    if whole and value != int(value):
+        raise UserError(f"`{place}` is {value!r}, but must be a {'whole ' if limit.whole else ''}number")
+    if limit.whole and value != int(value):
         raise UserError(f"`{place}` is {value!r}, but must be a whole number")
-    if value < low or (open_low and value == low):
-        raise UserError(f"`{place}` is {value!r}, but must be {'more than' if open_low else 'at least'} {low:g}")
-    return int(value) if whole else float(value)
+    if value < limit.low or (limit.open_low and value == limit.low):
+        bound = "more than" if limit.open_low else "at least"
+        raise UserError(f"`{place}` is {value!r}, but must be {bound} {limit.low:g}")
+    return int(value) if limit.whole else float(value)

@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stemtune.config import Config, Scalar, knob
-from stemtune.tune.cluster.hosts import check_cluster, is_cluster
+from stemtune.config import Config, knob
+from stemtune.tune.formatting import format_settings
 from stemtune.tune.space.forms import Branch, Constant, Form
 from stemtune.tune.space.space import SearchSpace, load_space, samples
-from stemtune.tune.space.yaml_loader import read_yaml
 
 _SHOWN = 3  # sampled trials that are printed
-
-
 _WORDS = {"min": "less", "max": "more"}
 
 
 def check(paths: Sequence[str | Path]) -> str:
-    """Validate search spaces and cluster files, and say in words what each would run, or what its hosts have."""
-    return "\n\n".join(_checked(path) for path in paths)
+    """Validate search spaces, and say what each would run."""
+    return "\n\n".join(describe_space(load_space(path), path) for path in paths)
 
 
-def _checked(path: str | Path) -> str:
-    content = read_yaml(Path(path).expanduser())
-    return check_cluster(path, content) if is_cluster(content) else described(load_space(path), path)
-
-
-def described(space: SearchSpace, path: str | Path) -> str:
+def describe_space(space: SearchSpace, path: str | Path) -> str:
     """Say what the space asks, what it varies, what it costs, and show a few trials it might run."""
     budget, resources = space.budget, space.resources
     fewest, most, epochs = space.extremes
@@ -58,7 +50,7 @@ def described(space: SearchSpace, path: str | Path) -> str:
     shown = [({**space.fixed, **point}, " (first)") for point in space.first[:_SHOWN]]
     drawn = [(flat, "") for flat in samples(space, _SHOWN)]
     for flat, note in [*shown, *drawn][: max(_SHOWN, len(shown) + 1)]:
-        lines.append("    " + (in_short(flat, space.fixed) or "the defaults") + note)
+        lines.append("    " + (format_settings(flat, space.fixed) or "the defaults") + note)
     return "\n".join([*lines, *_notes(space)])
 
 
@@ -71,17 +63,6 @@ def _form_lines(key: str, form: Form, indent: str) -> list[str]:
         for inner, kind in inside.items():
             lines += [f"{indent}  {label}: {line.strip()}" for line in _form_lines(inner, kind, indent)]
     return lines
-
-
-def in_short(flat: dict[str, Scalar], without: object = ()) -> str:
-    """Write settings in one line, leaving out the keys in `without`."""
-    skipped = set(without) if isinstance(without, dict | list | tuple | set) else set()
-    parts = [
-        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in flat.items()
-        if key not in skipped
-    ]
-    return ", ".join(parts)
 
 
 def _notes(space: SearchSpace) -> list[str]:

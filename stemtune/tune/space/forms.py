@@ -8,6 +8,7 @@ the whole space (`stemtune.tune.space.space`).
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,11 +29,37 @@ class Draw(Protocol):
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
 
 
+class Dice:
+    """A plain random generator with the face of an Optuna trial."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_categorical(self, name: str, choices: list[Scalar]) -> Scalar:
+        return self._random.choice(choices)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if step:
+            return low + step * self._random.randint(0, round((high - low) / step))
+        return low * (high / low) ** self._random.random() if log else self._random.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            return min(high, int(low * ((high + 1) / low) ** self._random.random()))
+        return low + step * self._random.randint(0, (high - low) // step)
+
+
 @dataclass(frozen=True)
 class Constant:
     """A value that every trial, or every trial of a branch, shares."""
 
     value: Scalar
+
+    @property
+    def values(self) -> tuple[Scalar, ...]:
+        return (self.value,)
 
     def draw(self, name: str, source: Draw) -> Scalar:
         return self.value
@@ -206,13 +233,7 @@ def _branch(key: str, written: Mapping[Any, Any]) -> Branch:
 
 
 def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
-    """Return every combination of the values of a space, the last setting changing fastest.
-
-    Raises
-    ------
-    UserError
-        When a setting has a range, which has no end of values.
-    """
+    """Return every combination of the values of a space, the last setting changing fastest; a range is refused."""
     points: list[dict[str, Scalar]] = [{}]
     for key, form in forms.items():
         if isinstance(form, Range):
@@ -221,7 +242,6 @@ def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
             inner = {label: combinations(inside) for label, inside in form.branches.items()}
             choices = [{key: form.values[label], **point} for label, points_in in inner.items() for point in points_in]
         else:
-            values = form.values if isinstance(form, Choice) else (form.value,)
-            choices = [{key: value} for value in values]
+            choices = [{key: value} for value in form.values]
         points = [{**point, **choice} for point in points for choice in choices]
     return points

@@ -6,17 +6,27 @@ that can be seen without training is caught when the file is loaded, as one line
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stemtune.config import METRICS, Config, Scalar, knob
+from stemtune.config import METRICS, Config, Scalar
 from stemtune.errors import UserError, did_you_mean
 from stemtune.tune.space.budget import Budget, Resources, read_budget, read_resources
-from stemtune.tune.space.forms import Branch, Choice, Constant, Draw, Form, Range, checked, combinations, read_form
+from stemtune.tune.space.forms import (
+    Branch,
+    Choice,
+    Constant,
+    Dice,
+    Draw,
+    Form,
+    Range,
+    checked,
+    combinations,
+    read_form,
+)
 from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
 
 BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first")
@@ -26,42 +36,24 @@ _SAMPLES = 200  # configurations that are drawn at load to find mistakes that ne
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is searched, for how long, on what, and by which measure.
+    """What is searched, for how long, on what, and by which measure."""
 
-    Attributes
-    ----------
-    name
-        Name of the sweep unless another is given: the file's name without its suffix.
-    metric, mode
-        One of `stemtune.config.METRICS`, and whether less ("min") or more ("max") of it is better.
-    also
-        Further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
-        ASHA and the champion go by `metric` alone.
-    design
-        "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order
-        written, and ASHA stops none.
-    fixed
-        Constants of every trial.
-    search
-        Forms by dotted knob name.
-    first
-        Trials to run before the sampler starts, as (partial) settings.
-    text
-        The file as it was written.
-    """
-
-    name: str
+    name: str  # name of the sweep unless another is given: the file's name without its suffix
     about: str
-    metric: str
-    mode: str
+    metric: str  # one of `stemtune.config.METRICS`
+    mode: str  # whether less of it ("min") or more ("max") is better
     budget: Budget
     resources: Resources
-    fixed: Mapping[str, Scalar]
-    search: Mapping[str, Form]
-    first: tuple[Mapping[str, Scalar], ...] = ()
+    fixed: Mapping[str, Scalar]  # constants of every trial
+    search: Mapping[str, Form]  # forms by dotted knob name
+    first: tuple[Mapping[str, Scalar], ...] = ()  # trials to run before the sampler starts, as (partial) settings
+    # further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
+    # ASHA and the champion go by `metric` alone
     also: tuple[tuple[str, str], ...] = ()
+    # "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written, and
+    # ASHA stops none
     design: str = "sampler"
-    text: str = field(default="", repr=False, compare=False)
+    text: str = field(default="", repr=False, compare=False)  # the file as it was written
 
     @property
     def objectives(self) -> tuple[tuple[str, str], ...]:
@@ -71,7 +63,7 @@ class SearchSpace:
     @property
     def searched(self) -> list[str]:
         """Names of the settings that differ between trials, outermost first."""
-        return list(dict.fromkeys(key for key, form, _ in _walk(self.search) if not isinstance(form, Constant)))
+        return list(dict.fromkeys(key for key, form, _ in walk(self.search) if not isinstance(form, Constant)))
 
     def suggest(self, draw: Draw) -> dict[str, Scalar]:
         """Draw one trial's settings under their dotted names, constants included."""
@@ -95,7 +87,7 @@ class SearchSpace:
     def _shared(self) -> set[str]:
         """Keys that stand with different forms in several branches: each branch registers its own."""
         forms: dict[str, list[Form]] = {}
-        for key, form, _ in _walk(self.search):
+        for key, form, _ in walk(self.search):
             forms.setdefault(key, []).append(form)
         return {key for key, all_of in forms.items() if any(form != all_of[0] for form in all_of)}
 
@@ -120,7 +112,7 @@ class SearchSpace:
     def _registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Name the values as the sampler does; Optuna takes what is missing from the sampler."""
         named: dict[str, Scalar] = {}
-        for key, form, branch in _walk(self.search):
+        for key, form, branch in walk(self.search):
             if key in point and not isinstance(form, Constant):
                 chosen = all(str(point.get(parent)) == label for parent, label in branch)
                 if chosen:
@@ -157,6 +149,10 @@ class SearchSpace:
         _check_whole(changed)
         return changed
 
+    def with_trials(self, trials: int) -> SearchSpace:
+        """Return the space with another number of trials, as `--trials` does."""
+        return replace(self, budget=replace(self.budget, trials=trials))
+
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
         whole = dict(flat)
@@ -174,7 +170,7 @@ class SearchSpace:
         return int(min(workers)), int(max(workers)), longest
 
 
-def _walk(
+def walk(
     forms: Mapping[str, Form], above: tuple[tuple[str, str], ...] = ()
 ) -> Iterator[tuple[str, Form, tuple[tuple[str, str], ...]]]:
     """Yield every (key, form, branches it stands in) of a space, outermost first."""
@@ -182,7 +178,7 @@ def _walk(
         yield key, form, above
         if isinstance(form, Branch):
             for label, inside in form.branches.items():
-                yield from _walk(inside, (*above, (key, label)))
+                yield from walk(inside, (*above, (key, label)))
 
 
 def _without(form: Form, values: Mapping[str, Scalar]) -> Form:
@@ -198,23 +194,29 @@ def _without(form: Form, values: Mapping[str, Scalar]) -> Form:
 def _values(key: str, space: SearchSpace) -> list[float]:
     """Return the values, for a range its ends, that `key` can take."""
     found: list[Any] = [space.fixed[key]] if key in space.fixed else []
-    for name, form, _ in _walk(space.search):
+    for name, form, _ in walk(space.search):
         if name == key and isinstance(form, Range):
             found += [form.low, form.high]
         elif name == key and isinstance(form, Choice | Constant):
-            found += list(form.values) if isinstance(form, Choice) else [form.value]
+            found += form.values
     found += [point[key] for point in space.first if key in point]
     return found
 
 
-def load_space(path: str | Path) -> SearchSpace:
-    """Read and check the search space in the YAML file `path`.
+def find_space(given: str | Path) -> Path:
+    """Return the file of a search space: in the working folder, else in the checkout that the package lies in."""
+    name, root = Path(given).expanduser(), Path(__file__).resolve().parents[3]
+    places = [Path.cwd() / name, root / name]
+    if name.parent == Path():
+        places += [Path.cwd() / "search_spaces" / name, root / "search_spaces" / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"there is no search space '{name}' in {Path.cwd()}, nor in the checkout {root}")
 
-    Raises
-    ------
-    UserError
-        For every mistake that can be seen before a trial runs.
-    """
+
+def load_space(path: str | Path) -> SearchSpace:
+    """Read and check the search space in the YAML file `path`: every mistake that can be seen before a trial runs."""
     file = Path(path).expanduser()
     content = read_yaml(file)
     try:
@@ -269,17 +271,14 @@ def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
     modes = modes if isinstance(modes, list) else [modes]
     for metric in metrics:
         if metric not in METRICS:
-            raise UserError(f"no trial reports the metric '{metric}'{did_you_mean(str(metric), METRICS) or _known()}")
+            hint = did_you_mean(str(metric), METRICS) or f"; it reports {', '.join(METRICS)}"
+            raise UserError(f"no trial reports the metric '{metric}'{hint}")
     for mode in modes:
         if mode not in ("min", "max"):
             raise UserError(f"`mode` is {mode!r}, but must be min or max")
     if len(modes) != len(metrics) or len(set(metrics)) != len(metrics) or not metrics:
         raise UserError(f"{len(metrics)} metrics have {len(modes)} modes; name each metric once, with a mode for each")
     return list(zip(metrics, modes, strict=True))
-
-
-def _known() -> str:
-    return f"; it reports {', '.join(METRICS)}"
 
 
 def _block(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any]:
@@ -325,13 +324,13 @@ def _check_whole(space: SearchSpace) -> None:
 
 
 def _check_keys(space: SearchSpace) -> None:
-    for key, _, branch in _walk(space.search):
+    for key, _, branch in walk(space.search):
         if key in space.fixed:
             raise UserError(f"`{key}` is both fixed and searched; keep one of the two")
         outer = [parent for parent, _ in branch]
         if branch and (key in space.search or key in outer):
             raise UserError(f"`{key}` is searched in the branch '{branch[-1][1]}' and above it; keep one of the two")
-    keys = {key for key, _, _ in _walk(space.search)} | set(space.fixed)
+    keys = {key for key, _, _ in walk(space.search)} | set(space.fixed)
     if "train.epochs" in keys and space.budget.epochs is not None:
         raise UserError("`train.epochs` is given, and so is `budget.epochs`; keep one of the two")
     if "train.workers" in keys and space.resources.workers_given:
@@ -340,13 +339,13 @@ def _check_keys(space: SearchSpace) -> None:
 
 def _check_point(space: SearchSpace, point: Mapping[str, Scalar], place: str) -> None:
     inside = space._inside(point)
-    known = {key: (form, branch) for key, form, branch in _walk(space.search) if _reached(point, branch)}
+    known = {key: (form, branch) for key, form, branch in walk(space.search) if _reached(point, branch)}
     for key, value in point.items():
         if key in space.fixed:
             raise UserError(f"{place}: `{key}` is fixed, so leave it out")
         if key not in known:
             if inside:
-                names = {name for name, _, _ in _walk(space.search)}
+                names = {name for name, _, _ in walk(space.search)}
                 hint = did_you_mean(key, names - {key}) if key not in names else "; it belongs to another branch"
                 raise UserError(f"{place}: `{key}` is not searched{hint}")
             continue
@@ -359,32 +358,7 @@ def _reached(point: Mapping[str, Scalar], branch: Iterable[tuple[str, str]]) -> 
     return all(str(point.get(parent)) == label for parent, label in branch)
 
 
-class _Dice:
-    """A plain random generator with the face of an Optuna trial."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def suggest_categorical(self, name: str, choices: list[Scalar]) -> Scalar:
-        return self._random.choice(choices)
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        if step:
-            return low + step * self._random.randint(0, round((high - low) / step))
-        return low * (high / low) ** self._random.random() if log else self._random.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        if log:
-            return min(high, int(low * ((high + 1) / low) ** self._random.random()))
-        return low + step * self._random.randint(0, (high - low) // step)
-
-
 def samples(space: SearchSpace, count: int, seed: int = 0) -> list[dict[str, Scalar]]:
     """Draw `count` settings at random, without Optuna."""
-    dice = _Dice(seed)
+    dice = Dice(seed)
     return [space.suggest(dice) for _ in range(count)]
-
-
-__all__ = ["SearchSpace", "knob", "load_space", "samples", "space_from_text"]

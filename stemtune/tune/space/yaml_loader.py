@@ -53,7 +53,7 @@ def _mapping(loader: _PlainLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key, yaml.ScalarNode):
             raise UserError(f"line {line}: a key must be a single word")
         if key.value in seen:
-            raise UserError(f"line {line}: '{key.value}' stands there twice, first in line {seen[key.value]}")
+            raise UserError(f"line {line}: duplicate key '{key.value}', first in line {seen[key.value]}")
         seen[key.value] = line
     return loader.construct_mapping(node, deep=True)
 
@@ -64,13 +64,7 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the mapping in the YAML file `path`.
-
-    Raises
-    ------
-    UserError
-        When the file is missing, is no YAML or no mapping, or holds a word with two meanings.
-    """
+    """Return the mapping in the YAML file `path`; refuse what is no mapping, or holds a word with two meanings."""
     found = existing(path, "the search space")
     try:
         text = found.read_text(encoding="utf-8")

@@ -1,0 +1,128 @@
+"""The command that searches: sweep, which `python stemtune/sweep.py` and `ray submit` run as well."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stemtune.cli.parsing import command
+from stemtune.config import parse_assignments
+from stemtune.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from stemtune.cli.parsing import Commands
+    from stemtune.tune.run.sweep import SweepOutcome
+
+DEFAULT_SPACE = "search_spaces/smoke.yaml"
+
+EXAMPLES = """\
+stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
+  stemtune sweep --resume first
+  stemtune sweep search_spaces/smoke.yaml --name second --study first
+  ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big \\
+    --set data.store=/shared/linio2.h5
+
+Without --local the Ray of RAY_ADDRESS, or the one that was started on this machine, is joined; where there is
+none, one is started. A space is looked up in the working folder and then in the checkout."""
+
+
+def sweep(commands: Commands) -> None:
+    parser = command(
+        commands,
+        "sweep",
+        "the search over architectures and training settings; every trial is kept in MLflow",
+        EXAMPLES,
+        lambda options: _start(options) if options.resume is None else _resume(options),
+    )
+    parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help=f"the search space; default {DEFAULT_SPACE}")
+    parser.add_argument("--local", action="store_true", help="a Ray of our own on this machine, whatever else runs")
+    parser.add_argument("--trials", type=int, metavar="N", help="number of trials, instead of the space's")
+    parser.add_argument("--name", metavar="NAME", help="name of the sweep; default the space's file name")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
+    )
+    parser.add_argument(
+        "--study",
+        default="",
+        metavar="NAME",
+        help="search together with the sweep NAME of the same space, or with all that name the same"
+        " postgresql://USER@HOST/DATABASE: each proposes from what all have learned",
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="wait until N nodes of the cluster are there")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix any setting of a trial")
+    parser.add_argument("--check", action="store_true", help="validate the space, print what would run, and stop")
+
+
+def _start(options: argparse.Namespace) -> int:
+    from stemtune.tune.space.space import find_space, load_space
+
+    file = find_space(options.space or DEFAULT_SPACE)
+    space = load_space(file)
+    if options.set:
+        space = space.with_settings(parse_assignments(options.set))
+    if options.check:
+        from stemtune.tune.space.describe import describe_space
+
+        print(describe_space(space, file))
+        return 0
+    from stemtune.tune.run.sweep import run_sweep
+
+    how = {name: getattr(options, name) for name in ("local", "trials", "nodes", "study")}
+    try:
+        return _report(run_sweep(space, options.name, **how))
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted before any trial began; start the sweep again") from None
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from stemtune.tune.run.sweep import resume_sweep, sweeps_folder, unfinished
+
+    for option in ("trials", "set", "study"):
+        if getattr(options, option):
+            raise UserError(f"--resume goes on with the sweep as it began, so --{option} cannot change it")
+    name = options.resume or options.name
+    if name and name.endswith((".yaml", ".yml")) and not options.space:
+        name = Path(name).stem  # `--resume SPACE.yaml`
+    if not name and options.space:
+        name = Path(options.space).stem
+    if not name:
+        waiting = unfinished()
+        if not waiting:
+            raise UserError(f"no interrupted sweep is in {sweeps_folder()}; --resume NAME names one elsewhere")
+        name = waiting[0]
+    return _report(resume_sweep(name, local=options.local, nodes=options.nodes))
+
+
+def _report(outcome: SweepOutcome) -> int:
+    """Print how a sweep ended and what to type next; return the exit code."""
+    from stemtune.tracking import address
+    from stemtune.tune.formatting import format_metric
+    from stemtune.tune.run.progress import table
+
+    print(table(outcome.trials, outcome.metric, outcome.mode))
+    if outcome.champion and outcome.model:
+        print(
+            f"champion: trial {outcome.champion.number} ({outcome.champion.label}) with {outcome.metric}"
+            f" {format_metric(outcome.metric, outcome.value)}, model {outcome.model}"
+        )
+    where = address().shown
+    if outcome.unsent:
+        print(
+            f"the tracking server {where} is away: {outcome.unsent} records wait in {outcome.folder};"
+            f" stemtune sweep --resume {outcome.name} sends them",
+            file=sys.stderr,
+        )
+    refused = outcome.folder / "tracking.refused.jsonl"
+    if refused.exists():
+        print(f"MLflow refused some records; they and the reasons are in {refused}", file=sys.stderr)
+    if outcome.status == "interrupted":
+        print(f"interrupted: stemtune sweep --resume {outcome.name} goes on with it", file=sys.stderr)
+        return 130
+    print(f"records: {where}, experiment {outcome.name}; stemtune compare {outcome.name} shows them")
+    return 0 if outcome.model else 1

@@ -1,0 +1,215 @@
+"""An opened store and one or several models become an orientation map in memory; nothing is written."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stemtune._parallel import Spread
+from stemtune._version import __version__
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
+from stemtune.dataset.store import Store
+from stemtune.errors import UserError
+from stemtune.indexing.fitted_geometry import GeometryFit, fit_geometry
+from stemtune.indexing.phase_choice import PhaseChoice, check_distinct, choose
+from stemtune.indexing.predictor import Predictions, Predictor
+from stemtune.indexing.spot_check import LIMITS
+from stemtune.learning.checkpoint import DESCRIPTION, read_description
+from stemtune.learning.model import OrientationModel
+
+
+class EarlierPredictions(Protocol):
+    """Predictions that a model has made for the patterns of a scan before (`live.session`)."""
+
+    model: OrientationModel
+
+    def predictions(self, predictor: Predictor) -> tuple[Predictions, float]:
+        """Return the predictions for all patterns of the predictor's store, and the seconds that they took."""
+        ...
+
+
+class MapPrediction(NamedTuple):
+    """A predicted map and how it came about.
+
+    Attributes
+    ----------
+    orientation_map
+        The map; its `attrs` say how it was made.
+    predictors
+        One for each model.
+    choice
+        The predictions for the patterns of the store, in its order, each by the model whose phase fits best.
+    geometry_fit
+        What refinement says about the calibration.
+    patterns_per_second
+        From reading to candidates.
+    notes
+        What the user ought to know, one sentence each.
+    """
+
+    orientation_map: OrientationMap
+    predictors: list[Predictor]
+    choice: PhaseChoice
+    geometry_fit: GeometryFit
+    patterns_per_second: float
+    notes: list[str]
+
+
+def predict_map(
+    store: Store,
+    models: Sequence[OrientationModel],
+    batch: int = 256,
+    *,
+    alternatives: int = 5,
+    device: torch.device | str | None = None,
+    refine: bool = False,
+    spread: Spread | None = None,
+    folders: Sequence[str | os.PathLike[str]] = (),
+    earlier: EarlierPredictions | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> MapPrediction:
+    """Return the orientation map of the scan in `store`; notes for the user go to stderr as soon as they are known.
+
+    Parameters
+    ----------
+    store
+        The store, of two patterns at least. One that is no scan becomes a map of one row, in the order of the store.
+    models
+        One for each phase, see `indexing.phase_choice`.
+    batch, alternatives, device, refine
+        As `indexing.predictor.Predictor`.
+    spread
+        What works on the batches, instead of this process; it needs `folders`.
+    folders
+        The folders of the models, in their order; named in the map's `attrs`.
+    earlier
+        Predictions that were made before.
+    facts
+        Further entries of the map's `attrs`.
+
+    Raises
+    ------
+    UserError
+        For a store of one pattern, for two models of one phase, and when the patterns do not reach far enough.
+    """
+    check_distinct([model.phase for model in models])
+    if store.n < 2:
+        source = (facts or {}).get("source", store.path)
+        raise UserError(f"'{source}' holds one pattern, but a map needs at least two")
+    predictors = [Predictor(model, store, batch, alternatives, device, refine) for model in models]
+    notes = list(dict.fromkeys(note for predictor in predictors for note in predictor.notes))
+    _print_notes(notes)
+    timed = []
+    for number, predictor in enumerate(predictors):
+        timed.append(_timed(predictor, folders[number] if folders else "", spread, earlier))
+    choice = choose([predictions for predictions, _ in timed])
+    geometry_fit = fit_geometry(choice.predictions, store.geometry)
+    _print_notes(geometry_fit.notes)
+    attrs = {**(facts or {}), **_facts(store, predictors, folders)}
+    return MapPrediction(
+        as_map(store, choice, models, attrs),
+        predictors,
+        choice,
+        geometry_fit,
+        store.n / sum(seconds for _, seconds in timed),
+        [*notes, *geometry_fit.notes],
+    )
+
+
+def _timed(
+    predictor: Predictor, folder: str | os.PathLike[str], spread: Spread | None, earlier: EarlierPredictions | None
+) -> tuple[Predictions, float]:
+    """Return the predictions for all patterns, and the seconds that they took."""
+    if earlier is not None:
+        return earlier.predictions(predictor)
+    started = time.perf_counter()
+    predictions = predictor.run() if spread is None else predictor.over(spread, Path(folder).resolve())
+    return predictions, time.perf_counter() - started
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def as_map(
+    store: Store, choice: PhaseChoice, models: Sequence[OrientationModel], attrs: Mapping[str, Any]
+) -> OrientationMap:
+    """Lay the predictions for the patterns of `store` out on its scan, in the scan's frame (`frame_rotations`).
+
+    Positions without a pattern are not indexed.
+    """
+    shape, pixel = store.grid_shape, store.grid_pixel()
+    predictions = choice.predictions
+
+    def on_grid(values: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
+        grid = np.full((shape[0] * shape[1], *values.shape[1:]), empty, dtype=values.dtype)
+        grid[pixel] = values
+        return grid
+
+    return OrientationMap(
+        shape=shape,
+        answers=on_grid(to_scan_frame(predictions.candidates, scan_rotation_deg(store.attrs)), np.nan),
+        answer_confidence=on_grid(predictions.confidence, 0),
+        phase=on_grid(choice.model, NOT_INDEXED),
+        spot_z_score=on_grid(predictions.spot_z_score, 0),
+        explained_intensity=on_grid(predictions.explained_intensity, 0),
+        phases=[model.phase for model in models],
+        step_nm=_step(store),
+        attrs=attrs,
+        ncc=None if predictions.ncc is None else on_grid(predictions.ncc, np.nan),
+        layers={} if len(models) == 1 else {"phase_explained_intensity": on_grid(choice.explained_intensity, 0)},
+    )
+
+
+def _facts(store: Store, predictors: Sequence[Predictor], folders: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+    """Return how the map is made; of several models what differs from one to the next is a list."""
+    attrs = store.attrs
+    places: Sequence[str | os.PathLike[str] | None] = folders or [None] * len(predictors)
+    each = [
+        {
+            "model": None if folder is None else str(Path(folder).expanduser().absolute()),
+            "architecture": model.config.model.name,
+            "phase": model.phase.name,
+            "model_geometry": model.geometry.to_dict(),
+            "trained": {} if folder is None else _training_facts(folder),
+        }
+        for folder, model in zip(places, (predictor.model for predictor in predictors), strict=True)
+    ]
+    return {
+        "origin_sha256": attrs.get("origin_sha256"),
+        "origin_window": attrs.get("origin_window"),
+        "origin_centre_px": attrs.get("origin_centre_px"),
+        "scan_rotation_deg": scan_rotation_deg(attrs),
+        **(each[0] if len(each) == 1 else {name: [one[name] for one in each] for name in each[0]}),
+        "geometry": store.geometry.to_dict(),
+        "device": str(predictors[0].device),
+        "not_indexed_below": LIMITS,
+        "stemtune": __version__,
+    }
+
+
+def _training_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a model folder says of its training: the store, what was reached, with which versions."""
+    if not (Path(folder) / DESCRIPTION).is_file():
+        return {}
+    description = read_description(folder)
+    return {name: description[name] for name in ("store_sha256", "metrics", "versions") if name in description}
+
+
+def _step(store: Store) -> tuple[float, float] | None:
+    """Return the scan's step in nm along rows and columns; None where it is not known or the store is no scan."""
+    step = store.attrs.get("step_nm")
+    if step is None or store.scan_shape is None:
+        return None
+    dy, dx = (float(value) for value in np.broadcast_to(np.asarray(step, dtype=float).ravel(), 2))
+    return (dy, dx) if np.isfinite([dy, dx]).all() and min(dy, dx) > 0 else None

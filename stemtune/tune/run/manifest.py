@@ -1,0 +1,162 @@
+"""What a sweep writes down about itself in its folder, and how its space is read back, wherever its files lie."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stemtune._files import whole_file
+from stemtune._version import __version__
+from stemtune.config import Scalar
+from stemtune.errors import UserError, did_you_mean
+from stemtune.tune.space.forms import Branch, Choice, Constant, Form
+from stemtune.tune.space.space import SearchSpace, space_from_text, walk
+
+MANIFEST = "sweep.json"
+DRIVER = "driver.lock"
+"""Held by the process that drives a sweep, in the sweep's folder."""
+
+PATHS = ("data.store", "data.mix_store", "data.validation_store", "data.cif", "model.pretrained")
+"""Settings that name a file."""
+
+SHIPPED = ("linio2",)
+"""Names that stand for files of ours."""
+
+
+def sweeps_folder() -> Path:
+    """Return where sweeps live: `STEMTUNE_SWEEPS`, or `sweeps` in the working folder."""
+    return Path(os.environ.get("STEMTUNE_SWEEPS") or "sweeps").expanduser().absolute()
+
+
+def checked_name(name: str) -> str:
+    """Return `name` if it can name a folder, an experiment and a model."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(f"the name '{name}' of a sweep may hold letters, digits, '.', '_' and '-' only")
+    return name
+
+
+def check_name_free(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        raise UserError(
+            f"there is a sweep called '{folder.name}' already; --resume {folder.name} goes on with it, --name NAME"
+            " starts another"
+        )
+
+
+@contextlib.contextmanager
+def single_driver(folder: Path) -> Iterator[None]:
+    """Be the only driver of the sweep in `folder`: two would each take the other's trials for lost."""
+    with (folder / DRIVER).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip() or "elsewhere"
+            raise UserError(f"the sweep '{folder.name}' is running ({who}); wait for its end, or stop it") from None
+        except OSError:
+            pass  # a file system that knows no locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def new_manifest(space: SearchSpace, name: str) -> dict[str, Any]:
+    """Return what a sweep writes down about itself when it starts."""
+    return {
+        "name": name,
+        "sweep_id": uuid.uuid4().hex,
+        "version": __version__,
+        "started": time.time(),
+        "status": "running",
+        "space": space.text,
+        "space_name": space.name,
+        "fixed": dict(space.fixed),
+        "home": str(Path.cwd()),
+        "trials": space.budget.trials,
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    with whole_file(folder / MANIFEST) as part:
+        part.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read what the sweep in `folder` wrote down when it started."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        known = sorted(found.parent.name for found in folder.parent.glob(f"*/{MANIFEST}"))
+        hint = did_you_mean(folder.name, known) or (f"; there are {', '.join(known)}" if known else "")
+        raise UserError(f"there is no sweep called '{folder.name}' in {folder.parent}{hint}") from None
+    except (OSError, ValueError) as problem:
+        raise UserError(f"'{folder / MANIFEST}' is corrupt: {problem}") from None
+    return manifest
+
+
+def space_from_manifest(manifest: dict[str, Any]) -> SearchSpace:
+    """Return the space that a sweep began with, `--set` and `--trials` included."""
+    space = space_from_text(manifest["space"], manifest["space_name"])
+    changed = {key: value for key, value in manifest["fixed"].items() if space.fixed.get(key) != value}
+    return space.with_settings(changed).with_trials(int(manifest["trials"]))
+
+
+def unfinished() -> list[str]:
+    """Return the names of the sweeps here that did not finish, the newest first."""
+    manifests = [read_manifest(file.parent) for file in sweeps_folder().glob(f"*/{MANIFEST}")]
+    open_ones = [manifest for manifest in manifests if manifest.get("status") != "finished"]
+    return [str(one["name"]) for one in sorted(open_ones, key=lambda one: float(one["started"]), reverse=True)]
+
+
+def absolute(space: SearchSpace, home: Path) -> SearchSpace:
+    """Return the space with every path absolute, whether constant, searched or in `first`: trials run elsewhere.
+
+    Relative paths start from the folder `home`; a file that is not there is refused.
+    """
+    fixed = {key: _absolute_path(key, value, home) for key, value in space.fixed.items()}
+    search = {key: _absolute_form(key, form, home) for key, form in space.search.items()}
+    first = tuple({key: _absolute_path(key, value, home) for key, value in point.items()} for point in space.first)
+    return replace(space, fixed=fixed, search=search, first=first)
+
+
+def _absolute_path(key: str, value: Scalar, home: Path) -> Scalar:
+    if key not in PATHS or not isinstance(value, str) or not value or value in SHIPPED:
+        return value
+    found = home / Path(value).expanduser()
+    if not found.exists():
+        raise UserError(f"`{key}` '{value}' does not exist")
+    return str(found.absolute())
+
+
+def _absolute_form(key: str, form: Form, home: Path) -> Form:
+    if isinstance(form, Constant):
+        return Constant(_absolute_path(key, form.value, home))
+    if isinstance(form, Choice):
+        return Choice(tuple(_absolute_path(key, value, home) for value in form.values))
+    if isinstance(form, Branch):
+        branches = {
+            name: {inner: _absolute_form(inner, kind, home) for inner, kind in inside.items()}
+            for name, inside in form.branches.items()
+        }
+        return replace(form, branches=branches)
+    return form
+
+
+def named_files(space: SearchSpace) -> list[str]:
+    """Return the files that the space names, each once."""
+    values = {point.get(key) for point in (space.fixed, *space.first) for key in PATHS}
+    for key, form, _ in walk(space.search):
+        if key in PATHS and isinstance(form, Choice | Constant):
+            values.update(form.values)
+    return sorted(value for value in values if isinstance(value, str) and Path(value).is_file())
