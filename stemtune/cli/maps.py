@@ -152,6 +152,9 @@ def watch(commands: Commands) -> None:
         )
         for name, state in states.items():
             print(f"{name}: {state}")
+        failed = [name for name, state in states.items() if state == "failed"]
+        if options.once and failed:
+            raise UserError(f"{len(failed)} of {len(states)} scans failed ({', '.join(failed)}); see above")
 
     parser = command(
         commands,
@@ -184,15 +187,14 @@ def watch(commands: Commands) -> None:
 
 def serve(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.live.server import Limits, Served, serve_until_stopped, token_from
+        from stemtune.live.server import Limits, serve_until_stopped, token_from
 
         token = token_from(options.token_file)
-        from stemtune.live.service import answered, checked, prepare
         from stemtune.tracking import resolve_model
 
         folder = str(Path(resolve_model(options.model)).absolute())
         serve_until_stopped(
-            Served(prepare, folder, checked, answered),
+            folder,
             token,
             options.host,
             options.port,

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stemtune._files import shipped_or
 from stemtune._progress import Progress
 from stemtune.config import Config, OptimConfig
-from stemtune.dataset.batches import Batch, Loader, Resampled, fitted
+from stemtune.dataset.batches import Batch, Loader, ResampledLoader, resampled_to
 from stemtune.dataset.loaders import loaders
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
@@ -227,10 +227,10 @@ def as_pretrained(config: Config, train: Loader, validation: Loader, told: bool 
         return train, validation
     target = Geometry.from_dict(read_description(folder)["geometry"])
     try:
-        train, validation = fitted(train, target), fitted(validation, target)
+        train, validation = resampled_to(train, target), resampled_to(validation, target)
     except UserError as mistake:
         raise UserError(f"`model.pretrained` is '{start}', but {mistake}") from None
-    if isinstance(train, Resampled) and told:
+    if isinstance(train, ResampledLoader) and told:
         print(f"note: {train.resampling.notes[0]}, that of `model.pretrained`", file=sys.stderr)
     return train, validation
 
