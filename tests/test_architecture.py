@@ -27,7 +27,7 @@ BESIDE = {
 }
 """Rooms with a rule of their own: what each may import."""
 
-ON_TOP = ("api", "sweep", "demo", "study", "cli")
+ON_TOP = ("api", "demo", "study", "cli", "sweep")
 """What may import every room; nothing else imports these, and of themselves each only those before it or itself."""
 
 OWNERS = {

@@ -58,6 +58,24 @@ class Row:
     curve: list[tuple[int, float]]  # (epoch, value) of the metric
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A sweep's trials beside each other."""
+
+    sweep: SweepRecord  # the sweep as MLflow keeps it
+    metric: str  # what decides
+    mode: str  # whether less of it ("min") or more ("max") is better
+    ranked: list[Row]  # the trials, best first
+    figures: dict[str, Any]  # everything that the JSON holds
+    colours: Mapping[str, str]  # a colour for each architecture
+    proposals: Mapping[str, Any]  # what the sampler drew for each of its trials: parameters and their distributions
+
+    @property
+    def about(self) -> str:
+        """The question that the search space asks."""
+        return self.sweep.tags.get("mlflow.note.content", "")
+
+
 def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:
     """Return the sweep's trials, best first; those without a figure come last."""
     made = [_row(trial, metric, mode) for trial in sweep.trials]
