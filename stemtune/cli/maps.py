@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from stemtune.cli.parsing import Commands, Parser
 
-LOGGED = ("report.html", "*.png", "summary.json")
-"""What of a map folder is logged to MLflow."""
+LOGGED = ("report.html", "*.png", "summary.json")  # what of a map folder is logged to MLflow
 
 
 def predict(commands: Commands) -> None:

@@ -28,13 +28,7 @@ from stemtune.tune.report.text import format_comparison
 
 
 def compare_trials(name: str | None = None) -> Comparison:
-    """Return what the sweep `name`, or the one that started last, found.
-
-    Raises
-    ------
-    UserError
-        When there is no such sweep, or the tracking server does not answer.
-    """
+    """Return what the sweep `name`, or the one that started last, found."""
     sweep = read_sweep(name)
     metric, mode = sweep.params["metric"], sweep.params["mode"]
     sweep = read_sweep(sweep.name, curves=(metric,))

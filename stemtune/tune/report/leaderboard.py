@@ -20,15 +20,9 @@ from stemtune.tune.formatting import architecture, better
 BASELINE = "matched"
 _WITHIN = 8  # trials of one architecture from which its own settings are compared
 
-FEWEST = 6
-"""Trials below which nothing can be said."""
-
-FEWEST_FANOVA = 20
-"""Trials below which PED-ANOVA stands in for fANOVA, whose forest needs more."""
-
-_GOOD = 0.3
-"""Share of the trials that PED-ANOVA takes as the good ones; its own 0.1 is one trial of ten."""
-
+FEWEST = 6  # trials below which nothing can be said
+FEWEST_FANOVA = 20  # trials below which PED-ANOVA stands in for fANOVA, whose forest needs more
+_GOOD = 0.3  # share of the trials that PED-ANOVA takes as the good ones; its own 0.1 is one trial of ten
 Point = tuple[dict[str, Any], float]
 """What the sampler kept of a trial (its parameters and their distributions), and the trial's best figure."""
 
