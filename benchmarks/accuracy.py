@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers, testset
-from benchmarks.table import in_words
+from benchmarks.table import format_tables
 from benchmarks.testset import Beams, Condition
 from stemtune._files import replaceable_file, shipped_models, whole_file, writable_folder
 from stemtune._progress import Progress
@@ -37,7 +37,7 @@ BASELINE = "matched"
 """The model without training that is judged where nothing is named, beside every model that ships."""
 
 ALTERNATIVES = 10
-"""Answers per pattern; the JSON says how often the truth is among the first of them."""
+"""Candidates per pattern; the JSON says how often the truth is among the first of them."""
 
 OURS, THEIRS = "stemtune", "py4DSTEM"
 """Whose Bloch waves a set is made of."""
@@ -131,7 +131,7 @@ def run(options: Options) -> dict[str, Any]:
     order = [each.source + each.condition.name for each in sets]
     rows.sort(key=lambda row: order.index(row["source"] + row["condition"]))
     result = {"settings": _settings(options), "rows": rows, "foreign": foreign, "left_out": left_out}
-    print(in_words(result))
+    print(format_tables(result))
     if options.json:
         with whole_file(options.json) as part:
             part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -242,15 +242,15 @@ def _score_peer(name: str, python: str, version: str, sets: Sequence[Set], full:
     rows = []
     with tempfile.TemporaryDirectory(prefix="stemtune-accuracy-") as folder:
         asked = [(each.patterns(), each.beams) for each in chosen]
-        for told in answers(python, version, asked, Path(folder)) if chosen else ():
-            each = chosen[told.set_number]
-            figures = score(told.orientation[:, None], torch.from_numpy(each.beams.orientation), linio2())
-            rows.append(_row(each, told.method, {**figures, "patterns_per_s": told.patterns_per_s}))
+        for found in answers(python, version, asked, Path(folder)) if chosen else ():
+            each = chosen[found.set_number]
+            figures = score(found.orientation[:, None], torch.from_numpy(each.beams.orientation), linio2())
+            rows.append(_row(each, found.method, {**figures, "patterns_per_s": found.patterns_per_s}))
     return rows
 
 
 def score(answers: Tensor, truth: Tensor, phase: Phase, confidence: Tensor | None = None) -> dict[str, Any]:
-    """Return how far `answers` (n, k, 4), best first, are from `truth` (n, 4); no answer (NaN) is 180 degrees off.
+    """Return how far `candidates` (n, k, 4), best first, are from `truth` (n, 4); no answer (NaN) is 180 degrees off.
 
     Returns
     -------

@@ -67,7 +67,7 @@ _CRYSTALS = {
 }
 
 MEASURED = ("m-3m", "6/mmm", "4/mmm", "-3m", "2/m")
-"""The Laue classes that `python -m benchmarks label` measures unless told otherwise."""
+"""The Laue classes that `python -m benchmarks label` measures by default."""
 
 CLASSES = LAUE_CLASSES
 """All Laue classes, each with a crystal."""

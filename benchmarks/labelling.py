@@ -48,7 +48,7 @@ class Options:
     json: str | None = None
 
 
-class Told(NamedTuple):
+class MethodLabels(NamedTuple):
     """What a method answers to a set: orientations (n, 4), NaN where it has none, and patterns per second."""
 
     method: str
@@ -91,17 +91,17 @@ def _measured(laue: str, options: Options, pyxem: tuple[str, str] | None) -> Ite
     sets = patterns_of(phase, options.patterns, options.seed)
     for source, (patterns, beams) in sets.items():
         truth = torch.from_numpy(beams.orientation)
-        for told in label(phase, patterns, beams):
-            yield {"laue": laue, "crystal": phase.name, "source": source, **figures(told, truth, phase)}
+        for labels in label(phase, patterns, beams):
+            yield {"laue": laue, "crystal": phase.name, "source": source, **figures(labels, truth, phase)}
     if pyxem is None:
         return
     names = list(sets)
     with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
         for each in peers.run_pyxem(*pyxem, list(sets.values()), Path(folder), phase):
             source = names[each.set_number]
-            told = Told(each.method, each.orientation, each.patterns_per_s)
+            labels = MethodLabels(each.method, each.orientation, each.patterns_per_s)
             truth = torch.from_numpy(sets[source][1].orientation)
-            yield {"laue": laue, "crystal": phase.name, "source": source, **figures(told, truth, phase)}
+            yield {"laue": laue, "crystal": phase.name, "source": source, **figures(labels, truth, phase)}
 
 
 def patterns_of(phase: Phase, n: int, seed: int) -> dict[str, tuple[npt.NDArray[Any], Beams]]:
@@ -115,7 +115,7 @@ def patterns_of(phase: Phase, n: int, seed: int) -> dict[str, tuple[npt.NDArray[
     return {source: (testset.pictures(beams, Condition(), seed), beams) for source, beams in made.items()}
 
 
-def label(phase: Phase, patterns: npt.NDArray[Any], beams: Beams) -> Iterator[Told]:
+def label(phase: Phase, patterns: npt.NDArray[Any], beams: Beams) -> Iterator[MethodLabels]:
     """Yield the labels of `stemtune label`, plain and refined, every answer counted whether indexed or not."""
     with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
         path = testset.write_store(Path(folder) / "set.h5", patterns, beams, phase)
@@ -126,16 +126,16 @@ def label(phase: Phase, patterns: npt.NDArray[Any], beams: Beams) -> Iterator[To
                 labeller(counts[:4])
                 began = time.perf_counter()
                 parts = [labeller(part).orientation for part in counts.split(256)]  # type: ignore[no-untyped-call]
-                yield Told(name, torch.cat(parts).double().cpu(), store.n / (time.perf_counter() - began))
+                yield MethodLabels(name, torch.cat(parts).double().cpu(), store.n / (time.perf_counter() - began))
 
 
-def figures(told: Told, truth: Tensor, phase: Phase) -> dict[str, Any]:
+def figures(labels: MethodLabels, truth: Tensor, phase: Phase) -> dict[str, Any]:
     """Return how far from the truth (n, 4) a method's answers are."""
     angles = {
-        "": disorientation_deg(told.orientation, truth, phase.symmetry),
-        "_beam180": disorientation_beam180_deg(told.orientation, truth, phase.symmetry),
+        "": disorientation_deg(labels.orientation, truth, phase.symmetry),
+        "_beam180": disorientation_beam180_deg(labels.orientation, truth, phase.symmetry),
     }
-    found: dict[str, Any] = {"method": told.method, "n": len(truth), "patterns_per_s": told.patterns_per_s}
+    found: dict[str, Any] = {"method": labels.method, "n": len(truth), "patterns_per_s": labels.patterns_per_s}
     for kind, angle in angles.items():
         angle = angle.nan_to_num(nan=180.0)
         found[f"median_deg{kind}"] = float(angle.median())

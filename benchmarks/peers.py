@@ -41,7 +41,7 @@ PYXEM = Peer("pyxem", "peer_pyxem.py")
 PY4DSTEM = Peer("py4DSTEM", "peer_py4dstem.py")
 
 
-class Answered(NamedTuple):
+class Answers(NamedTuple):
     """One method's answers to one set: orientations (n, 4), NaN where it has none, and patterns per second."""
 
     set_number: int
@@ -62,10 +62,10 @@ def find(peer: Peer, pythons: Sequence[str]) -> tuple[str, str] | None:
     ask = f"import importlib.util as u, importlib.metadata as m; print(u.find_spec({module}) and m.version({module}))"
     for python in (*pythons, sys.executable):
         try:
-            told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, timeout=120)
+            answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, timeout=120)
         except (OSError, subprocess.SubprocessError):
             raise UserError(f"--peer-python {python}: this is no Python that can be run; give its path") from None
-        version = told.stdout.strip()
+        version = answer.stdout.strip()
         if version != "None":
             return python, version
     return None
@@ -77,10 +77,10 @@ def run_pyxem(
     sets: Sequence[tuple[npt.NDArray[Any], Beams]],
     folder: Path,
     phase: Phase | None = None,
-) -> Iterator[Answered]:
+) -> Iterator[Answers]:
     """Yield what pyxem answers to each set (patterns, beams), its columns rightly converted, and as it ships.
 
-    The crystal is LiNiO2 unless told otherwise.
+    The crystal is LiNiO2 by default.
     """
     job: dict[str, Any] = {f"set{number}": patterns for number, (patterns, _) in enumerate(sets)}
     result = _call(PYXEM, python, folder, job | {"cif": (phase or linio2()).cif, "powers": np.array(POWERS)})
@@ -91,14 +91,14 @@ def run_pyxem(
                 method += f", templates {of_templates:g}"
             rate = len(patterns) / float(result[f"{key}/seconds"])
             converted = from_pyxem_columns(torch.from_numpy(result["grid"]), torch.from_numpy(result[f"{key}/raw"]))
-            yield Answered(number, method, converted, rate)
+            yield Answers(number, method, converted, rate)
             shipped = from_pyxem_shipped(torch.from_numpy(result[f"{key}/shipped"]))
-            yield Answered(number, f"{method}, as shipped", shipped, rate)
+            yield Answers(number, f"{method}, as shipped", shipped, rate)
 
 
 def run_py4dstem(
     python: str, version: str, sets: Sequence[tuple[npt.NDArray[Any], Beams]], folder: Path
-) -> Iterator[Answered]:
+) -> Iterator[Answers]:
     """Yield what py4DSTEM's ACOM answers to each set: to the peaks that it finds, and to the true beams."""
     phase = linio2()
     lattice = phase.lattice
@@ -113,11 +113,11 @@ def run_py4dstem(
         job[f"set{number}/count"] = np.array([len(each) for each in beams.beams])
     result = _call(PY4DSTEM, python, folder, job)
     for number, (patterns, _) in enumerate(sets):
-        for kind, told in (("found", ""), ("true", ", true beams")):
+        for kind, suffix in (("found", ""), ("true", ", true beams")):
             key = f"set{number}/{kind}"
             rate = len(patterns) / float(result[f"{key}/seconds"])
             orientation = from_py4dstem_matrix(torch.from_numpy(result[f"{key}/matrix"]))
-            yield Answered(number, f"py4DSTEM {version} ACOM{told}", orientation, rate)
+            yield Answers(number, f"py4DSTEM {version} ACOM{suffix}", orientation, rate)
 
 
 def from_pyxem_columns(grid: Tensor, columns: Tensor) -> Tensor:
@@ -169,6 +169,6 @@ def _call(peer: Peer, python: str, folder: Path, job: dict[str, Any]) -> dict[st
         command = [python, "-W", "ignore", str(script), str(asked), str(answered)]
         done = subprocess.run(command, stdout=out, check=False)  # its progress goes where ours does
     if done.returncode or not answered.is_file():
-        raise UserError(f"{peer.name} failed in {python} (see above); leave that --peer-python out, or mend it")
+        raise UserError(f"{peer.name} failed in {python} (see above); leave that --peer-python out, or repair it")
     with np.load(answered) as result:
         return {name: result[name] for name in result.files}

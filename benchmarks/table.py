@@ -27,7 +27,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line(cells) for cells in (head, rule, *rows))
 
 
-def in_words(result: Mapping[str, Any]) -> str:
+def format_tables(result: Mapping[str, Any]) -> str:
     """Return the tables of what `accuracy.run` found: every set and method, and physics that is not ours."""
     parts = [markdown(_ROWS, [_line(row) for row in result["rows"]]), _NOTE]
     if result["foreign"]:

@@ -2,7 +2,8 @@
 
 Dynamical beams come from two programs: our own Bloch waves, and py4DSTEM's, which ship with the package (200 patterns,
 made by `tests/oracles/bloch_py4dstem.py`). Kinematic beams come from our own simulator and from diffsims. One
-renderer, in numpy, draws them all: Gaussian spots, counted electrons, an error of centre and scale that nobody is told.
+renderer, in numpy, draws them all: Gaussian spots, counted electrons, an error of centre and scale that no reader
+knows.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def kinematic(orientation: Floats, thickness_nm: npt.NDArray[np.float32]) -> Bea
 
 
 def diffsims(orientation: Floats, thickness_nm: npt.NDArray[np.float32], phase: Phase | None = None) -> Beams:
-    """Return the same patterns as `kinematic` from diffsims' `SimulationGenerator`; of LiNiO2 unless told otherwise."""
+    """Return the same patterns as `kinematic` from diffsims' `SimulationGenerator`; of LiNiO2 by default."""
     from diffsims.generators.simulation_generator import SimulationGenerator
     from orix.crystal_map import Phase as OrixPhase
     from orix.quaternion import Rotation

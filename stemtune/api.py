@@ -118,7 +118,7 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     if not Path(path).exists() and (":/" in str(path) or str(path) in ("champion", *shipped_models())):
         path = resolve_model(str(path))
     found = existing(path, "the path")
-    from stemtune.cli.inspect import kind_of
+    from stemtune.dataset.kind import kind_of
 
     kind = kind_of(found)
     if kind == "store":

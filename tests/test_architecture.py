@@ -38,7 +38,7 @@ OWNERS = {
     "safetensors": {"learning"},
     "h5py": {"scan", "dataset", "crystal_map", "indexing", "analysis", "live", "cli", "plot"},
     "rsciio": {"scan/readers"},
-    "matplotlib": {"plot", "tune/report", "study", "cli"},
+    "matplotlib": {"plot", "tune/report", "study", "live/session"},
     "jinja2": {"plot/report", "tune/report", "study", "live"},
     "orix": {"crystal", "crystal_map", "plot"},
     "diffsims": {"crystal"},

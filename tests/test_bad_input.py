@@ -316,7 +316,7 @@ def test_a_simulation_that_was_begun_with_other_settings(
         assert "`seed` is 0 there and 1 here" in refused(capfd, *command, "--seed", "1")
         again = [*command, "--dose", "77", "--restart"] if anew else command
         assert cli.main(again) == 0
-        assert ("going on with 'new.h5.part': 256 of 300" in capfd.readouterr().err) == (not anew)
+        assert ("resuming 'new.h5.part': 256 of 300" in capfd.readouterr().err) == (not anew)
         assert not (here / "new.h5.part").exists()
 
 

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM, the real signal to the real process: one line, exit code 130 or 143, no file, no process left.
 
-A simulation leaves its unfinished file, and the same command goes on with it. A terminal sends Ctrl-C to every process
+A simulation leaves its unfinished file, and the same command resumes it. A terminal sends Ctrl-C to every process
 of a command; SIGTERM comes to all of them from a batch system, to the first alone from `kill`.
 """
 
@@ -150,7 +150,7 @@ def test_ctrl_c_in_a_simulation_and_the_same_command_again(case: str, how: str, 
     kept, whole = (int(number.replace(",", "")) for number in found.groups())
     assert 0 < kept < whole and not (here / "new.h5").exists()
     assert begun(command, here).wait(timeout=300) == 0, (here / "error").read_text()
-    assert f"going on with 'new.h5.part': {kept:,} of {whole:,}" in (here / "error").read_text()
+    assert f"resuming 'new.h5.part': {kept:,} of {whole:,}" in (here / "error").read_text()
     assert not part.exists()
     content = (here / "new.h5").read_bytes()
     assert begun(command, here).wait(timeout=300) == 0

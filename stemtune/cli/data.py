@@ -110,14 +110,16 @@ def ingest(commands: Commands) -> None:
 
 def inspect(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.cli import inspect
-        from stemtune.plot import calibration
+        from stemtune.cli.inspect import describe
 
-        print(inspect.describe(options.path))
+        print(describe(options.path))
         if options.png:
-            inspect.contact_sheet(options.path, options.png)
+            from stemtune.plot.calibration import calibration_picture
+            from stemtune.plot.contact_sheet import contact_sheet
+
+            contact_sheet(options.path, options.png)
             print(f"contact sheet: {options.png}")
-            second = calibration.calibration_picture(options.path, options.png)
+            second = calibration_picture(options.path, options.png)
             if second:
                 print(f"calibration: {second}")
 

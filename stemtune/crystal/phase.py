@@ -164,8 +164,9 @@ class Phase:
         return torch.cat(sums)
 
     def reflections(self, max_inv_angstrom: float) -> Reflections:
-        """Return the reflections with |g| up to `max_inv_angstrom` (1/Å) that are not absent."""
-        largest = [int(max_inv_angstrom * edge * (1 + 1e-9)) for edge in self.lattice[:3]]  # |h| = |g · a| <= |g| a
+        """Return the reflections with |g| up to `max_inv_angstrom` (1/Å) that are not absent; none below 0."""
+        reach = max(0.0, max_inv_angstrom) * (1 + 1e-9)
+        largest = [int(reach * edge) for edge in self.lattice[:3]]  # |h| = |g · a| <= |g| a
         hkl = torch.cartesian_prod(*(torch.arange(-n, n + 1) for n in largest))
         g = hkl.to(torch.float64) @ self.reciprocal_matrix
         length = torch.linalg.vector_norm(g, dim=-1)
@@ -221,6 +222,7 @@ def _on_hexagonal_axes(
 
 
 @cache
+@torch.inference_mode(False)  # kept for training too, whoever asks first
 def linio2() -> Phase:
     """Return LiNiO2 (R-3m, hexagonal axes, 12 atoms per cell), from the CIF that ships with the package."""
     text = resources.files("stemtune.crystal").joinpath("linio2.cif").read_text(encoding="utf-8")

@@ -113,6 +113,7 @@ class Symmetry:
 
 
 @cache
+@torch.inference_mode(False)  # kept for training too, whoever asks first
 def _closure(name: str) -> Tensor:
     """Return all operations (n, 4) of a proper group, the identity first, by multiplying until nothing is new."""
     generators = [
@@ -134,6 +135,7 @@ def _closure(name: str) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # kept for training too, whoever asks first
 def _operations_on(proper: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the operations on `device`, copied there once: a copy for every step of training would stall a GPU."""
     return _closure(proper).to(dtype=dtype, device=device)

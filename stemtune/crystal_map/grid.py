@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.crystal_map.frames import AXES_SWAPPED, from_frame
+from stemtune.crystal_map.frame_rotations import from_frame
+from stemtune.crystal_map.frames import AXES_SWAPPED
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 

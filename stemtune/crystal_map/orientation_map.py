@@ -2,7 +2,7 @@
 
 Maps of every origin are one class: predicted ones, those of other programs (`crystal_map.io`) and the labels of a
 store (`dataset.labels`). An orientation turns the lab frame into the crystal frame; the lab frame of a map is the
-scan's, see `crystal_map.frames`.
+scan's, see `crystal_map.frame_rotations`.
 """
 
 from __future__ import annotations

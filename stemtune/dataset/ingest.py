@@ -20,8 +20,8 @@ from stemtune.dataset.schema import replaceable_store
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.scan.blocks import Window, blocks, computed, stored_type
-from stemtune.scan.corrections import Corrections, Wanted
+from stemtune.scan.blocks import Window, blocks, read_part, stored_type
+from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.plan import Plan, Sample, plan
 from stemtune.scan.readers import Scan, read_scan
 
@@ -71,7 +71,7 @@ def ingest(
         Which array of an HDF5 or .npz file is the scan, where there are several.
     **corrections
         What else is done to the patterns: `descan`, `ellipse`, `bad_pixels`, `beam_stop`, `background`, `flip`,
-        `scan_rotation` and `calibrate`; see `corrections.Wanted`. None means the default.
+        `scan_rotation` and `calibrate`; see `corrections.CorrectionOptions`. None means the default.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def ingest(
         For a file that cannot be read, is not calibrated, or holds NaN or negative counts.
     """
     given = dict(zip(_CALIBRATING, (kv, scale, centre, shape, size, keep, dataset), strict=True))
-    wanted = Wanted.of(corrections)
+    wanted = CorrectionOptions.of(corrections)
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UserError(f"--size is {size}, but must be in [{_SIZES[0]}, {_SIZES[1]}]")
     replaceable_store(out)
@@ -118,7 +118,9 @@ def ingest(
         "command": "ingest",
         "options": {"scan": str(source.path), **given, **corrections},
     }
-    with StoreWriter(out, math.prod(extent), geometry, dtype=dtype, attrs=attrs, calibration=planned.shown) as writer:
+    with StoreWriter(
+        out, math.prod(extent), geometry, dtype=dtype, attrs=attrs, calibration=planned.evidence
+    ) as writer:
         _copy(source, window, done, writer)
     return {"patterns": math.prod(extent), **facts, **geometry.to_dict()}
 
@@ -167,16 +169,16 @@ def corrected_at(
 ) -> npt.NDArray[Any]:
     """Return the patterns (n, size, size) at `positions` of the part that is kept, as `ingest` stores them."""
     source = read_scan(scan, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
-    window, wanted = kept_window(keep, source.shape), Wanted.of(corrections)
+    window, wanted = kept_window(keep, source.shape), CorrectionOptions.of(corrections)
     planned, _ = plan_for(source, window, wanted, kv, scale, size, centre)
-    chosen = [computed(source, source.data[row + window.top, column + window.left]) for row, column in positions]
+    chosen = [read_part(source, source.data[row + window.top, column + window.left]) for row, column in positions]
     return planned.corrections(np.stack(chosen), np.asarray(positions))
 
 
 def plan_for(
     source: Scan,
     window: Window,
-    wanted: Wanted,
+    wanted: CorrectionOptions,
     kv: float | None = None,
     scale: float | None = None,
     size: int | None = None,
@@ -240,7 +242,7 @@ def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
     step = max(1, round(columns * len(lines) / count))
     picked = [(line, np.arange(window.left + line % step, window.right, step)) for line in lines]
     picked = [(line, chosen) for line, chosen in picked if len(chosen)]
-    parts = [computed(scan, scan.data[line, chosen[0] : window.right : step]) for line, chosen in picked]
+    parts = [read_part(scan, scan.data[line, chosen[0] : window.right : step]) for line, chosen in picked]
     counts = np.concatenate(parts)
     place = [np.column_stack((np.full(len(chosen), line), chosen)) for line, chosen in picked]
     shape = (window.bottom - window.top, window.right - window.left)

@@ -6,7 +6,6 @@ takes, and whoever has the old file mapped goes on reading it.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,19 @@ import numpy.typing as npt
 from stemtune._files import existing, replaceable_file, whole_file
 from stemtune._version import __version__
 from stemtune.crystal.phase import Phase
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.dataset.schema import COLUMNS, OVERLAP, SIMULATED, replaceable_store, set_attribute
+from stemtune.dataset.schema import (
+    COLUMNS,
+    LABELLED,
+    OVERLAP,
+    SIMULATED,
+    disk_is_full,
+    replaceable_store,
+    set_attribute,
+)
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
-
-LABELLED = "labelled"
-"""Attribute of a store that says in JSON how its labels were made."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Labels:
 def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mapping[str, Any]) -> Labels:
     """Return the labels that a map gives the patterns of a store.
 
-    The map is in the frame of the scan (`crystal_map.frames`). It may cover the scan as it is in the store, or the
+    The map is in the frame of the scan (`frame_rotations`). It may cover the scan as it is in the store, or the
     whole scan that the store is a part of (`ingest --keep`).
 
     Raises
@@ -163,7 +167,7 @@ def write_labels(store: str | os.PathLike[str], labels: Labels, out: str | os.Pa
                 file.flush()
                 os.fsync(file.id.get_vfd_handle())
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not disk_is_full(problem):
             raise
         raise UserError(
             f"the disk is full, so '{target}' was not written; make room, or choose another --out"

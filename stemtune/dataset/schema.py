@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 
 from stemtune.errors import UserError
 
@@ -21,6 +23,15 @@ UNFINISHED = 0
 
 SIMULATED = "stemtune simulate"
 """The attribute `origin` of a store whose orientations are exact."""
+
+SPLITS = ("train", "validation", "test")
+"""Names of the values 0, 1, 2 of `split`."""
+
+LABELLED = "labelled"
+"""Attribute of a store that says in JSON how its labels were made."""
+
+PATTERNS_SHA256 = "patterns_sha256"
+"""The attribute with the hash of all patterns; stores up to version 0.1 have none."""
 
 PATTERN_TYPES = ("uint8", "uint16", "float32")
 
@@ -68,9 +79,7 @@ def check_layout(path: Path, file: h5py.File) -> None:
         raise UserError(f"{refuse} (it holds {kept}); `stemtune ingest` makes one from a scan")
     schema = plain(file.attrs["schema"])
     if schema == UNFINISHED:
-        raise UserError(
-            f"'{path}' is an unfinished store; the command that made it goes on with it when it is repeated"
-        )
+        raise UserError(f"'{path}' is an unfinished store; the command that made it resumes it when it is repeated")
     if schema != SCHEMA:
         raise UserError(
             f"'{path}' has store schema {schema}, but this stemtune reads schema {SCHEMA}; upgrade stemtune"
@@ -112,6 +121,40 @@ def replaceable_store(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def make_splits(
+    group: npt.ArrayLike, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> npt.NDArray[np.int8]:
+    """Deal whole groups to train (0), validation (1) and test (2).
+
+    Parameters
+    ----------
+    group
+        Group number of each pattern (n,).
+    fractions
+        Wanted share of the patterns in each split.
+    seed
+        Seed of the order in which groups are dealt.
+
+    Returns
+    -------
+    split
+        Number of the split (n,) of each pattern. Every split with a positive share gets at least one group as long
+        as there are enough groups.
+    """
+    _, index, count = np.unique(np.asarray(group), return_inverse=True, return_counts=True)
+    missing = np.asarray(fractions, dtype=float) / sum(fractions) * len(index)
+    empty = set(np.flatnonzero(missing > 0).tolist())
+    shares = sorted(empty)
+    dealt = np.zeros(len(count), dtype=np.int8)
+    for dealt_so_far, chosen in enumerate(np.random.default_rng(seed).permutation(len(count))):
+        only_empty = len(count) - dealt_so_far <= len(empty)  # the last groups go where nothing is yet
+        best = max(empty if only_empty and empty else shares, key=lambda number: missing[number])
+        dealt[chosen] = best
+        missing[best] -= count[chosen]
+        empty.discard(best)
+    return dealt[index]
+
+
 def set_attribute(file: h5py.File, name: str, value: Any) -> None:
     """Keep `value` as an attribute in its `attribute_form`, None not at all."""
     kept = attribute_form(value)
@@ -139,3 +182,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return [plain(item) for item in value.tolist()]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def disk_is_full(problem: BaseException | None) -> bool:
+    """Return whether a disk or a quota is exhausted."""
+    return isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -152,7 +152,7 @@ def _stream(writer: ResumableWriter, blocks: Iterable[tuple[int, Block]]) -> Non
     """Write blocks, each with its first row, as they come; show rate and time left."""
     done = int(writer.done.sum())
     if done:
-        print(f"going on with '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
+        print(f"resuming '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
     with Progress(writer.n, "simulate", "pattern", done) as bar:
         for start, (images, columns) in blocks:
             writer.write(start, images, **columns)

@@ -20,22 +20,30 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune._files import existing
-from stemtune.dataset.schema import COLUMNS, OVERLAP, check_layout, open_hdf5, plain
-from stemtune.dataset.splits import make_splits
+from stemtune.dataset.schema import (
+    COLUMNS,
+    LABELLED,
+    OVERLAP,
+    PATTERNS_SHA256,
+    SPLITS,
+    check_layout,
+    make_splits,
+    open_hdf5,
+    plain,
+)
 from stemtune.dataset.writer import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+from stemtune.scan.corrections import describe_corrections
+from stemtune.scan.readers.scan import describe_positions
 
 if TYPE_CHECKING:
     from stemtune.crystal.phase import Phase
 
 __all__ = ["SPLITS", "Store", "StoreWriter", "make_splits"]
 
-SPLITS = ("train", "validation", "test")
-"""Names of the values 0, 1, 2 of `split`."""
-
 _PIECE = 2**22  # bytes at a time of what is only read into the page cache
-_SAMPLED = 64  # patterns that enter the content hash, and whose counts are checked
+_SAMPLED = 64  # patterns whose counts are checked, and that stand for all in the hash of a store of version 0.1
 
 
 OLD_SCORES = {
@@ -114,6 +122,9 @@ class Store:
 
     def __len__(self) -> int:
         return self.n
+
+    def __str__(self) -> str:
+        return f"a store of {self.n:,} patterns of {self.size} x {self.size} pixels, {self.patterns.dtype}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Store.open, (str(self.path),))
@@ -269,14 +280,93 @@ class Store:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the content: calibration, phases, all labels, and patterns sampled evenly over the store."""
+        """Hash of the content: calibration, phases, all labels, and the hash of all patterns that the writer kept.
+
+        Stores up to version 0.1 keep none; for them it is a fingerprint, which covers 64 patterns spread evenly.
+        """
         digest = hashlib.sha256()
         facts = {name: self.attrs.get(name) for name in ("phases_cif", "scan_shape", "step_nm")}
         digest.update(json.dumps([self.n, self.geometry.to_dict(), facts]).encode())
         for name in (*COLUMNS, *(OVERLAP if self.overlap_weight is not None else ())):
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         digest.update(self.take(_spread(self.n)).tobytes())
+        digest.update(str(self.attrs.get(PATTERNS_SHA256, "")).encode())
         return digest.hexdigest()
+
+    def describe(self) -> tuple[str, dict[str, str]]:
+        """Return a title, and what the store holds by topic, for people."""
+        geometry, attrs = self.geometry, self.attrs
+        made = " ".join(str(attrs[key]) for key in ("origin", "command") if attrs.get(key))
+        digest = attrs.get("origin_sha256")
+        sums = self.take(spread_evenly(self.n, 256)).sum(axis=(1, 2), dtype=np.float64)
+        hashed = "sha256" if attrs.get(PATTERNS_SHA256) else f"fingerprint (of {_SAMPLED} patterns and all labels)"
+        facts = {
+            "scan": describe_positions(self.scan_shape, self.step_nm) if self.scan_shape else "",
+            "calibration": f"{geometry.kv:g} kV (wavelength {geometry.wavelength_angstrom:.5f} Å), "
+            f"{geometry.scale_inv_angstrom:g} 1/Å per pixel, {geometry.radius_inv_angstrom:.3g} 1/Å to the edge, "
+            f"direct beam at row {geometry.centre_px[0]:g}, column {geometry.centre_px[1]:g}",
+            "counts": f"{np.median(sums):,.0f} per pattern (median), {sums.min():,.0f} to {sums.max():,.0f}",
+            "labels": self._describe_labels(),
+            "labelled": _options(attrs.get(LABELLED)),
+            "overlaps": self._describe_overlaps(),
+            "phases": self._describe_phases(),
+            "splits": ", ".join(f"{name} {(self.split == number).sum():,}" for number, name in enumerate(SPLITS))
+            + f"; whole groups, of which there are {len(np.unique(self.group)):,}",
+            "origin": made + (f", sha256 {digest[:12]}" if digest else ""),
+            "corrected": describe_corrections(attrs),
+            "options": _options(attrs.get("options")),
+            "layout": "mapped from the page cache" if self.is_mapped else "in chunks, so loading is slower",
+            "content": f"{hashed} {self.sha256[:16]}, written by stemtune {attrs.get('stemtune_version', '?')}",
+        }
+        return str(self), facts
+
+    def _describe_labels(self) -> str:
+        labelled = int(self.labelled.sum())
+        if not labelled:
+            return "none: these patterns can be predicted, not trained on"
+        confidence = self.confidence[self.labelled]
+        confidence = confidence[np.isfinite(confidence)]
+        known = f"confidence {np.median(confidence):.3g} (median)" if len(confidence) else "no confidence"
+        if len(confidence) and confidence.min() < confidence.max():
+            known += f", {confidence.min():.3g} to {confidence.max():.3g}"
+        scores = f"; scores {', '.join(self.scores)}" if self.scores else ""
+        return f"{labelled:,} of {self.n:,} patterns have an orientation; {known}{scores}"
+
+    def _describe_overlaps(self) -> str:
+        if self.overlap_weight is None:
+            return ""
+        grains = (self.overlap_weight > 0).sum(axis=1)
+        several = grains > 1
+        if not several.any():
+            return "no pattern shows more than one grain"
+        return (
+            f"{int(several.sum()):,} patterns show further grains ({int((grains == 3).sum()):,} show three), the"
+            f" strongest has {np.median(self.overlap_weight[several, 0]):.0%} of the beam in them (median)"
+        )
+
+    def _describe_phases(self) -> str:
+        parts = [
+            f"{number} {phase.name} (space group {phase.space_group}, Laue class {phase.symmetry.laue}), "
+            f"{int((self.phase == number).sum()):,} patterns"
+            for number, phase in enumerate(self.phases)
+        ]
+        missing = int((self.phase < 0).sum())
+        return "; ".join(parts + ([f"no phase, {missing:,} patterns"] if parts and missing else []))
+
+
+def _options(text: Any) -> str:
+    """Return the JSON text of a command's options, without those that were not given, for people."""
+    try:
+        options = json.loads(text)
+    except (TypeError, ValueError):
+        return ""
+    return ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+
+
+def spread_evenly(length: int, count: int) -> npt.NDArray[np.intp]:
+    """Return about `count` indices spread evenly over `length`, from the middle of equal parts."""
+    count = min(length, count)
+    return ((np.arange(count) + 0.5) * length / count).astype(np.intp)
 
 
 def _spread(n: int) -> npt.NDArray[np.intp]:

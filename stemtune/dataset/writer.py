@@ -1,18 +1,21 @@
-"""Writing stores, row by row: whole or absent, and where asked for, in a file that a later run can go on with.
+"""Writing stores, row by row: whole or absent, and where asked for, in a file that a later run resumes.
 
 All arrays and attributes are laid out, at their places in the file, before the first pattern is written. From then
-on only numbers inside the arrays change, so the file stays sound HDF5 whenever the process is killed.
+on only numbers inside the arrays change, so the file stays intact HDF5 whenever the process is killed. What is written
+is hashed while it is written: `patterns_sha256` is the hash of the hashes of all patterns, in their order.
 """
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,14 +30,16 @@ from stemtune.dataset.schema import (
     COLUMNS,
     OVERLAP,
     PATTERN_TYPES,
+    PATTERNS_SHA256,
     SCHEMA,
     UNFINISHED,
     attribute_form,
+    disk_is_full,
+    make_splits,
     plain,
     replaceable_store,
     set_attribute,
 )
-from stemtune.dataset.splits import make_splits
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import Interrupted, UserError
 
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 
 _ALIGNMENT = 4096  # patterns start on a page boundary of the file
 _KEEP_EVERY_S = 5.0  # how often what was written is made sure to be on the disk
+_HASHED_ROWS = 256  # that are read at a time to be hashed, of a run before this one
 
 
 class StoreWriter(AbstractContextManager["StoreWriter"]):
@@ -65,7 +71,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
     split_seed
         Seed of `make_splits`, which fills `split` over groups unless every row came with its own.
     overlap
-        Whether rows may have several grains: the columns of `layout.OVERLAP` are kept too.
+        Whether rows may have several grains: the columns of `schema.OVERLAP` are kept too.
     calibration
         Arrays that show how the patterns were calibrated, kept in the group `calibration` under their names.
     """
@@ -100,6 +106,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             "phases_cif": [phase.cif for phase in phases],
         }
         self.done = np.zeros(n, dtype=bool)
+        self._hashes = np.zeros((n, 32), dtype=np.uint8)  # of the rows that this run has written
         self._data: dict[str, h5py.Dataset] = {}  # open arrays; to open one anew for every block costs time
         self._stack = ExitStack()
 
@@ -107,9 +114,12 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         with ExitStack() as stack:
             part = stack.enter_context(whole_file(replaceable_store(self.path)))
             self._file = stack.enter_context(self._laid_out(part))
-            self._data = {name: self._file[name] for name in ("patterns", *self._columns)}
+            self._open_arrays()
             self._stack = stack.pop_all()
         return self
+
+    def _open_arrays(self) -> None:
+        self._data = {name: self._file[name] for name in ("patterns", *self._columns)}
 
     def _laid_out(self, part: Path) -> h5py.File:
         """Return a new file with all that is known before the first pattern comes."""
@@ -127,6 +137,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             file["group"][...] = np.arange(self.n)
             for name, value in {**self._attrs, "schema": UNFINISHED}.items():
                 set_attribute(file, name, value)
+            file.attrs[PATTERNS_SHA256] = np.bytes_("0" * 64)
             stack.pop_all()
         return file
 
@@ -149,7 +160,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         scores
             The labeller's own scores, each (B,), by name.
         **columns
-            Any of orientation, confidence, phase, position, group, split and those of `layout.OVERLAP` (see
+            Any of orientation, confidence, phase, position, group, split and those of `schema.OVERLAP` (see
             `Store`). Left out, a row is unlabelled, no part of a scan, a group of its own, and put into a split at
             the end.
         """
@@ -172,14 +183,22 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         data = self._data["patterns"]
         if block.dtype != data.dtype or not block.size:
             data[start : start + len(block)] = block
+            self._hash(start, data[start : start + len(block)])
             return
         if start < 0 or start + len(block) > self.n or block.shape[1:] != data.shape[1:]:
             raise ValueError(f"patterns of shape {block.shape} do not fit {data.shape} from row {start} on")
-        left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        block = np.ascontiguousarray(block)
+        hashing = _hasher().submit(self._hash, start, block)
+        left = block.reshape(-1).view(np.uint8).data
         place, descriptor = data.id.get_offset() + start * block[0].nbytes, self._file.id.get_vfd_handle()
         while left:
             written = os.pwrite(descriptor, left, place)
             left, place = left[written:], place + written
+        hashing.result()
+
+    def _hash(self, start: int, block: npt.NDArray[Any]) -> None:
+        digests = [hashlib.sha256(pattern.data).digest() for pattern in np.ascontiguousarray(block)]
+        self._hashes[start : start + len(block)] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
     def amend(self, name: str, text: str) -> None:
         """Change an attribute that the writer was made with to a text of the same length."""
@@ -195,13 +214,17 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
                 self._stack.__exit__(*sys.exc_info())
                 raise
         self._stack.__exit__(kind, problem, trace)
-        if _disk_is_full(problem):
+        if disk_is_full(problem):
             raise UserError(f"the disk is full, so '{self.path}' was not written; make room, or choose another --out")
 
     def _finish(self) -> None:
         if not self.done.all():
             raise RuntimeError(f"{int((~self.done).sum())} of {self.n} rows of the store were never written")
         self._deal()
+        rows = np.flatnonzero(~self._hashes.any(axis=1))  # those of a run before this one are read again
+        for start in np.unique(rows // _HASHED_ROWS) * _HASHED_ROWS:
+            self._hash(start, self._data["patterns"][start : start + _HASHED_ROWS])
+        self._file.attrs.modify(PATTERNS_SHA256, np.bytes_(hashlib.sha256(self._hashes.tobytes()).hexdigest()))
         self._file.attrs.modify("schema", SCHEMA)  # in its place: nothing else in the file moves
 
     def _deal(self) -> None:
@@ -253,7 +276,7 @@ class ResumableWriter(StoreWriter):
         self._file = self._opened()
         try:
             self._check_same_settings()
-            self._data = {name: self._file[name] for name in ("patterns", *self._columns)}
+            self._open_arrays()
             self.done = np.asarray(self._data["split"][()] >= 0)
         except BaseException:
             self._file.close()
@@ -271,7 +294,7 @@ class ResumableWriter(StoreWriter):
             ) from None
         except OSError as problem:
             reason = str(problem).splitlines()[0]
-            raise UserError(f"{place} cannot be gone on with ({reason}); remove it, then repeat the command") from None
+            raise UserError(f"{place} cannot be resumed ({reason}); remove it, then repeat the command") from None
         if "schema" not in file.attrs or not set(COLUMNS) <= set(file):
             file.close()
             raise UserError(f"{place} is no unfinished store; remove it, or choose another --out")
@@ -279,41 +302,34 @@ class ResumableWriter(StoreWriter):
 
     def _check_same_settings(self) -> None:
         data = self._file["patterns"]
+        columns = sorted(set(self._file) - {"patterns", "calibration"})
         found = {name: plain(value) for name, value in self._file.attrs.items()}
-        found |= {
-            "patterns": data.shape[0],
-            "type": data.dtype.name,
-            "columns": sorted(set(self._file) - {"patterns", "calibration"}),
-        }
+        found |= {"patterns": data.shape[0], "type": data.dtype.name, "columns": columns}
         wanted = {name: attribute_form(value) for name, value in self._attrs.items() if value is not None}
         wanted |= {"patterns": self.n, "type": self.dtype.name, "columns": sorted(self._columns)}
         for name, value in wanted.items():
             if found.get(name) != value:
                 raise UserError(
                     f"'{self.part}' was begun with other settings ({_difference(name, found.get(name), value)}); "
-                    "repeat its command to go on with it, give --restart to begin anew, or choose another --out"
+                    "repeat its command to resume it, give --restart to begin anew, or choose another --out"
                 )
 
-    def write(
-        self,
-        start: int,
-        patterns: npt.ArrayLike,
-        *,
-        scores: Mapping[str, npt.ArrayLike] | None = None,
-        **columns: npt.ArrayLike,
-    ) -> None:
-        """Write rows as `StoreWriter.write` does; `scores` and `split` cannot be gone on with and are refused."""
-        if scores or "split" in columns:
-            raise TypeError("a store that can be gone on with takes neither scores nor splits")
-        super().write(start, patterns, scores=None, **columns)
+    def write(self, start: int, patterns: npt.ArrayLike, **columns: Any) -> None:
+        """Write rows as `StoreWriter.write` does; `scores` and `split` cannot be resumed and are refused."""
+        if columns.get("scores") or "split" in columns:
+            raise TypeError("a store that can be resumed takes neither scores nor splits")
+        super().write(start, patterns, **columns)
         self._pending.append(slice(start, start + len(np.asarray(patterns))))
         if time.monotonic() - self._kept_at > _KEEP_EVERY_S:
             self._keep()
 
-    def _keep(self) -> None:
-        """Bring what was written to the disk, then mark its rows as done."""
+    def _sync(self) -> None:
         self._file.flush()
         os.fsync(self._file.id.get_vfd_handle())
+
+    def _keep(self) -> None:
+        """Bring what was written to the disk, then mark its rows as done."""
+        self._sync()
         for rows in self._pending:
             self._data["split"][rows] = 0
         self._pending.clear()
@@ -339,7 +355,7 @@ class ResumableWriter(StoreWriter):
             return
         if not kept:
             self.part.unlink(missing_ok=True)
-        if _disk_is_full(problem):
+        if disk_is_full(problem):
             raise UserError(
                 f"the disk is full; {kept:,} of {self.n:,} patterns of '{self.path}' are kept: make room, then repeat "
                 "the command, or choose another --out"
@@ -353,19 +369,19 @@ class ResumableWriter(StoreWriter):
     def _finish(self) -> None:
         self._keep()
         super()._finish()
-        self._file.flush()
-        os.fsync(self._file.id.get_vfd_handle())
+        self._sync()
 
     def _deal(self) -> None:
         self._data["split"][...] = make_splits(self._data["group"][()], seed=self._split_seed)
 
 
-def _disk_is_full(problem: BaseException | None) -> bool:
-    return isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+@cache
+def _hasher() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="hash")
 
 
 def _difference(name: str, was: Any, now: Any) -> str:
-    """Return in words how a setting differs between the unfinished store and the one that is asked for."""
+    """Return how a setting differs between the unfinished store and the one that is asked for, for people."""
     if name == "options":
         before, after = json.loads(was), json.loads(now)
         name = next(key for key in (*after, *before) if before.get(key) != after.get(key))

@@ -31,7 +31,7 @@ from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots
 from stemtune.diffraction.memory import check_memory
-from stemtune.diffraction.propagation import propagated
+from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
 
 _FAINTEST = 1e-6  # beams with less than this share of the incident electrons are not passed on
@@ -194,7 +194,7 @@ class BlochSimulator(KinematicSimulator):
         for start in range(0, len(orientation), step):
             part = slice(start, start + step)
             matrix_BNN = self._matrix(reflection_BN[part])
-            pieces.append(propagated(matrix_BNN, error_BNJ[part], thickness_BT[part]))
+            pieces.append(propagate(matrix_BNN, error_BNJ[part], thickness_BT[part]))
         intensity_BTN = torch.cat(pieces) * (reflection_BN > -2)[:, None]
         return Beams(reflection_BN, xy_BN2[..., 0].float(), xy_BN2[..., 1].float(), intensity_BTN)
 

@@ -186,6 +186,7 @@ def count_electrons(expected: Tensor, generator: torch.Generator | None) -> Tens
         return torch.poisson(expected, generator=generator)
     else:
         uniform = torch.rand(expected.shape, generator=generator, device=expected.device)
+    uniform.clamp_min_(2.0**-25)  # a number of exactly 0 would count nothing, however many electrons are expected
     chance = torch.exp(-expected)
     below = chance.clone()
     steps = torch.gt(uniform, below).view(torch.uint8)

@@ -359,6 +359,7 @@ def _reflections(phase: Phase, reach: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
+@torch.inference_mode(False)  # kept for training too, whoever asks first
 def _beams(count: int) -> tuple[Tensor, Tensor]:
     """Return `count` beam directions as shares of the precession and convergence semi-angles along one axis.
 

@@ -25,7 +25,7 @@ _GROWTH = 5.0  # logarithm of how far single terms of the expansion may exceed t
 _LARGEST_SINGLE, _LARGEST = 80.0, 600.0  # logarithms of what single and double precision can hold
 
 
-def propagated(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Tensor:
+def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Tensor:
     """Return the intensities (B, T, N), averaged over J tilts, of beams behind a crystal; beam 0 comes in.
 
     Parameters

@@ -25,15 +25,15 @@ from stemtune._parallel import map_over_threads
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.indexing.spot_check import SpotCheck
-from stemtune.learning.model import DIFFERENT_DEG, Answers, OrientationModel
+from stemtune.learning.model import DIFFERENT_DEG, Candidates, OrientationModel
 from stemtune.learning.models.polar_templates import PolarView, centred, template_views
-from stemtune.learning.models.spot_features import Evidence
+from stemtune.learning.models.spot_features import SpotReader
 
 MIN_GAIN = 0.03
 """What the second template must add to the correlation."""
 
 MIN_Z_SCORE = 2.5
-"""Evidence (`indexing.spot_check`) that the second crystal's own spots must have."""
+"""SpotReader (`indexing.spot_check`) that the second crystal's own spots must have."""
 
 MIN_WEIGHT = 0.1
 """Smallest share of the counts of a second crystal.
@@ -55,7 +55,7 @@ _STEPS = 30  # of the maximisation
 _BATCH = 32
 
 
-class Overlapped(NamedTuple):
+class CrystalPairs(NamedTuple):
     """What B patterns hold.
 
     Attributes
@@ -93,24 +93,24 @@ class OverlapFinder:
     """
 
     def __init__(
-        self, model: OrientationModel, propose: Callable[[Tensor, int], Answers], device: torch.device | str = "cpu"
+        self, model: OrientationModel, propose: Callable[[Tensor, int], Candidates], device: torch.device | str = "cpu"
     ) -> None:
         self.config, self.phase, self.geometry, self.propose = model.config, model.phase, model.geometry, propose
         self.view = PolarView(self.config, self.phase, self.geometry).to(device)
-        self.evidence = Evidence(self.phase, self.geometry, _SPOTS, self.config.model.reach).to(device)
-        shortest = float(torch.linalg.vector_norm(self.evidence.g, dim=1).min())
+        self.reader = SpotReader(self.phase, self.geometry, _SPOTS, self.config.model.reach).to(device)
+        shortest = float(torch.linalg.vector_norm(self.reader.g, dim=1).min())
         self.spot_inv_angstrom = min(_SPOT, _APART * shortest)
         self.check = SpotCheck(self.phase, self.geometry, device)
         self.simulator = KinematicSimulator(self.phase, self.geometry, self.config.simulate, device)
 
     @torch.no_grad()
-    def find(self, patterns: Tensor, alone: Tensor | None = None) -> Overlapped:
+    def find(self, patterns: Tensor, alone: Tensor | None = None) -> CrystalPairs:
         """Return what patterns (B, H, W) of counts hold; `alone` (B, 4) are the model's best answers, where known."""
         counts = centred(patterns, self.geometry, self.view.beam_px)
         alone = self._best(counts) if alone is None else alone.to(counts)
         left = self.without(counts, alone)
         second = self._best(left)
-        found = Overlapped(
+        found = CrystalPairs(
             torch.stack((alone, second), dim=1),
             counts.new_tensor([1.0, 0.0]).repeat(len(counts), 1),
             counts.new_zeros(len(counts)),
@@ -121,9 +121,9 @@ class OverlapFinder:
         if len(some):
             first = self._best(self.without(counts[some], second[some]))
 
-            def work(part: slice) -> Overlapped:
+            def work(part: slice) -> CrystalPairs:
                 rows = some[part]
-                return self._judged(counts[rows], first[part], second[rows], alone[rows])
+                return self._compare(counts[rows], first[part], second[rows], alone[rows])
 
             parts = [slice(start, start + _BATCH) for start in range(0, len(some), _BATCH)]
             done = map_over_threads(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
@@ -136,7 +136,7 @@ class OverlapFinder:
 
     def without(self, counts: Tensor, orientation: Tensor) -> Tensor:
         """Return patterns (B, H, W) without the spots of orientations (B, 4)."""
-        place_BK2 = self.evidence.predicted(orientation.nan_to_num(0.5)[:, None].float())[0][:, 0]
+        place_BK2 = self.reader.predicted(orientation.nan_to_num(0.5)[:, None].float())[0][:, 0]
         scale, (row, column) = self.geometry.scale_inv_angstrom, self.geometry.centre_px
         line = torch.arange(self.geometry.size, device=counts.device)
         down_BKH = (line - row) * -scale - place_BK2[..., 1:]
@@ -145,7 +145,7 @@ class OverlapFinder:
         down_BKH, right_BKW = (torch.exp(-sharp * off.square()) for off in (down_BKH, right_BKW))
         return counts * (1 - 1.5 * down_BKH.transpose(1, 2) @ right_BKW).clamp_min(0)
 
-    def _judged(self, counts: Tensor, first: Tensor, second: Tensor, alone: Tensor) -> Overlapped:
+    def _compare(self, counts: Tensor, first: Tensor, second: Tensor, alone: Tensor) -> CrystalPairs:
         """Return what speaks for two crystals (B, 4) in patterns whose best answer by itself is `alone` (B, 4)."""
         pair_B24, rows = torch.stack((first, second), dim=1), torch.arange(len(counts), device=counts.device)[:, None]
         weight_B2 = self.weights(counts, pair_B24)
@@ -155,7 +155,7 @@ class OverlapFinder:
         gain_B = self._gain(counts, pair_B24, alone)
         apart_B = disorientation_deg(first, second, self.phase.symmetry) > DIFFERENT_DEG  # false of NaN
         two_B = (gain_B >= MIN_GAIN) & (signal_B >= MIN_Z_SCORE) & (weight_B2[:, 1] >= MIN_WEIGHT) & apart_B
-        return Overlapped(pair_B24, weight_B2, gain_B, signal_B, two_B)
+        return CrystalPairs(pair_B24, weight_B2, gain_B, signal_B, two_B)
 
     def _gain(self, counts: Tensor, pair_B24: Tensor, alone: Tensor) -> Tensor:
         """Return by how much two templates together correlate better with patterns than `alone` or one of them (B,)."""
@@ -203,4 +203,4 @@ class OverlapFinder:
 _EVENED, _WIDE = 0.4, 0.04  # power of the intensities, and width of the spots (1/Å), of the mixture
 
 
-__all__ = ["OverlapFinder", "Overlapped"]
+__all__ = ["CrystalPairs", "OverlapFinder"]

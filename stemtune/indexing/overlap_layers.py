@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.indexing.overlap import OverlapFinder, Overlapped
+from stemtune.indexing.overlap import CrystalPairs, OverlapFinder
 from stemtune.indexing.phase_choice import PhaseChoice
 from stemtune.indexing.predictor import Predictor
 from stemtune.learning.model import DIFFERENT_DEG
@@ -22,16 +22,16 @@ SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
 """Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
 
 
-def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> Overlapped:
+def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> CrystalPairs:
     """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
     row."""
     finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
-    parts: list[Overlapped] = []
+    parts: list[CrystalPairs] = []
     done = 0
     for patterns in predictor.resampled(rows, "overlaps"):
         parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
         done += len(patterns)
-    return Overlapped(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
+    return CrystalPairs(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
 
 
 def with_overlaps(

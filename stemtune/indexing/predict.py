@@ -15,7 +15,7 @@ import torch
 
 from stemtune._parallel import Spread
 from stemtune._version import __version__
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
@@ -144,7 +144,7 @@ def _print_notes(notes: Sequence[str]) -> None:
 def as_map(
     store: Store, choice: PhaseChoice, models: Sequence[OrientationModel], attrs: Mapping[str, Any]
 ) -> OrientationMap:
-    """Lay the predictions for the patterns of `store` out on its scan, in the scan's frame (`crystal_map.frames`).
+    """Lay the predictions for the patterns of `store` out on its scan, in the scan's frame (`frame_rotations`).
 
     Positions without a pattern are not indexed.
     """

@@ -21,8 +21,8 @@ from stemtune.indexing.refine import Refiner
 from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import chosen_precision, default_device
-from stemtune.learning.inference import answer
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.inference import predict_candidates
+from stemtune.learning.model import Candidates, OrientationModel
 
 _CHUNK = 64  # patterns that are checked at once on a CPU
 
@@ -32,7 +32,7 @@ class Predictions(NamedTuple):
 
     `candidates` (n, k, 4) float64 and `confidence` (n, k) float32, best first; `indexed` (n,) whether the pattern shows
     the crystal of the best one; `spot_z_score` and `explained_intensity` (n,) float32, see `indexing.spot_check`. Of
-    refined candidates, `ncc` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refined`.
+    refined candidates, `ncc` (n, k), `scale` (n,) and `centre_px` (n, 2) float32 as in `indexing.refine.Refinement`.
     """
 
     candidates: npt.NDArray[np.float64]
@@ -96,7 +96,7 @@ class Indexer:
         orientation, confidence = self.forward_only(self._resampled(counts), self.alternatives)
         further: tuple[Tensor, ...] = ()
         if self._refiner is not None:
-            orientation, *found = self._refiner.refine(counts, Answers(orientation, confidence))
+            orientation, *found = self._refiner.refine(counts, Candidates(orientation, confidence))
             further = tuple(found)
         scores = self._checked(counts, orientation[:, 0])
         return orientation, confidence, is_crystal(scores), scores.spot_z_score, scores.explained_intensity, *further
@@ -114,7 +114,7 @@ class Indexer:
     @torch.inference_mode()
     def forward_only(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
         """Return the model's `count` best orientations (B, n, 4) and confidences (B, n), and do nothing else."""
-        found = answer(self.model, patterns, count, self.precision)
+        found = predict_candidates(self.model, patterns, count, self.precision)
         return found.orientation, found.confidence
 
     def index(self, patterns: npt.NDArray[Any]) -> Predictions:
@@ -122,9 +122,9 @@ class Indexer:
         return _predictions([tuple(column.cpu() for column in self.on_device(torch.from_numpy(patterns)))])
 
     @torch.inference_mode()
-    def proposals(self, patterns: Tensor, count: int) -> Answers:
+    def proposals(self, patterns: Tensor, count: int) -> Candidates:
         """Return the model's `count` best candidates for patterns of its own geometry."""
-        return Answers(*self.forward_only(patterns, count))
+        return Candidates(*self.forward_only(patterns, count))
 
 
 class Predictor(Indexer):

@@ -48,7 +48,7 @@ def label_by_model(
     out
         The labelled store; left out, it takes the place of `store`.
     min_confidence
-        Answers with a lower confidence are no labels.
+        Candidates with a lower confidence are no labels.
     refine, batch, device, spread
         As in `map_folder.predict.predict`.
 

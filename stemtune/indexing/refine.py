@@ -28,12 +28,12 @@ from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import reduce_to_fundamental_zone
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.grid import from_rotation_vector
-from stemtune.learning.model import Answers
+from stemtune.learning.model import Candidates
 from stemtune.learning.models.polar_templates import centring
-from stemtune.learning.models.spot_features import NARROW, WIDE, Evidence
+from stemtune.learning.models.spot_features import NARROW, WIDE, SpotReader
 
-WORTH = 0.05
-"""Answers with less than this share of the best one's confidence stay as they are."""
+MIN_CONFIDENCE_RATIO = 0.05
+"""Candidates with less than this share of the best one's confidence stay as they are."""
 
 SPREAD_DEG = 0.5
 """Standard deviation, about each axis, of the errors that right answers come with."""
@@ -41,22 +41,22 @@ SPREAD_DEG = 0.5
 SPOTS = 96
 """Predicted spots that take part in the fit."""
 
-SPOT = 0.025
+SPOT_WIDTH = 0.025
 """Width (Gaussian sigma, 1/Å) of a spot: how far single electrons stand from its middle."""
 
 SCALE_SPREAD, CENTRE_SPREAD = 0.013, 0.015
 """Standard deviations of the errors of the scale (relative), and of the centre (1/Å) once the direct beam is used."""
 
-SURE = 20.0
+SATURATION_COUNTS = 20.0
 """Counts beyond which more of them say little more about a spot's place: lens distortions move it too."""
 
 ROUNDS = 2
 """How often spots are looked for where the fit has moved them."""
 
-WIDTH = 0.01
+ERROR_WIDTH = 0.01
 """Excitation error in 1/Å at which the intensity has fallen to a half."""
 
-SWINGS_DEG = (0.0, 0.35, 0.7)
+PRECESSIONS_DEG = (0.0, 0.35, 0.7)
 """Precession semi-angles that are tried: they spread each spot's intensity over more excitation errors."""
 
 POWER = 0.3
@@ -65,7 +65,7 @@ POWER = 0.3
 GAMMA = 0.25
 """Power of the counts."""
 
-REACH, STEP = 2.4, 0.4
+TILT_REACH, TILT_STEP = 2.4, 0.4
 """How far from the answer tilts are tried, and how far apart, in spreads."""
 
 SHARPNESS = 80.0
@@ -77,7 +77,7 @@ Found, as the numbers above, on our own Bloch-wave patterns with and without pre
 _BATCH = 64
 
 
-class Refined(NamedTuple):
+class Refinement(NamedTuple):
     """What the fit found.
 
     Attributes
@@ -122,32 +122,32 @@ class Refiner:
     ) -> None:
         self.phase, self.geometry = phase, geometry
         self.spread = math.radians(spread_deg)
-        self.evidence = Evidence(phase, geometry, SPOTS, config.model.reach).to(device)
-        self.tilt_J2 = _tilts(REACH * self.spread, STEP * self.spread).to(device)
+        self.reader = SpotReader(phase, geometry, SPOTS, config.model.reach).to(device)
+        self.tilt_J2 = _tilts(TILT_REACH * self.spread, TILT_STEP * self.spread).to(device)
 
     @torch.no_grad()
-    def refine(self, patterns: Tensor, answers: Answers) -> Refined:
+    def refine(self, patterns: Tensor, answers: Candidates) -> Refinement:
         """Return the answers (B, n) fitted to patterns (B, H, W) of counts, in their order."""
         starts = range(0, len(patterns), _BATCH)
         parts = [slice(start, start + _BATCH) for start in starts]
 
-        def work(rows: slice) -> Refined:
+        def work(rows: slice) -> Refinement:
             return self._refine(patterns[rows], answers.orientation[rows], answers.confidence[rows])
 
         done = map_over_threads(work, parts) if patterns.device.type == "cpu" else [work(rows) for rows in parts]
-        return Refined(*(torch.cat(column) for column in zip(*done, strict=True)))
+        return Refinement(*(torch.cat(column) for column in zip(*done, strict=True)))
 
-    def _refine(self, patterns: Tensor, answer_Bn4: Tensor, confidence_Bn: Tensor) -> Refined:
-        counts, off_B2 = centring(patterns, self.geometry, self.evidence.beam_px)
-        window = self.evidence.windows(counts)
+    def _refine(self, patterns: Tensor, answer_Bn4: Tensor, confidence_Bn: Tensor) -> Refinement:
+        counts, off_B2 = centring(patterns, self.geometry, self.reader.beam_px)
+        window = self.reader.windows(counts)
         orientation_Bn4 = answer_Bn4.float().clone()
         known_Bn = orientation_Bn4.isfinite().all(-1)
         ncc_Bn = torch.full_like(orientation_Bn4[..., 0], torch.nan)
         scale_B, centre_B2 = torch.full_like(ncc_Bn[:, 0], torch.nan), torch.full_like(off_B2, torch.nan)
-        worth_Bn = known_Bn & (confidence_Bn >= WORTH * confidence_Bn[:, :1])
-        worth_Bn[:, 0] = known_Bn[:, 0]
-        for rank in range(worth_Bn.shape[1]):
-            rows = worth_Bn[:, rank].nonzero()[:, 0]
+        fitted_Bn = known_Bn & (confidence_Bn >= MIN_CONFIDENCE_RATIO * confidence_Bn[:, :1])
+        fitted_Bn[:, 0] = known_Bn[:, 0]
+        for rank in range(fitted_Bn.shape[1]):
+            rows = fitted_Bn[:, rank].nonzero()[:, 0]
             if not len(rows):
                 continue
             fitted, ncc, moved = self._fit(window[rows], orientation_Bn4[rows, rank])
@@ -157,46 +157,46 @@ class Refiner:
                 scale_B[rows] = 1 / (1 + moved[:, 1])  # spots farther out than expected: a pixel is less than it says
                 left = torch.stack((-up, right), dim=-1) / self.geometry.scale_inv_angstrom
                 centre_B2[rows] = off_B2[rows] + left + left.new_tensor(self.geometry.centre_px)
-        return Refined(orientation_Bn4, ncc_Bn, scale_B, centre_B2)
+        return Refinement(orientation_Bn4, ncc_Bn, scale_B, centre_B2)
 
     def _fit(self, window: Tensor, start_B4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return fitted orientations (B, 4), their ncc (B,), and turn, growth and shift (B, 4) of the spots."""
-        place, error, coupling = (part[:, 0] for part in self.evidence.predicted(start_B4[:, None]))
+        place, error, coupling = (part[:, 0] for part in self.reader.predicted(start_B4[:, None]))
         affine = _affine(place)
         moved = place.new_zeros(len(place), 4)
         for _ in range(ROUNDS):
-            moved = self._moved(self._seen(window, _after(place, affine, moved)), affine, moved)
-        counts_BK = self._seen(window, _after(place, affine, moved))[..., 0].clamp_min(0)
-        tilt_B2, ncc_B = self._tilted(counts_BK, place, error, coupling.pow(2 * POWER))
+            moved = self._fit_places(self._sample(window, _moved_places(place, affine, moved)), affine, moved)
+        counts_BK = self._sample(window, _moved_places(place, affine, moved))[..., 0].clamp_min(0)
+        tilt_B2, ncc_B = self._fit_tilt(counts_BK, place, error, coupling.pow(2 * POWER))
         # Spots turned anticlockwise mean an orientation, which takes the lab to the crystal, turned clockwise.
         vector = torch.cat((tilt_B2, -moved[:, :1]), dim=-1)
         fitted_B4 = multiply(start_B4, from_rotation_vector(vector))
         return reduce_to_fundamental_zone(fitted_B4, self.phase.symmetry), ncc_B, moved
 
-    def _seen(self, window: Tensor, place_BK2: Tensor) -> Tensor:
-        sampled, inside = self.evidence.sampled(window, place_BK2[:, None])
+    def _sample(self, window: Tensor, place_BK2: Tensor) -> Tensor:
+        sampled, inside = self.reader.sampled(window, place_BK2[:, None])
         return (sampled * inside[..., None])[:, 0]
 
-    def _moved(self, seen: Tensor, affine: Tensor, moved: Tensor) -> Tensor:
+    def _fit_places(self, sampled: Tensor, affine: Tensor, moved: Tensor) -> Tensor:
         """Return turn (radians), growth and shift (x, y in 1/Å) (B, 4) that take predicted places to the counts.
 
         Least squares over the mean displacements of the counts from the places after `moved`. A spot weighs as much
-        as its counts above the surroundings do, up to `SURE`; and less the farther they are off, down to nothing at
-        one width of the window, for these belong to another spot. The unknowns keep to 0 by their spreads.
+        as its counts above the surroundings do, up to `SATURATION_COUNTS`; and less the farther they are off, down to
+        nothing at one width of the window, for these belong to another spot. The unknowns keep to 0 by their spreads.
         """
-        counts_BK = seen[..., 0].clamp_min(0)
+        counts_BK = sampled[..., 0].clamp_min(0)
         # A window and a spot, both Gaussian, show a shift smaller than it is.
-        shift_BK2 = seen[..., 1:3] / (counts_BK + 1)[..., None] * (NARROW * (1 + (SPOT / NARROW) ** 2))
-        above_BK = (counts_BK - (NARROW / WIDE) ** 2 * seen[..., 3]).clamp_min(0)
-        near_BK = (1 - (seen[..., 1:3] / (counts_BK + 1)[..., None]).square().sum(-1)).clamp_min(0).square()
-        weight = (near_BK * above_BK / (1 + above_BK / SURE))[..., None, None]
-        stiff = (SPOT / affine.new_tensor([self.spread, SCALE_SPREAD, CENTRE_SPREAD, CENTRE_SPREAD])).square()
+        shift_BK2 = sampled[..., 1:3] / (counts_BK + 1)[..., None] * (NARROW * (1 + (SPOT_WIDTH / NARROW) ** 2))
+        above_BK = (counts_BK - (NARROW / WIDE) ** 2 * sampled[..., 3]).clamp_min(0)
+        near_BK = (1 - (sampled[..., 1:3] / (counts_BK + 1)[..., None]).square().sum(-1)).clamp_min(0).square()
+        weight = (near_BK * above_BK / (1 + above_BK / SATURATION_COUNTS))[..., None, None]
+        stiff = (SPOT_WIDTH / affine.new_tensor([self.spread, SCALE_SPREAD, CENTRE_SPREAD, CENTRE_SPREAD])).square()
         normal = torch.einsum("bkij,bkil->bjl", weight * affine, affine) + torch.diag(stiff)
         right = torch.einsum("bkij,bki->bj", weight * affine, shift_BK2) - stiff * moved
         step: Tensor = torch.linalg.solve(normal, right)
         return moved + step
 
-    def _tilted(self, counts_BK: Tensor, place: Tensor, error: Tensor, strength_BK: Tensor) -> tuple[Tensor, Tensor]:
+    def _fit_tilt(self, counts_BK: Tensor, place: Tensor, error: Tensor, strength_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tilts (B, 2), rotation vectors in radians, and the best correlation (B,)."""
         x, y = place.unbind(-1)
         off_BKJ = error[..., None] - y[..., None] * self.tilt_J2[:, 0] + x[..., None] * self.tilt_J2[:, 1]
@@ -205,9 +205,9 @@ class Refiner:
         counts_BK = counts_BK.pow(GAMMA)
         counts_BK = counts_BK / counts_BK.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
         scores = []
-        for swing in SWINGS_DEG:
-            width_BK = WIDTH**2 + math.radians(swing) ** 2 / 2 * across_BK
-            height_BK = strength_BK * WIDTH / width_BK.sqrt()  # spread, the whole intensity stays what it was
+        for precession_deg in PRECESSIONS_DEG:
+            width_BK = ERROR_WIDTH**2 + math.radians(precession_deg) ** 2 / 2 * across_BK
+            height_BK = strength_BK * ERROR_WIDTH / width_BK.sqrt()  # spread, the whole intensity stays what it was
             fall_BKJ = width_BK[..., None] / (width_BK[..., None] + off_BKJ)
             length_BJ = torch.einsum("bk,bkj->bj", height_BK.square(), fall_BKJ.square()).sqrt()
             scores.append(torch.einsum("bk,bkj->bj", counts_BK * height_BK, fall_BKJ) / length_BJ)
@@ -224,7 +224,7 @@ def _affine(place_BK2: Tensor) -> Tensor:
     return torch.stack((torch.stack((-y, x, one, zero), -1), torch.stack((x, y, zero, one), -1)), dim=-2)
 
 
-def _after(place_BK2: Tensor, affine: Tensor, moved_B4: Tensor) -> Tensor:
+def _moved_places(place_BK2: Tensor, affine: Tensor, moved_B4: Tensor) -> Tensor:
     return place_BK2 + torch.einsum("bkij,bj->bki", affine, moved_B4)
 
 
@@ -237,4 +237,4 @@ def _tilts(reach: float, step: float) -> Tensor:
     return grid[torch.linalg.vector_norm(grid, dim=1) <= reach * (1 + 1e-9)].float()
 
 
-__all__ = ["Refined", "Refiner"]
+__all__ = ["Refinement", "Refiner"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import to_matrix
 from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
 
 SHAPE_WIDTH = 0.02
 """Width (1/Å) of the shape factor exp(-(s / width)²) that says which spots are expected."""
@@ -90,6 +91,11 @@ class SpotCheck:
         Calibration of the patterns.
     device
         Where the work is done.
+
+    Raises
+    ------
+    UserError
+        When no reflection lies between the direct beam and the nearest edge of the patterns.
     """
 
     def __init__(self, phase: Phase, geometry: Geometry, device: torch.device | str = "cpu") -> None:
@@ -100,9 +106,15 @@ class SpotCheck:
         edge = min(row, column, geometry.size - 1 - row, geometry.size - 1 - column)
         self._reach = (edge - self._factor) * geometry.scale_inv_angstrom
         listed = phase.reflections(self._reach)
+        if not len(listed.g):
+            raise UserError(
+                f"no reflection of {phase.name} lies between the direct beam, at row {row:g}, column {column:g}, and"
+                f" the nearest edge of a pattern of {geometry.size} px at {geometry.scale_inv_angstrom:g} 1/Å per"
+                " pixel; check --centre and --scale"
+            )
         self._g = listed.g.to(self.device, torch.float32)
         self._amplitude = listed.structure_factor.abs().to(self.device, torch.float32)
-        shortest = float(listed.g.norm(dim=1).min()) if len(listed.g) else self._reach
+        shortest = float(listed.g.norm(dim=1).min())
         self._ring = self._mask(0.6 * shortest, self._reach).to(self.device)
         spread = torch.linspace(_NEAREST_TURN_DEG, 360 - _NEAREST_TURN_DEG, _TURNS, dtype=torch.float64)
         uneven = 3 * torch.sin(7.0 * torch.arange(_TURNS, dtype=torch.float64))

@@ -56,7 +56,7 @@ from stemtune.indexing.spot_check import SpotCheck, is_crystal
 from stemtune.learning.calibration import Calibration
 from stemtune.learning.checkpoint import read_description
 from stemtune.learning.fit import default_device
-from stemtune.learning.model import Answers
+from stemtune.learning.model import Candidates
 from stemtune.learning.models.matched import Matched, confidence_of
 from stemtune.learning.models.polar_templates import inner_radius
 
@@ -167,7 +167,7 @@ class TemplateLabeller:
                 continue
             counts, answers = counts_BHW[mine], orientation_B4[mine]
             if self.refiners:
-                asked = Answers(answers[:, None], confidence_B[mine, None])
+                asked = Candidates(answers[:, None], confidence_B[mine, None])
                 answers, ncc, *_ = self.refiners[number].refine(counts, asked)
                 answers = answers[:, 0]
                 orientation_B4[mine], found["ncc"][mine] = answers, ncc[:, 0]

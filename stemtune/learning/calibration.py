@@ -137,7 +137,7 @@ def reliability(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BIN
     return Reliability(count[kept], means[0], means[1], by_chance)
 
 
-def crossed_error(confidence: npt.ArrayLike, right: npt.ArrayLike) -> float:
+def cross_validated_error(confidence: npt.ArrayLike, right: npt.ArrayLike) -> float:
     """Return the expected calibration error of a fitted map on patterns that it was not fitted to.
 
     Every other pattern is mapped by what the rest say, so that the figure is honest although there is one validation

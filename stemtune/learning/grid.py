@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from stemtune.crystal.rotations import inverse, multiply, normalise, rotate
 from stemtune.crystal.sampling import beam_directions, orientation_from_beam
 from stemtune.crystal.symmetry import Symmetry, reduce_to_fundamental_zone
-from stemtune.learning.model import DIFFERENT_DEG, Answers
+from stemtune.learning.model import DIFFERENT_DEG, Candidates
 
 
 class Labels(NamedTuple):
@@ -79,7 +79,7 @@ def most_probable(
     symmetry: Symmetry,
     radius_deg: float = DIFFERENT_DEG,
     leaders: int = 128,
-) -> Answers:
+) -> Candidates:
     """Return the `n` most probable different orientations of weighted candidates.
 
     The likeliest candidates gather the probability of those around them; the one that gathers most is an answer (the
@@ -126,7 +126,7 @@ def most_probable(
         confidence.append(mass_B.clamp(0.0, 1.0))
     confidence_Bn, order_Bn = torch.stack(confidence, 1).sort(dim=1, descending=True, stable=True)
     found_Bn4 = torch.stack(orientation, 1).gather(1, order_Bn.unsqueeze(-1).expand(-1, -1, 4))
-    return Answers(reduce_to_fundamental_zone(found_Bn4, symmetry).float(), confidence_Bn)
+    return Candidates(reduce_to_fundamental_zone(found_Bn4, symmetry).float(), confidence_Bn)
 
 
 def _mean(pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor, operations_S4: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class Grid(nn.Module):
 
     def decode(
         self, logits_BDA: Tensor, n: int = 1, offset: Callable[[Tensor], Tensor] | None = None, candidates: int = 64
-    ) -> Answers:
+    ) -> Candidates:
         """Return the `n` best orientations that are more than 5 degrees apart: `most_probable` of the best cells.
 
         Parameters

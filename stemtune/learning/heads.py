@@ -4,7 +4,7 @@
 because it learns from the first epoch and can say "either this or that" where a pattern is ambiguous, as can `mixture`
 (`stemtune.learning.mixture`). `sixd`, `quaternion` and `euler` give one orientation; they exist to be compared with.
 
-Every head has `forward` (B, F) -> raw output, `loss` and `answers`, as `stemtune.learning.model` describes.
+Every head has `forward` (B, F) -> raw output, `loss` and `candidates`, as `stemtune.learning.model` describes.
 Shape legend: B patterns, F features, D x A grid cells, K label cells, M candidate cells, E width of an embedding.
 """
 
@@ -22,7 +22,7 @@ from stemtune.crystal.symmetry import Symmetry, reduce_to_fundamental_zone
 from stemtune.learning.grid import Grid
 from stemtune.learning.losses import canonical_euler_deg, euler_ranges_deg, symmetric_angle
 from stemtune.learning.mixture import MixtureHead
-from stemtune.learning.model import DIFFERENT_DEG, Answers
+from stemtune.learning.model import DIFFERENT_DEG, Candidates
 
 EMBEDDING = 64
 RANK = 64
@@ -86,7 +86,7 @@ class GridReadout(nn.Module):
             loss = loss + (weight_BK * error_BK).sum(1).mean()
         return loss
 
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the `n` best different orientations; confidence is the probability within 5 degrees of each."""
         features = output.get("features")
         if features is None:
@@ -132,9 +132,9 @@ class GridHead(nn.Module):
         """Return the loss of `GridReadout`."""
         return self.readout.loss(output, orientation)
 
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the answers of `GridReadout`."""
-        return self.readout.answers(output, n)
+        return self.readout.candidates(output, n)
 
 
 class SingleHead(nn.Module):
@@ -181,14 +181,14 @@ class SingleHead(nn.Module):
         confidence = functional.binary_cross_entropy_with_logits(output["hit"].float(), hit)
         return self.error(numbers, truth).mean() + 0.1 * confidence
 
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the one orientation this head has; further answers are NaN with confidence 0."""
         best_B4 = reduce_to_fundamental_zone(self.orientation(output["numbers"].float()), self.symmetry)
         orientation = best_B4.new_full((len(best_B4), n, 4), math.nan)
         confidence = best_B4.new_zeros((len(best_B4), n))
         orientation[:, 0] = best_B4
         confidence[:, 0] = output["hit"].float().sigmoid()
-        return Answers(orientation, confidence)
+        return Candidates(orientation, confidence)
 
 
 class QuaternionHead(SingleHead):

@@ -15,7 +15,7 @@ from torch import Tensor
 from stemtune.crystal.rotations import inverse, multiply
 from stemtune.dataset.augment import turn_orientation
 from stemtune.learning.grid import most_probable
-from stemtune.learning.model import Answers, OrientationModel, Output
+from stemtune.learning.model import Candidates, OrientationModel, Output
 
 VIEWS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
 """The eight exact views of a pattern: quarter turns counter-clockwise, then a mirror left-right; itself first."""
@@ -26,7 +26,9 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> AbstractCon
     return nullcontext() if precision is None else torch.autocast(device.type, dtype=precision)
 
 
-def answer(model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None) -> Answers:
+def predict_candidates(
+    model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None
+) -> Candidates:
     """Return the model's `n` best different orientations of patterns (B, H, W), with calibrated confidences.
 
     Parameters
@@ -40,24 +42,24 @@ def answer(model: OrientationModel, patterns: Tensor, n: int = 1, precision: tor
     precision
         Number format of the forward pass; None means float32.
     """
-    _, found = raw_answer(model, patterns, n, precision)
-    return Answers(found.orientation, model.calibration(found.confidence))
+    _, found = predict_raw(model, patterns, n, precision)
+    return Candidates(found.orientation, model.calibration(found.confidence))
 
 
-def raw_answer(
+def predict_raw(
     model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None
-) -> tuple[Output, Answers]:
+) -> tuple[Output, Candidates]:
     """Return the raw output for the patterns as they are, and the answers with the model's own confidences."""
     with autocast(patterns.device, precision):
         output = model(patterns)
-    plain = model.answers(output, n)
+    plain = model.candidates(output, n)
     if model.config.model.test_time == "none":
         return output, plain
     views = [plain]
     for quarters, mirrored in VIEWS[1:]:
         with autocast(patterns.device, precision):
             turned = model(view_of(patterns, quarters, mirrored))
-        views.append(model.answers(turned, n))
+        views.append(model.candidates(turned, n))
     return output, merged(views, n, model)
 
 
@@ -67,7 +69,7 @@ def view_of(patterns_BHW: Tensor, quarters: int, mirrored: bool) -> Tensor:
     return turned.flip(-1) if mirrored else turned
 
 
-def merged(views: list[Answers], n: int, model: OrientationModel) -> Answers:
+def merged(views: list[Candidates], n: int, model: OrientationModel) -> Candidates:
     """Return the `n` best answers to the patterns from the answers to each of their `VIEWS`.
 
     Every answer is brought back to the pattern as it was, and counts with its confidence, shared among the views:

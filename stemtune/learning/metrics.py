@@ -13,8 +13,8 @@ from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
 from stemtune.dataset.batches import Loader
-from stemtune.learning.calibration import Calibration, crossed_error
-from stemtune.learning.inference import raw_answer
+from stemtune.learning.calibration import Calibration, cross_validated_error
+from stemtune.learning.inference import predict_raw
 from stemtune.learning.model import DIFFERENT_DEG, OrientationModel
 
 WORST = {
@@ -70,7 +70,7 @@ def summarise(answered: Tensor) -> dict[str, float]:
         "val/disorientation_median_deg_beam180": float(np.median(beam180.numpy())),
         "val/within_5deg_beam180": float((beam180 <= DIFFERENT_DEG).double().mean()),
         "val/pseudo_symmetry_fraction": float((pseudo & wrong).sum()) / max(1, int(wrong.sum())),
-        "val/ece": crossed_error(answered[4].numpy(), (strict <= DIFFERENT_DEG).numpy()),
+        "val/ece": cross_validated_error(answered[4].numpy(), (strict <= DIFFERENT_DEG).numpy()),
         "val/loss": float(answered[3].double().mean().nan_to_num(nan=1e6).clamp(max=1e6)),
     }
 
@@ -110,7 +110,7 @@ def judge(
             truth = batch.orientation.to(device)
             patterns = batch.patterns.to(device, non_blocking=True)
             began = time.perf_counter()
-            output, found = raw_answer(model, patterns, 1, precision)
+            output, found = predict_raw(model, patterns, 1, precision)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             spent = truth.new_tensor(1e3 * (time.perf_counter() - began) / len(truth))

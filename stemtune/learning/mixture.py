@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from stemtune.crystal.rotations import from_six_d, inverse, multiply, to_six_d
 from stemtune.crystal.symmetry import Symmetry
 from stemtune.learning.grid import Grid, most_probable
-from stemtune.learning.model import DIFFERENT_DEG, Answers
+from stemtune.learning.model import DIFFERENT_DEG, Candidates
 
 NARROWEST_DEG, WIDEST_DEG, START_DEG = 0.5, 60.0, 20.0
 """Limits of a component's width (standard deviation of each rotation axis), and where it starts."""
@@ -116,7 +116,7 @@ class MixtureHead(nn.Module):
         return log_BKS.logsumexp((1, 2)) - math.log(len(operations_S4))
 
     @torch.no_grad()
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the `n` heaviest modes that differ; confidence is the probability within 5 degrees of each."""
         centre_BK4, log_weight_BK, kappa_BK = self.components(output)
         return most_probable(centre_BK4, log_weight_BK.exp() * mass_within(DIFFERENT_DEG, kappa_BK), n, self.symmetry)

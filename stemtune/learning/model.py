@@ -22,14 +22,14 @@ DIFFERENT_DEG = 5.0
 """Two answers count as different when their disorientation is larger than this angle, in degrees."""
 
 
-class Answers(NamedTuple):
+class Candidates(NamedTuple):
     """The best orientations of each pattern, best first.
 
     Attributes
     ----------
     orientation
         (B, n, 4) float32 unit quaternions, lab-to-crystal, scalar first, reduced to the fundamental zone.
-        Answers of one pattern are more than 5 degrees apart modulo the crystal's symmetry; where a model has
+        Candidates of one pattern are more than 5 degrees apart modulo the crystal's symmetry; where a model has
         fewer than n different ones to offer, the rest are NaN.
     confidence
         (B, n) float32 in [0, 1]; 0 where the answer is NaN.
@@ -43,7 +43,7 @@ class OrientationModel(nn.Module):
     """A model from diffraction patterns to crystal orientations.
 
     The preparation of the pattern (`prepare`) is part of the model, so that training and prediction cannot
-    differ in it. A subclass defines `forward`, `loss` and `answers`.
+    differ in it. A subclass defines `forward`, `loss` and `candidates`.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class OrientationModel(nn.Module):
     input_size
         Width and height of the pattern after preparation, in pixels.
     calibration
-        Makes the model's own confidence a probability; `stemtune.learning.inference` applies it, `answers` does not.
+        Makes the model's own confidence a probability; `stemtune.learning.inference` applies it, `candidates` does not.
     """
 
     trainable: bool = True
@@ -112,7 +112,7 @@ class OrientationModel(nn.Module):
         """Return the scalar loss of a raw `output` against (B, 4) true orientations."""
         raise NotImplementedError
 
-    def answers(self, output: Any, n: int = 1) -> Answers:
+    def candidates(self, output: Any, n: int = 1) -> Candidates:
         """Return the `n` best different orientations of a raw `output`, best first, with the model's own confidence."""
         raise NotImplementedError
 
@@ -147,7 +147,7 @@ class Network(OrientationModel):
     backbone
         (B, 1, S, S) -> (B, F).
     head
-        Has `forward` (B, F) -> raw output, `loss` and `answers` (`stemtune.learning.heads`).
+        Has `forward` (B, F) -> raw output, `loss` and `candidates` (`stemtune.learning.heads`).
     """
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry, backbone: Backbone, head: nn.Module) -> None:
@@ -169,7 +169,7 @@ class Network(OrientationModel):
         loss: Tensor = self.head.loss(output, orientation)  # type: ignore[operator]
         return loss
 
-    def answers(self, output: Any, n: int = 1) -> Answers:
+    def candidates(self, output: Any, n: int = 1) -> Candidates:
         """Return the head's `n` best different orientations."""
-        answers: Answers = self.head.answers(output, n)  # type: ignore[operator]
+        answers: Candidates = self.head.candidates(output, n)  # type: ignore[operator]
         return answers

@@ -58,7 +58,7 @@ def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict
     target = replaceable_folder(out, (WEIGHTS, DESCRIPTION), "a model")
     with whole_folder(target) as part, tempfile.TemporaryDirectory(prefix="stemtune-train-") as scratch:
         work = Path(scratch)
-        keeper = Keeper(work / "best", config.train.epochs)
+        keeper = BestEpoch(work / "best", config.train.epochs)
         if workers == 1:
             fit(config, keeper, work)
         else:
@@ -69,7 +69,7 @@ def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict
     return keeper.kept
 
 
-class Keeper:
+class BestEpoch:
     """Takes the report of each epoch: prints a line and keeps the best epoch's model.
 
     Parameters
@@ -115,7 +115,7 @@ def epoch_line(epoch: int, epochs: int, metrics: dict[str, float]) -> str:
 
 def _train_worker(rank: int, world: int, flat: dict[str, Any], work: str) -> None:
     config = Config.from_flat(flat)
-    fit(config, Keeper(Path(work) / "best", config.train.epochs), Path(work), rank=rank, world=world)
+    fit(config, BestEpoch(Path(work) / "best", config.train.epochs), Path(work), rank=rank, world=world)
 
 
 def run_workers(task: Callable[..., None], workers: int, arguments: tuple[Any, ...]) -> None:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 """Name of the weights inside a model folder."""
 
+_OLD_NAMES = (("judges.", "rerankers."), (".mend.", ".correction."))
+"""Parts of weights' names up to version 0.1, and what they are called now."""
+
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a weights file (.safetensors, or anything `torch.load` takes) or of a model folder.
@@ -41,8 +44,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         file = existing(file / WEIGHTS, "the weights file")
     try:
         if file.suffix == ".safetensors":
-            weights: dict[str, Tensor] = load_file(file)
-            return weights
+            return {_new_name(name): value for name, value in load_file(file).items()}
         read = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as problem:
         reason = str(problem).strip().splitlines()[:1] or [type(problem).__name__]
@@ -56,6 +58,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"'{file}' holds no weights by name")
     return tensors
+
+
+def _new_name(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = name.replace(old, new)
+    return name
 
 
 def hub_weights(stock: str) -> dict[str, Tensor]:

@@ -30,8 +30,7 @@ import numpy.typing as npt
 
 from stemtune.errors import UserError
 from stemtune.scan.readers import arrays, hdf5
-from stemtune.scan.readers.lazy import Frames, lazily
-from stemtune.scan.readers.scan import Scan, scan_shape, why
+from stemtune.scan.readers.scan import Frames, Scan, failure_reason, lazily, scan_shape
 
 QUIET_S = 1.0
 """How long a file must be left alone before its last frame counts as whole, where nothing else says so."""
@@ -154,13 +153,13 @@ class GrowingNpy(Growing):
     def _look(self) -> None:
         with self.path.open("rb") as file:
             try:
-                lengths, fortran, self.dtype = arrays.header(self.path.name, file)
+                lengths, fortran, self.dtype = arrays.npy_header(self.path.name, file)
             except UserError:
                 if self.quiet_s() > QUIET_S:
                     raise
                 raise NotYet("its header") from None
             self._offset = file.tell()
-        rows, columns = arrays.target(self.path.name, lengths, self.shape)
+        rows, columns = arrays.stack_shape(self.path.name, lengths, self.shape)
         if fortran:
             raise NotGrowing
         first = self.layout is None
@@ -298,8 +297,8 @@ class GrowingHdf5(Growing):
             except (OSError, ValueError, RuntimeError) as problem:
                 reason = problem
         if self.quiet_s() > QUIET_S and "signature not found" in str(reason):
-            raise UserError(f"{self.path.name} cannot be read: {why(reason)}")
-        raise NotYet(f"it to become readable ({why(reason)})")
+            raise UserError(f"{self.path.name} cannot be read: {failure_reason(reason)}")
+        raise NotYet(f"it to become readable ({failure_reason(reason)})")
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
         assert self.layout is not None
@@ -314,7 +313,7 @@ class GrowingHdf5(Growing):
                     found = data[top:bottom].reshape(-1, *self.layout[2:])[first - top * columns : end - top * columns]
                 steady = file.swmr_mode or self.path.stat().st_mtime_ns == before
         except (OSError, KeyError, RuntimeError) as problem:
-            raise NotYet(f"it to become readable ({why(problem)})") from None
+            raise NotYet(f"it to become readable ({failure_reason(problem)})") from None
         if not steady or len(found) < end - first:
             raise NotYet("the program that writes it")
         return np.asarray(found)

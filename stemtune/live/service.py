@@ -13,7 +13,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model
-from stemtune.scan.blocks import sound, stored_type
+from stemtune.scan.blocks import stored_type, valid_counts
 
 _CALIBRATIONS = 8  # that are kept ready
 _FRAMES = 4096  # of a request
@@ -69,7 +69,7 @@ def checked(service: Service, frames: npt.NDArray[Any], query: Mapping[str, str]
         raise UserError(f"frames must be (n, size, size) of 8 to 2048 pixels, but these are {shape}")
     if not 1 <= len(frames) <= _FRAMES:
         raise UserError(f"a request has 1 to {_FRAMES} frames, but this one has {len(frames)}")
-    if not sound(frames):
+    if not valid_counts(frames):
         raise UserError("counts must be finite and 0 or more")
     unknown = sorted(set(query) - {"scale", "kv"})
     if unknown:

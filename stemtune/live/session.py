@@ -33,8 +33,8 @@ from stemtune.learning.model import OrientationModel
 from stemtune.live.growing_file import Growing, NotYet
 from stemtune.map_folder.predict import predict
 from stemtune.plot.ipf import ipf_colours
-from stemtune.scan.blocks import Window, sound, stored_type
-from stemtune.scan.corrections import Corrections, Wanted
+from stemtune.scan.blocks import Window, stored_type, valid_counts
+from stemtune.scan.corrections import CorrectionOptions, Corrections
 
 RUN = 64
 """Frames that are answered at a time: few enough that other scans do not wait long for their turn."""
@@ -58,10 +58,10 @@ class How:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> CorrectionOptions:
         """The corrections; a descan surface through a few rows says nothing of the rest."""
         given = {name: self.calibration.get(name) for name in _CORRECTING}
-        return replace(Wanted.of(given), descan="off")
+        return replace(CorrectionOptions.of(given), descan="off")
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -235,7 +235,7 @@ class LiveScan:
         """Return the kept frames from `first` to before `end` as the store has them, and their places in the scan."""
         places = self._places(first, end)
         counts = self.file.read(int(places[0]), int(places[-1]) + 1)[places - places[0]]
-        if not sound(counts):
+        if not valid_counts(counts):
             raise UserError(f"{self.file.path.name} has counts that are negative or no numbers; mend the file")
         counts = np.ascontiguousarray(counts, dtype=stored_type(counts.dtype))
         place = np.stack(np.divmod(np.arange(first, end), self.shape[1]), axis=1)

@@ -1,8 +1,7 @@
-"""What ingest found and did to a scan, in words and in one picture: before and after, centres, rings, pixels."""
+"""What ingest found and did to a scan in one picture: before and after, centres, rings, pixels."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune._files import whole_file
+from stemtune.dataset.kind import kind_of
 from stemtune.dataset.store import Store
+from stemtune.scan.corrections import corrections_of, describe_corrections
 from stemtune.scan.ellipse import Ellipse
 
 if TYPE_CHECKING:
@@ -23,38 +24,6 @@ _DARK, _LIGHT, _ACCENT, _COOL = "#11141b", "#ebe7df", "#f2b35d", "#6cc3d5"
 _GAMMA, _DPI = 0.25, 150
 _RING = 0.62  # radius of the drawn ring, in half widths of the pattern
 _KINDS = ((1, "hot", "#ff5c5c", "o"), (2, "dead", "#8fb8ff", "s"))
-
-
-def in_words(attrs: Mapping[str, Any]) -> str:
-    """Return what was done to the patterns of a store, from its attributes; nothing where nothing was."""
-    done = _facts(attrs)
-    parts = []
-    if found := done.get("calibrated"):
-        parts.append(
-            f"scale {found['scale_inv_angstrom']:.5g} 1/Å per pixel of the file (± {found['scale_error']:.2%}) from"
-            f" {found['spots']:,} spots on the rings of {Path(found['cif']).stem}"
-        )
-    if ellipse := done.get("ellipse"):
-        parts.append(f"ellipse of {ellipse['ellipticity']:.2%} along {ellipse['azimuth_deg']:.0f}° taken out")
-    if descan := done.get("descan"):
-        kind = "plane" if descan["order"] == 1 else "quadratic"
-        parts.append(
-            f"beam wanders by {descan['wander_px']:.1f} px, centred by a {kind} (± {descan['left_px']:.2f} px)"
-        )
-    bad = done.get("bad_pixels") or {}
-    if bad.get("hot") or bad.get("dead"):
-        parts.append(f"{bad['hot']} hot and {bad['dead']} dead pixels mended")
-    if stop := done.get("beam_stop"):
-        parts.append(
-            f"beam stop over {stop['pixels']:,} pixels" + (", the beam behind it" if stop["hides_beam"] else "")
-        )
-    if done.get("background"):
-        parts.append("radial background subtracted")
-    if done.get("flip", "none") != "none":
-        parts.append(f"flipped ({done['flip']})")
-    if attrs.get("scan_rotation_deg"):
-        parts.append(f"scan turned by {attrs['scan_rotation_deg']:g}° against the patterns")
-    return "; ".join(parts)
 
 
 def draw_calibration(store: Store, png: str | os.PathLike[str]) -> bool:
@@ -67,7 +36,7 @@ def draw_calibration(store: Store, png: str | os.PathLike[str]) -> bool:
     figure = Figure(figsize=(10.6, 7.2), dpi=_DPI, facecolor=_DARK)
     panels = figure.subplots(2, 3, gridspec_kw={"width_ratios": (1, 1, 1.12)})
     figure.subplots_adjust(0.02, 0.115, 0.98, 0.885, 0.14, 0.24)
-    attrs, facts = store.attrs, _facts(store.attrs)
+    attrs, facts = store.attrs, corrections_of(store.attrs)
     before, after = shown["mean_before"], shown["mean_after"]
     centre = attrs.get("origin_centre_px") or [(length - 1) / 2 for length in before.shape]
     ellipse = Ellipse(**facts["ellipse"]) if facts.get("ellipse") else None
@@ -85,7 +54,7 @@ def draw_calibration(store: Store, png: str | os.PathLike[str]) -> bool:
         _profiles(panels[1, 2], before, after, centre, middle, store.geometry.scale_inv_angstrom)
     title = f"{store.path.name}: what was found in {attrs.get('origin', 'the scan')}, and what was done"
     figure.text(0.03, 0.965, title, color=_LIGHT, fontsize=10.5, weight="bold", va="top")
-    words = in_words(attrs) or "patterns are as they were measured, with the direct beam in the middle"
+    words = describe_corrections(attrs) or "patterns are as they were measured, with the direct beam in the middle"
     figure.text(0.03, 0.03, words, color=_LIGHT, fontsize=7.5, va="center", wrap=True)
     with whole_file(png) as part:
         figure.savefig(part, format="png", facecolor=_DARK)
@@ -100,21 +69,11 @@ def calibration_picture(path: str | os.PathLike[str], png: str | os.PathLike[str
     Path
         Of the picture; None where `path` is no store of a measured scan.
     """
-    from stemtune.cli.inspect import kind_of
-
     if kind_of(Path(path)) != "store":
         return None
     target = Path(png).with_name(Path(png).stem + "-calibration.png")
     with Store.open(path) as store:
         return target if draw_calibration(store, target) else None
-
-
-def _facts(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        found = json.loads(attrs.get("corrections") or "{}")
-    except (TypeError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _before(axes: Axes, shown: Mapping[str, npt.NDArray[Any]], centre: list[float], ellipse: Ellipse | None) -> None:

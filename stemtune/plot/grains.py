@@ -138,26 +138,14 @@ def _runs(line: npt.NDArray[np.intp], along: npt.NDArray[np.intp]) -> npt.NDArra
 
 def draw_kam(orientation_map: OrientationMap, grains: Grains, path: str | os.PathLike[str]) -> None:
     """Draw the kernel average misorientation as a PNG."""
-    _draw_angle(
-        orientation_map,
-        grains.kam_deg,
-        path,
-        title="Kernel average misorientation (KAM)",
-        label="degrees",
-        note="Mean disorientation from the neighbours. Grey: not indexed, or no neighbour near enough.",
-    )
+    note = "Mean disorientation from the neighbours. Grey: not indexed, or no neighbour near enough."
+    _draw_angle(orientation_map, grains.kam_deg, path, "Kernel average misorientation (KAM)", note)
 
 
 def draw_grod(orientation_map: OrientationMap, grains: Grains, path: str | os.PathLike[str]) -> None:
     """Draw the disorientation from each grain's mean as a PNG."""
-    _draw_angle(
-        orientation_map,
-        grains.grod_deg,
-        path,
-        title="Disorientation from the grain's mean (GROD)",
-        label="degrees",
-        note="Grey: no grain.",
-    )
+    title = "Disorientation from the grain's mean (GROD)"
+    _draw_angle(orientation_map, grains.grod_deg, path, title, "Grey: no grain.")
 
 
 def highest_deg(values: npt.NDArray[np.float32]) -> float:
@@ -167,15 +155,19 @@ def highest_deg(values: npt.NDArray[np.float32]) -> float:
 
 
 def _draw_angle(
-    orientation_map: OrientationMap, values: npt.NDArray[np.float32], path: str | os.PathLike[str], **words: str
+    orientation_map: OrientationMap,
+    values: npt.NDArray[np.float32],
+    path: str | os.PathLike[str],
+    title: str,
+    note: str,
 ) -> None:
     draw_scalar(
         values.reshape(orientation_map.shape),
         path,
         step=orientation_map.step_nm,
-        title=words["title"],
-        label=words["label"],
-        note=words["note"],
+        title=title,
+        label="degrees",
+        note=note,
         limits=(0.0, highest_deg(values)),
         beyond=True,
     )

@@ -15,7 +15,7 @@ import torch
 from stemtune._files import existing, whole_file
 from stemtune.config import SimulateConfig
 from stemtune.crystal.phase import Phase
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.io import map_file, read_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.ingest import corrected_at
@@ -42,7 +42,7 @@ _PANEL_IN = 2.6
 def overlay_positions(
     folder: str | os.PathLike[str], positions: Sequence[tuple[int, int]], png: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Draw `overlay` for a map folder from the scan or store that it was made of.
+    """Draw measured patterns of a map's scan with the simulated spots of its orientations over them.
 
     Parameters
     ----------
@@ -65,44 +65,50 @@ def overlay_positions(
     """
     orientation_map = read_map_h5(folder)
     target = map_file(folder).parent / "overlay.png" if png is None else Path(png)
-    source = existing(orientation_map.attrs["source"], "the scan or store of the map")
-    if is_store(source):
-        return overlay(source, orientation_map, positions, target)
-    _check(orientation_map, positions)
-    draw(_from_scan(source, orientation_map, positions), orientation_map, positions, target)
+    rows, columns = orientation_map.shape
+    if not positions:
+        raise UserError("no positions are given; write them as row,column")
+    for row, column in positions:
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise UserError(f"position {row},{column} lies outside of the map of {rows} x {columns} pixels")
+    patterns = measured_patterns(orientation_map, [row * columns + column for row, column in positions])
+    draw(patterns, orientation_map, positions, target)
     return target
 
 
-def overlay(
-    store: str | os.PathLike[str],
-    map: OrientationMap | str | os.PathLike[str],
-    positions: Sequence[tuple[int, int]],
-    png: str | os.PathLike[str],
-) -> Path:
-    """Draw measured patterns of `store` with the simulated spots of the orientation in `map` over them.
+def measured_patterns(
+    orientation_map: OrientationMap, pixels: Sequence[int], store: Store | None = None
+) -> npt.NDArray[Any]:
+    """Return the measured patterns (n, size, size) of pixels of a map, corrected as they were for it.
 
     Parameters
     ----------
+    orientation_map
+        The map.
+    pixels
+        Flat indices.
     store
-        The store that the map was made of.
-    map
-        The map, or its file or folder.
-    positions
-        (row, column) on the map.
-    png
-        The picture.
+        The patterns; left out, they are read from the scan or store that the map was made of.
+
+    Raises
+    ------
+    UserError
+        When they are no longer there, or are not those of the map.
     """
-    orientation_map = map if isinstance(map, OrientationMap) else read_map_h5(map)
-    _check(orientation_map, positions)
     columns = orientation_map.shape[1]
-    with Store.open(store) as opened:
-        rows = {int(pixel): row for row, pixel in enumerate(opened.grid_pixel())}
-        missing = [place for place in positions if place[0] * columns + place[1] not in rows]
-        if missing:
-            raise UserError(f"'{store}' has no pattern at {missing[0][0]},{missing[0][1]}")
-        patterns = opened.take(np.array([rows[y * columns + x] for y, x in positions]))
-    draw(patterns, orientation_map, positions, png)
-    return Path(png)
+    if store is None:
+        source = existing(orientation_map.attrs["source"], "the scan or store of the map")
+        if not is_store(source):
+            positions = [divmod(int(pixel), columns) for pixel in pixels]
+            return corrected_at(source, positions, **orientation_map.attrs["calibration"])
+        with Store.open(source) as opened:
+            return measured_patterns(orientation_map, pixels, opened)
+    row_of = {int(place): row for row, place in enumerate(store.grid_pixel())}
+    for pixel in pixels:
+        if int(pixel) not in row_of:
+            row, column = divmod(int(pixel), columns)
+            raise UserError(f"'{store.path}' has no pattern at {row},{column}; it is another scan than that of the map")
+    return store.take(np.array([row_of[int(pixel)] for pixel in pixels]))
 
 
 def draw(
@@ -165,8 +171,8 @@ def _caption(orientation_map: OrientationMap, place: tuple[int, int], pixel: int
     state = "" if orientation_map.indexed[pixel] else ", not indexed"
     along = _beam_direction(orientation_map, pixel)
     confidence = float(orientation_map.answer_confidence[pixel, 0])
-    fit = float(orientation_map.score("explained_intensity")[pixel])
-    return f"row {place[0]}, column {place[1]}{state}\n{along}confidence {confidence:.2f}, fit {fit:.2f}"
+    explained = float(orientation_map.score("explained_intensity")[pixel])
+    return f"row {place[0]}, column {place[1]}{state}\n{along}confidence {confidence:.2f}, explained {explained:.2f}"
 
 
 def _beam_direction(orientation_map: OrientationMap, pixel: int) -> str:
@@ -176,17 +182,3 @@ def _beam_direction(orientation_map: OrientationMap, pixel: int) -> str:
     if not np.isfinite(cosine):
         return ""
     return f"c* {math.degrees(math.acos(min(1.0, cosine))):.0f}° from beam, "
-
-
-def _check(orientation_map: OrientationMap, positions: Sequence[tuple[int, int]]) -> None:
-    rows, columns = orientation_map.shape
-    if not positions:
-        raise UserError("no positions are given; write them as row,column")
-    for row, column in positions:
-        if not (0 <= row < rows and 0 <= column < columns):
-            raise UserError(f"position {row},{column} lies outside of the map of {rows} x {columns} pixels")
-
-
-def _from_scan(source: Path, orientation_map: OrientationMap, positions: Sequence[tuple[int, int]]) -> npt.NDArray[Any]:
-    """Return the patterns (n, size, size) at `positions`, read and corrected as they were for the map."""
-    return corrected_at(source, positions, **orientation_map.attrs["calibration"])

@@ -8,23 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_LEAST = 8  # pixels of a ring that has a median
+_MIN_PIXELS = 8  # of a ring that has a median
 
 
 class RadialBackground:
     """Subtracts the median over rings one pixel wide around the middle; what falls below 0 is 0.
 
     Spots cover a small part of a ring and do not move its median; an inelastic halo, amorphous film and rings of fine
-    powder go. The direct beam, out to where the counts of the mean pattern have fallen, stays.
-
-    Parameters
-    ----------
-    size
-        Width and height of the patterns; the beam stands in their middle.
-    hidden
-        Pixels (size, size) that are not looked at, and stay 0.
-    beam_px
-        Radius that stays as it is.
+    powder go. The direct beam in the middle, out to the radius `beam_px`, stays; `hidden` pixels (size, size) are not
+    looked at, and stay 0.
     """
 
     def __init__(self, size: int, hidden: npt.NDArray[np.bool_] | None, beam_px: float) -> None:
@@ -40,7 +32,7 @@ class RadialBackground:
         rings, radius = [], []
         for ring in range(number.max() + 1):
             member = np.flatnonzero((number == ring) & open_)
-            if ring > self.beam_px and len(member) >= _LEAST:
+            if ring > self.beam_px and len(member) >= _MIN_PIXELS:
                 rings.append(member)
                 radius.append(float(distance[member].mean()))
         return rings, np.asarray(radius), distance
@@ -51,11 +43,11 @@ class RadialBackground:
         rings, radius, distance = self._rings
         if not rings:
             return flat.reshape(patterns.shape)
+        # The median of each ring, interpolated along the radius to every pixel's own distance.
         level = np.stack([np.median(flat[:, ring], axis=1) for ring in rings], axis=1)
         place = np.interp(distance, radius, np.arange(len(radius)))
         low = np.minimum(place.astype(int), len(radius) - 1)
         share = (place - low).astype(np.float32)
         ground = level[:, low] * (1 - share) + level[:, np.minimum(low + 1, len(radius) - 1)] * share
         keep = distance <= self.beam_px
-        left = np.where(keep, flat, np.maximum(flat - ground, 0))
-        return left.astype(np.float32).reshape(patterns.shape)
+        return np.where(keep, flat, np.maximum(flat - ground, 0)).astype(np.float32).reshape(patterns.shape)

@@ -1,4 +1,4 @@
-"""Hot and dead pixels: found from what patterns all over the scan have in common, and mended from their neighbours."""
+"""Hot and dead pixels: found from what patterns all over the scan have in common, filled from their neighbours."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 
-MOST = 0.02
+MAX_SHARE = 0.02
 """Share of the pixels above which they are not believed to be bad: something else is amiss."""
 
-LEAST = 8
+MIN_PATTERNS = 8
 """Patterns below which no pixel is judged: a spot would look like a hot pixel."""
 
-_ABOVE = 8.0  # a hot pixel's usual count over its neighbours'; the sharpest spot stays below
-_EXPECTED = 25.0  # counts that a dead pixel must have missed
+_HOT_RATIO = 8.0  # a hot pixel's usual count over its neighbours'; the sharpest spot stays below
+_MIN_EXPECTED = 25.0  # counts that a dead pixel must have missed
 _THICK_PX = 3  # dark regions thicker than this are no pixels but a beam stop or the detector's edge
-_REACH_PX = 2  # neighbours that mend a pixel stand within this distance
+_REACH_PX = 2  # neighbours that fill a pixel are within this distance
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ def find_bad_pixels(patterns: npt.NDArray[Any], beam: Mask) -> BadPixels:
     Hot: its median over the patterns is many times the mean of all its neighbours but the brightest. Diffraction
     spots move from grain to grain, and are wider than a pixel. Dead: it never counts, where its surroundings do.
     """
-    if len(patterns) < LEAST:
+    if len(patterns) < MIN_PATTERNS:
         none = np.zeros(patterns.shape[1:], dtype=bool)
         return BadPixels(none, none)
+    # Hot: many times the mean of the neighbours, and far above the noise of the median pattern.
     middle = np.median(patterns, axis=0)
     mean = patterns.mean(axis=0, dtype=np.float64)
     ring = np.ones((3, 3), dtype=bool)
@@ -57,15 +58,16 @@ def find_bad_pixels(patterns: npt.NDArray[Any], beam: Mask) -> BadPixels:
     second = ndimage.rank_filter(mean, -2, footprint=ring, mode="mirror")
     around = ndimage.median_filter(middle, size=5, mode="mirror")
     noise = 1.4826 * float(np.median(np.abs(middle - around)))
-    hot = (middle > _ABOVE * second) & (middle > around + 10 * noise) & (middle > 0) & ~beam
+    hot = (middle > _HOT_RATIO * second) & (middle > around + 10 * noise) & (middle > 0) & ~beam
+    # Dead: next to nothing where the surroundings count; thick dark regions are no pixels.
     total = np.asarray(patterns.sum(axis=0, dtype=np.float64))
     wide = ndimage.median_filter(total, size=7, mode="mirror")
-    dark = (total <= 0.02 * wide) & (wide > _EXPECTED * _unit(patterns))
+    dark = (total <= 0.02 * wide) & (wide > _MIN_EXPECTED * _unit(patterns))
     thick = ndimage.binary_dilation(ndimage.binary_erosion(dark, np.ones((_THICK_PX,) * 2)), np.ones((5, 5)))
     return BadPixels(hot, dark & ~thick & ~beam)
 
 
-def mend(patterns: npt.NDArray[Any], bad: Mask, hidden: Mask | None = None) -> npt.NDArray[Any]:
+def fill_bad_pixels(patterns: npt.NDArray[Any], bad: Mask, hidden: Mask | None = None) -> npt.NDArray[Any]:
     """Return `patterns` (B, H, W), of their own type, with `bad` pixels replaced by the mean of good ones around.
 
     Neighbours count by the inverse square of their distance; whole numbers are rounded. A pixel without a good one
@@ -73,7 +75,7 @@ def mend(patterns: npt.NDArray[Any], bad: Mask, hidden: Mask | None = None) -> n
     """
     if not bad.any():
         return patterns
-    mended = patterns.copy()
+    corrected = patterns.copy()
     good = ~bad if hidden is None else ~(bad | hidden)
     place = np.argwhere(bad)
     steps = np.arange(-_REACH_PX, _REACH_PX + 1)
@@ -87,8 +89,8 @@ def mend(patterns: npt.NDArray[Any], bad: Mask, hidden: Mask | None = None) -> n
     filled = np.einsum("bpk,pk->bp", patterns[:, row, column].astype(np.float64), weight)
     if patterns.dtype.kind in "ui":
         filled = np.rint(filled)
-    mended[:, place[:, 0], place[:, 1]] = filled.astype(patterns.dtype)
-    return mended
+    corrected[:, place[:, 0], place[:, 1]] = filled.astype(patterns.dtype)
+    return corrected
 
 
 def _unit(patterns: npt.NDArray[Any]) -> float:

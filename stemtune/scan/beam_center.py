@@ -23,14 +23,9 @@ _ALIGNED_PX = 0.02  # patterns that are off their pixels by less are copied, not
 
 
 class Centre(NamedTuple):
-    """The direct beam of a scan.
+    """The direct beam of a scan: the median of its place over the patterns in pixels, and how far it drifts.
 
-    Attributes
-    ----------
-    row, column
-        Its position in pixels: the median over the patterns.
-    spread_px
-        How far it wanders over the scan, in pixels: the robust standard deviation along the worse axis.
+    `spread_px` is the robust standard deviation of the place along the worse axis.
     """
 
     row: float
@@ -39,27 +34,25 @@ class Centre(NamedTuple):
 
 
 def fit_centre(patterns: npt.NDArray[Any]) -> Centre:
-    """Find the direct beam in patterns sampled from one scan.
+    """Find the direct beam in patterns (N, H, W) sampled from one scan.
 
     The beam is the brightest place, near the middle, of what most patterns have in common (their median: spots of
     single orientations drop out). It is then measured in every pattern as the centroid of the counts above the
     surroundings, cut off at half of the maximum, so that neither the inside of a disk nor one hot pixel counts
     for much; the answer is the median over the patterns.
 
-    Parameters
-    ----------
-    patterns
-        Counts (N, H, W).
-
     Raises
     ------
     UserError
-        When the patterns are empty.
+        When the patterns are empty, or have no bright place.
     """
     counts = np.asarray(patterns, dtype=np.float64)
+    # Where the beam is in what the patterns have in common, then in each of them.
     common = common_pattern(counts)
     row, column, reach = beam_near(common)
     first = centroids(common[None], (row, column), reach)[0]
+    if not np.isfinite(first).all():
+        raise UserError("the sampled patterns have no bright direct beam to fit a centre to; give --centre y,x")
     each = centroids(counts, (first[0], first[1]), reach)
     each = each[np.isfinite(each).all(axis=1)]
     if not len(each):
@@ -78,21 +71,15 @@ def common_pattern(counts: npt.NDArray[Any]) -> FloatArray:
 def beam_near(common: FloatArray) -> tuple[float, float, float]:
     """Return the pixel (row, column) of the direct beam in a pattern (H, W), and the reach of a window around it.
 
-    The reach is twice the beam's radius, and 3 pixels or more.
-
-    Raises
-    ------
-    UserError
-        When the pattern is empty.
+    The reach is twice the beam's radius, and 3 pixels or more. A `UserError` says that the pattern is empty.
     """
     if not common.max() > 0:
         raise UserError("the sampled patterns hold no counts, so there is no direct beam to find; give --centre y,x")
     height, width = common.shape
     around = ndimage.maximum_filter(common, footprint=[[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="constant")
     smooth = ndimage.gaussian_filter(np.minimum(common, 3 * around), 1.5, mode="constant")  # without hot pixels
-    row, column = (np.indices(common.shape) - np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]) / min(
-        common.shape
-    )
+    middle = np.array([(height - 1) / 2, (width - 1) / 2])[:, None, None]
+    row, column = (np.indices(common.shape) - middle) / min(common.shape)
     start = np.unravel_index(np.argmax(smooth * np.exp(-4 * (row**2 + column**2))), common.shape)
     blob, _ = ndimage.label(smooth > smooth[start] / 2)
     radius = math.sqrt((blob == blob[start]).sum() / math.pi)
@@ -105,10 +92,12 @@ def centroids(counts: FloatArray, start: tuple[float, float], reach: float) -> F
     high = [min(length, round(value + 2 * reach) + 1) for value, length in zip(start, counts.shape[1:], strict=True)]
     part = counts[:, low[0] : high[0], low[1] : high[1]]
     row, column = np.mgrid[low[0] : high[0], low[1] : high[1]].astype(np.float64)
+    # Counts above the surroundings, cut off at half of the maximum.
     ground = np.median(part, axis=(1, 2))[:, None, None]
     part = np.clip(part - ground, 0, None)
     peak = part.max(axis=(1, 2), initial=0)
     part = np.minimum(part, peak[:, None, None] / 2)
+    # The window follows the centroid until it stays.
     centre = np.tile(np.asarray(start), (len(part), 1))
     for _ in range(_ROUNDS):
         distance = np.hypot(row - centre[:, 0, None, None], column - centre[:, 1, None, None])
@@ -123,20 +112,11 @@ def centroids(counts: FloatArray, start: tuple[float, float], reach: float) -> F
 
 @dataclass(frozen=True)
 class Resampling:
-    """Moves the direct beam to the middle and resamples to `size` pixels, keeping the sum of the counts.
+    """Moves the direct beam from `centre_px` to the middle and resamples patterns of `shape` (H, W) to `size` pixels.
 
     Every new pixel is a square of the old pattern and gets the counts of the old pixels it covers, in proportion
-    to the covered area. The new pattern shows a square as wide as the shorter edge of the old one; where that
-    reaches over an edge, it is 0.
-
-    Parameters
-    ----------
-    shape
-        Height and width of the measured patterns.
-    centre_px
-        (row, column) of the direct beam in them.
-    size
-        Width and height of the new patterns.
+    to the covered area, so their sum is kept. The new pattern shows a square as wide as the shorter edge of the old
+    one; where that reaches over an edge, it is 0.
     """
 
     shape: tuple[int, int]

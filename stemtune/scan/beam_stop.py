@@ -15,15 +15,15 @@ Mask = npt.NDArray[np.bool_]
 
 SIDES = ("top", "bottom", "left", "right")
 
-_DARK = 0.03  # share of the light around that still falls into the shadow
-_LEAST_PX = 12  # pixels of the smallest stop
-_CORE_PX = 3  # a stop is somewhere wider than this
-_LARGEST = 0.25  # share of the detector
-_MIDDLE = 0.15  # a stop reaches this near to the middle of the detector, as a share of its shorter edge
+_MAX_LIGHT = 0.03  # share of the light around that still falls into the shadow
+_MIN_PIXELS = 12  # of the smallest stop
+_MIN_WIDTH_PX = 3  # a stop is somewhere wider than this
+_MAX_SHARE = 0.25  # of the detector
+_MAX_DISTANCE = 0.15  # a stop reaches this near to the middle of the detector, as a share of its shorter edge
 _COARSE = 48  # pixels along an edge that the light around is looked at in
-_LIT, _RIM = 0.8, 0.2  # share of a shadow's rim that must be lit, by this share of the light around
+_MIN_LIT, _MIN_RIM_LIGHT = 0.8, 0.2  # share of a shadow's rim that must be lit, by this share of the light around
 _STRIDE = 4  # half pixels between the places that are looked at first
-_ALONE = 0.7  # share of the dark pixels in the middle of the detector that belong to the stop
+_MIN_ALONE = 0.7  # share of the dark pixels in the middle of the detector that belong to the stop
 
 
 class StopShape(NamedTuple):
@@ -34,7 +34,7 @@ class StopShape(NamedTuple):
     width_px: float = 0.0
 
     @classmethod
-    def given(cls, text: str) -> StopShape:
+    def parse(cls, text: str) -> StopShape:
         """Read a shape written as "RADIUS", "RADIUS,SIDE" or "RADIUS,SIDE,WIDTH"."""
         wrong = UserError(
             f"--beam-stop is '{text}', but must be off, auto, or a radius in pixels, with a side and a width of the"
@@ -73,22 +73,23 @@ def find_stop(patterns: npt.NDArray[Any]) -> Mask | None:
     """
     mean = patterns.mean(axis=0, dtype=np.float64)
     height, width = mean.shape
+    # Dark pixels: next to no light although there is some around.
     smooth = ndimage.median_filter(mean, size=3, mode="nearest")
     around = _light_around(smooth)
-    counted = np.asarray(around * len(patterns) > 25)
-    dark = (smooth <= _DARK * around) & counted
-    core = ndimage.binary_erosion(dark, np.ones((_CORE_PX, _CORE_PX)), border_value=1)
+    dark = (smooth <= _MAX_LIGHT * around) & (around * len(patterns) > 25)
+    core = ndimage.binary_erosion(dark, np.ones((_MIN_WIDTH_PX, _MIN_WIDTH_PX)), border_value=1)
     parts, number = ndimage.label(dark)
     row, column = np.indices(mean.shape)
     away = np.hypot(row - (height - 1) / 2, column - (width - 1) / 2)
+    # The first region of them with the size, the place and the rim of a stop.
     for part in range(1, number + 1):
         inside = parts == part
-        if inside.sum() < _LEAST_PX or inside.sum() > _LARGEST * inside.size or not (inside & core).any():
+        if inside.sum() < _MIN_PIXELS or inside.sum() > _MAX_SHARE * inside.size or not (inside & core).any():
             continue
         rim = ndimage.binary_dilation(inside, iterations=3) & ~ndimage.binary_dilation(inside)
-        lit = smooth[rim] > _RIM * around[rim]
-        alone = inside.sum() > _ALONE * (dark & (away < min(mean.shape) / 3)).sum()  # between spots, all is dark
-        if alone and away[inside].min() <= _MIDDLE * min(mean.shape) and lit.mean() >= _LIT:
+        lit = smooth[rim] > _MIN_RIM_LIGHT * around[rim]
+        alone = inside.sum() > _MIN_ALONE * (dark & (away < min(mean.shape) / 3)).sum()  # between spots, all is dark
+        if alone and away[inside].min() <= _MAX_DISTANCE * min(mean.shape) and lit.mean() >= _MIN_LIT:
             return np.asarray(ndimage.binary_dilation(inside) & (mean <= 0.5 * around))
     return None
 
@@ -108,59 +109,37 @@ def _light_around(smooth: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def centre_by_symmetry(
     patterns: npt.NDArray[Any], hidden: Mask, start: tuple[float, float], search_px: int = 12
 ) -> tuple[float, float]:
-    """Return the centre (row, column) about which the scan's mean pattern is most alike to itself turned by 180°.
+    """Return the centre (row, column) about which the mean pattern is most alike to itself turned by 180°.
 
-    For a direct beam that is `hidden`: background and, over many grains, spots come in pairs on either side of it.
-
-    Parameters
-    ----------
-    patterns, hidden
-        (N, H, W), and the pixels (H, W) that say nothing.
-    start
-        Where to look around.
-    search_px
-        How far.
+    For a direct beam of `patterns` (N, H, W) behind `hidden` pixels (H, W): background and, over many grains, spots
+    come in pairs on either side of it. The search goes `search_px` around `start`.
     """
     mean = ndimage.gaussian_filter(np.sqrt(patterns.mean(axis=0, dtype=np.float64)), 1.0)
     seen = ~ndimage.binary_dilation(hidden, iterations=2)
-    middle = (round(2 * start[0]), round(2 * start[1]))  # the sum of opposite pixels' indices
-    coarse, _ = _best(mean, seen, middle, range(-2 * search_px, 2 * search_px + 1, _STRIDE))
-    if coarse is None:
-        return start
-    place, score = _best(mean, seen, coarse, range(-_STRIDE, _STRIDE + 1))
-    assert place is not None
-    found = []
+    total = (round(2 * start[0]), round(2 * start[1]))  # the sum of opposite pixels' indices
+    # Coarse steps over the whole range, then single ones around the best of them.
+    for span in (range(-2 * search_px, 2 * search_px + 1, _STRIDE), range(-_STRIDE, _STRIDE + 1)):
+        score = np.array([[_likeness(mean, seen, (total[0] + a, total[1] + b)) for b in span] for a in span])
+        if not np.isfinite(score).any():
+            return start
+        best = np.unravel_index(int(np.nanargmax(score)), score.shape)
+        total = (total[0] + span[int(best[0])], total[1] + span[int(best[1])])
+    # To a part of a pixel by a parabola through the neighbours along either axis.
+    centre = []
     for axis in range(2):
-        at = place[axis] - coarse[axis] + _STRIDE
-        other = place[1 - axis] - coarse[1 - axis] + _STRIDE
-        line = score[:, other] if axis == 0 else score[other]
-        off = 0.0
-        if 0 < at < len(line) - 1 and np.isfinite(line[at - 1 : at + 2]).all():
-            bend = 2 * line[at] - line[at - 1] - line[at + 1]
-            off = float((line[at + 1] - line[at - 1]) / 2 / bend) if bend > 0 else 0.0
-        found.append((place[axis] + off) / 2)
-    return found[0], found[1]
-
-
-def _best(
-    mean: npt.NDArray[np.float64], seen: Mask, middle: tuple[int, int], span: range
-) -> tuple[tuple[int, int] | None, npt.NDArray[np.float64]]:
-    """Return the most alike sum of opposite pixels' indices around `middle`, and all scores; None without any."""
-    score = np.array([[_likeness(mean, seen, (middle[0] + a, middle[1] + b)) for b in span] for a in span])
-    if not np.isfinite(score).any():
-        return None, score
-    row, column = np.unravel_index(int(np.nanargmax(score)), score.shape)
-    return (middle[0] + span[int(row)], middle[1] + span[int(column)]), score
+        line, at = np.take(score, best[1 - axis], axis=1 - axis), int(best[axis])
+        before, here, after = line[at - 1 : at + 2] if 0 < at < len(line) - 1 else (np.nan,) * 3
+        bend = 2 * here - before - after
+        centre.append((total[axis] + (float((after - before) / 2 / bend) if bend > 0 else 0.0)) / 2)
+    return centre[0], centre[1]
 
 
 def _likeness(mean: npt.NDArray[np.float64], seen: Mask, total: tuple[int, int]) -> float:
     """Return the correlation of an image with itself turned about `total` / 2, over pixels seen in both."""
-    parts = [
-        slice(max(0, sum_ - length + 1), min(length - 1, sum_) + 1)
-        for sum_, length in zip(total, mean.shape, strict=True)
-    ]
-    here, there = mean[tuple(parts)], mean[tuple(parts)][::-1, ::-1]
-    both = seen[tuple(parts)] & seen[tuple(parts)][::-1, ::-1]
+    ends = zip(total, mean.shape, strict=True)
+    part = tuple(slice(max(0, both - length + 1), min(length - 1, both) + 1) for both, length in ends)
+    here, there = mean[part], mean[part][::-1, ::-1]
+    both = seen[part] & seen[part][::-1, ::-1]
     if both.sum() < 0.3 * mean.size:
         return math.nan
     a, b = here[both] - here[both].mean(), there[both] - there[both].mean()

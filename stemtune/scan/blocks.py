@@ -30,10 +30,7 @@ class Window(NamedTuple):
 def blocks(scan: Scan, window: Window) -> Iterator[Block]:
     """Yield (row, column, patterns (rows, columns, H, W)) of `window`, in blocks of whole pieces of the file.
 
-    Raises
-    ------
-    UserError
-        When a block cannot be read, or holds NaN or negative counts.
+    A `UserError` says where a block cannot be read, or holds NaN or negative counts.
     """
     data = scan.data[window.top : window.bottom, window.left : window.right]
     most = max(1, _BYTES // (math.prod(scan.pattern_shape) * data.dtype.itemsize))
@@ -61,27 +58,29 @@ def _spans(pieces: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def _checked(scan: Scan, part: Any, row: int, column: int) -> Block:
-    counts = computed(scan, part)
-    if not sound(counts):
+    counts = read_part(scan, part)
+    if not valid_counts(counts):
         bad = ~np.isfinite(counts) | (counts < 0)
         y, x, i, j = (int(index) for index in np.argwhere(bad)[0])
         value = counts[y, x, i, j]
         kind = "a negative count" if value < 0 else "no number"
         raise UserError(
-            f"{scan.path.name} has {kind} ({value:g}) at pixel ({i}, {j}) of the pattern at scan position "
-            f"({row + y}, {column + x}); counts must be finite and 0 or more, mend the file or leave it out by --keep"
+            f"{scan.path.name} has {kind} ({value:g}) at pixel ({i}, {j}) of the pattern at scan position"
+            f" ({row + y}, {column + x}); counts must be finite and 0 or more; correct the file, or leave"
+            " it out by --keep"
         )
     return row, column, np.ascontiguousarray(counts, dtype=stored_type(counts.dtype))
 
 
-def sound(counts: npt.NDArray[Any]) -> bool:
+def valid_counts(counts: npt.NDArray[Any]) -> bool:
     """Return whether all counts are finite and 0 or more."""
     if counts.dtype.kind in "bu":
         return True
     return bool(counts.min() >= 0 and (counts.dtype.kind == "i" or counts.max() < np.inf))  # false for NaN
 
 
-def computed(scan: Scan, part: Any) -> npt.NDArray[Any]:
+def read_part(scan: Scan, part: Any) -> npt.NDArray[Any]:
+    """Return `part` of the scan's data, read; a `UserError` says why where it cannot be."""
     try:
         return np.asarray(part.compute(scheduler="threads" if part.npartitions > 1 else "synchronous"))
     except Exception as problem:  # whatever the reader's library raises on a damaged file

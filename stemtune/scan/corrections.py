@@ -1,8 +1,8 @@
 """What is done to the patterns of a measured scan before they are stored, planned from a sample and applied in blocks.
 
-In this order: bad pixels are mended, pixels behind the beam stop set to 0, the direct beam moved to the middle
-(of every pattern where the beam wanders), an ellipse taken out, the background subtracted, the picture flipped. What
-is not needed is not done: a centred scan of a sound detector is copied bit for bit.
+In this order: bad pixels are filled from their neighbours, pixels behind the beam stop set to 0, the direct beam moved
+to the middle (of every pattern where the beam drifts), an ellipse taken out, the background subtracted, the picture
+flipped. What is not needed is not done: a centred scan of a faultless detector is copied bit for bit.
 
 Frames. Options speak of the picture as the file has it, x to the right and y up. `flip` brings that picture into
 the lab frame: it says which mirror the detector's readout, or the program that wrote the file, has put in, "x" left
@@ -14,10 +14,12 @@ it; the orientations are, when the map is made: g_map = g * Rz(rotation).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ import numpy.typing as npt
 
 from stemtune.errors import UserError
 from stemtune.scan.background import RadialBackground
-from stemtune.scan.bad_pixels import BadPixels, mend
+from stemtune.scan.bad_pixels import BadPixels, fill_bad_pixels
 from stemtune.scan.beam_center import Centre, Resampling
 from stemtune.scan.descan import Descan
 from stemtune.scan.ellipse import Ellipse, Warp
@@ -42,20 +44,20 @@ _CHOICES = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CorrectionOptions:
     """What the user asks for.
 
     Parameters
     ----------
     descan
-        Centre of every pattern from a smooth surface: never, "auto" where the beam wanders by more than 0.5 px and the
+        Centre of every pattern from a smooth surface: never, "auto" where the beam drifts by more than 0.5 px and the
         surface says how, or always.
     ellipse
         "off"; "auto", which needs `calibrate`; or ellipticity and azimuth in degrees as "0.02,35".
     bad_pixels
-        Mend hot and dead pixels.
+        Fill hot and dead pixels from their neighbours.
     beam_stop
-        "off", "auto" (found in the patterns), or a shape as `beamstop.StopShape.given` reads it.
+        "off", "auto" (found in the patterns), or a shape as `beam_stop.StopShape.parse` reads it.
     background
         Subtract the radial median.
     flip, scan_rotation
@@ -74,14 +76,8 @@ class Wanted:
     calibrate: str = ""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Wanted:
-        """Return the options given (None counts as not given), checked.
-
-        Raises
-        ------
-        UserError
-            For a value that an option does not take.
-        """
+    def of(cls, options: Mapping[str, Any]) -> CorrectionOptions:
+        """Return the options given (None counts as not given); a `UserError` names a value that one does not take."""
         given = {name: value for name, value in options.items() if value is not None}
         unknown = set(given) - {field.name for field in fields(cls)}
         if unknown:
@@ -90,41 +86,24 @@ class Wanted:
             if name in given and given[name] not in choices:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} is '{given[name]}', but must be one of {', '.join(choices)}")
-        wanted = cls(**given)
-        if not math.isfinite(wanted.scan_rotation):
-            raise UserError(f"--scan-rotation is {wanted.scan_rotation}, but must be an angle in degrees")
-        return wanted
+        found = cls(**given)
+        if not math.isfinite(found.scan_rotation):
+            raise UserError(f"--scan-rotation is {found.scan_rotation}, but must be an angle in degrees")
+        return found
 
     @property
     def given_ellipse(self) -> Ellipse | None:
-        """The ellipse that was given in numbers; none where it is off or to be found."""
-        return None if self.ellipse in ("off", "auto") else Ellipse.given(self.ellipse)
+        """The ellipse that was given in numbers; None where it is off or to be found."""
+        return None if self.ellipse in ("off", "auto") else Ellipse.parse(self.ellipse)
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """Brings the patterns of a scan into the store's form.
+    """Brings the patterns of a scan, of `shape` (H, W), into the store's form of `size` x `size` pixels.
 
-    Parameters
-    ----------
-    shape, size
-        Height and width of the measured patterns; width and height of the stored ones.
-    beam
-        The direct beam in the file.
-    bad
-        Hot and dead pixels (H, W).
-    hidden
-        Pixels (H, W) behind the beam stop; None: there is none.
-    descan
-        Surface of the beam's place over the scan; None: it stands still.
-    ellipse
-        The distortion of the measured patterns; None: a circle.
-    background
-        Whether the radial median is subtracted.
-    beam_px
-        Radius of the direct beam in stored pixels, which the background leaves alone.
-    flip
-        See the module.
+    `beam` is the direct beam in the file, `descan` the surface of its place where it drifts over the scan; `bad` and
+    `hidden` (H, W) are pixels that are broken and behind the beam stop, `ellipse` the distortion of the measured
+    patterns. With `background` the radial median is subtracted, but not within `beam_px` stored pixels of the beam.
     """
 
     shape: tuple[int, int]
@@ -139,7 +118,7 @@ class Corrections:
     flip: str = "none"
 
     @cached_property
-    def _still(self) -> Resampling:
+    def _resample(self) -> Resampling:
         return Resampling(self.shape, (self.beam.row, self.beam.column), self.size)
 
     @cached_property
@@ -151,28 +130,26 @@ class Corrections:
     @property
     def factor(self) -> float:
         """Old pixels per stored pixel along an edge."""
-        return self._still.factor
+        return self._resample.factor
 
     @property
     def exact(self) -> bool:
-        """Whether counts stay counts: pixels are moved and mended, not mixed."""
-        return self._warp is None and self._still.exact and not self.background
+        """Whether counts stay counts: pixels are moved and filled, not mixed."""
+        return self._warp is None and self._resample.exact and not self.background
 
     def __call__(self, patterns: npt.NDArray[Any], position: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `patterns` (B, H, W) at scan `position` (B, 2) as (B, size, size): of their type, if `exact`."""
         if self.bad.any:
-            patterns = mend(patterns, self.bad.hot | self.bad.dead, self.hidden)
+            patterns = fill_bad_pixels(patterns, self.bad.hot | self.bad.dead, self.hidden)
         if self.hidden is not None:
             patterns = np.where(self.hidden, np.zeros((), patterns.dtype), patterns)
         moved = self._moved(patterns, position)
         if self.background:
-            moved = self._ground(moved)
+            moved = self._subtract_background(moved)
         return flipped(moved, self.flip)
 
     def _moved(self, patterns: npt.NDArray[Any], position: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self._warp is None:
-            return self._still(patterns)
-        return self._warp(patterns, self.centres(position))
+        return self._resample(patterns) if self._warp is None else self._warp(patterns, self.centres(position))
 
     def centres(self, position: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return the direct beam's (row, column) (n, 2) in the file's patterns at scan `position` (n, 2)."""
@@ -181,7 +158,7 @@ class Corrections:
         return self.descan.at(position)
 
     @cached_property
-    def _ground(self) -> RadialBackground:
+    def _subtract_background(self) -> RadialBackground:
         return RadialBackground(self.size, self._hidden_after(), self.beam_px)
 
     def _hidden_after(self) -> npt.NDArray[np.bool_] | None:
@@ -206,3 +183,44 @@ def flipped(patterns: npt.NDArray[Any], flip: str) -> npt.NDArray[Any]:
         return patterns
     turned = {"x": patterns[:, :, ::-1], "y": patterns[:, ::-1], "transpose": patterns.swapaxes(1, 2)}[flip]
     return np.ascontiguousarray(turned)
+
+
+def corrections_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was done to the patterns of a store, `Plan.facts`, from its attributes."""
+    try:
+        facts = json.loads(attrs.get("corrections") or "{}")
+    except (TypeError, ValueError):
+        return {}
+    if isinstance(facts, dict) and isinstance(descan := facts.get("descan"), dict):
+        for name, old in (("drift_px", "wander_px"), ("residual_px", "left_px")):  # old: up to version 0.1
+            descan.setdefault(name, descan.get(old))
+    return facts if isinstance(facts, dict) else {}
+
+
+def describe_corrections(attrs: Mapping[str, Any]) -> str:
+    """Return what was done to the patterns of a store, from its attributes, for people; "" where nothing was."""
+    facts, parts = corrections_of(attrs), []
+    if found := facts.get("calibrated"):
+        parts.append(
+            f"scale {found['scale_inv_angstrom']:.5g} 1/Å per pixel of the file (± {found['scale_error']:.2%}) from"
+            f" {found['spots']:,} spots on the rings of {Path(found['cif']).stem}"
+        )
+    if ellipse := facts.get("ellipse"):
+        parts.append(f"ellipse of {ellipse['ellipticity']:.2%} along {ellipse['azimuth_deg']:.0f}° taken out")
+    if descan := facts.get("descan"):
+        kind = "plane" if descan["order"] == 1 else "quadratic"
+        drift, residual = descan["drift_px"], descan["residual_px"]
+        parts.append(f"beam drifts by {drift:.1f} px, centred by a {kind} (± {residual:.2f} px)")
+    bad = facts.get("bad_pixels") or {}
+    if bad.get("hot") or bad.get("dead"):
+        parts.append(f"{bad['hot']} hot and {bad['dead']} dead pixels corrected")
+    if stop := facts.get("beam_stop"):
+        behind = ", the beam behind it" if stop["hides_beam"] else ""
+        parts.append(f"beam stop over {stop['pixels']:,} pixels{behind}")
+    if facts.get("background"):
+        parts.append("radial background subtracted")
+    if facts.get("flip", "none") != "none":
+        parts.append(f"flipped ({facts['flip']})")
+    if attrs.get("scan_rotation_deg"):
+        parts.append(f"scan turned by {attrs['scan_rotation_deg']:g}° against the patterns")
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Descan: the direct beam wanders over the detector as the scan goes, and a smooth surface says where it is.
+"""Descan: the direct beam drifts over the detector as the scan goes, and a smooth surface says where it is.
 
 The beam is measured in patterns spread over the scan. Single measurements are noisy, and Bragg spots pull at them; a
 plane, or a quadratic where that is clearly better, fitted to all of them robustly is not. It gives the centre of
@@ -19,15 +19,15 @@ from stemtune.scan.beam_center import beam_near, centroids, common_pattern
 
 FloatArray = npt.NDArray[np.float64]
 
-LEAST = 16
+MIN_CENTRES = 16
 """Measured centres below which no surface is fitted."""
 
-LEAST_WANDER_PX = 0.5
-"""How far the beam must wander over the scan before its pattern-by-pattern centre is used without being asked for."""
+MIN_DRIFT_PX = 0.5
+"""How far the beam must drift over the scan before its pattern-by-pattern centre is used without being asked for."""
 
-_TILES = 4  # the scan is cut into as many tiles along either edge: in each the beam nearly stands still
-_ROUNDS = 20
-_BETTER = 0.8  # a quadratic must leave less than this share of what a plane leaves
+_TILES = 4  # the scan is cut into as many tiles along either edge: in each the beam hardly moves
+_ROUNDS = 20  # of reweighting
+_MAX_RATIO = 0.8  # a quadratic must leave less than this share of the residual that a plane leaves
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Descan:
         Rows and columns of the scan, which positions are scaled by.
     coefficients
         (3 or 6, 2): of 1, r, c (and r², rc, c²), with r and c from -1 to 1 over the scan, for row and column in pixels.
-    left_px
+    residual_px
         Robust standard deviation of the measured centres about the surface, along the worse axis.
     """
 
     shape: tuple[int, int]
     coefficients: FloatArray
-    left_px: float
+    residual_px: float
 
     @property
     def order(self) -> int:
@@ -54,7 +54,7 @@ class Descan:
         return 1 if len(self.coefficients) == 3 else 2
 
     @property
-    def wander_px(self) -> float:
+    def drift_px(self) -> float:
         """Largest distance between two corners or middles of the scan's edges, in pixels."""
         ends = (
             [(self.shape[0] - 1) / 2 * (1 + a) for a in (-1, 0, 1)],
@@ -72,10 +72,10 @@ class Descan:
         middle = self.at(np.array([[(self.shape[0] - 1) / 2, (self.shape[1] - 1) / 2]]))[0]
         lifted = self.coefficients.copy()
         lifted[0] += np.asarray(centre) - middle
-        return Descan(self.shape, lifted, self.left_px)
+        return Descan(self.shape, lifted, self.residual_px)
 
 
-def measured_centres(counts: npt.NDArray[Any], position: npt.NDArray[Any], shape: tuple[int, int]) -> FloatArray:
+def measure_centres(counts: npt.NDArray[Any], position: npt.NDArray[Any], shape: tuple[int, int]) -> FloatArray:
     """Return the direct beam's (row, column) (N, 2) in each pattern (N, H, W) at scan `position` (N, 2); NaN: none.
 
     Each is looked for near the beam of its tile of the scan: what the tile's patterns have in common.
@@ -95,24 +95,27 @@ def measured_centres(counts: npt.NDArray[Any], position: npt.NDArray[Any], shape
 
 
 def fit_descan(centre: FloatArray, position: npt.NDArray[Any], shape: tuple[int, int]) -> Descan | None:
-    """Return the surface through measured `centre` (N, 2) at scan `position` (N, 2); None for too few of them."""
+    """Return the surface through measured `centre` (N, 2) at scan `position` (N, 2); None for too few of them.
+
+    A plane, or a quadratic where there are enough centres and it leaves clearly less.
+    """
     finite = np.isfinite(centre).all(axis=1)
     centre, position = centre[finite], position[finite]
-    if len(centre) < LEAST or min(np.ptp(position, axis=0)) < 1:
+    if len(centre) < MIN_CENTRES or min(np.ptp(position, axis=0)) < 1:
         return None
     plane = _robust(centre, position, shape, 1)
-    if len(centre) < 3 * LEAST or min(shape) < 4:
+    if len(centre) < 3 * MIN_CENTRES or min(shape) < 4:
         return plane
-    bent = _robust(centre, position, shape, 2)
-    return bent if bent.left_px < _BETTER * plane.left_px else plane
+    quadratic = _robust(centre, position, shape, 2)
+    return quadratic if quadratic.residual_px < _MAX_RATIO * plane.residual_px else plane
 
 
-def pays(descan: Descan, centre: FloatArray) -> bool:
-    """Say whether the surface is better than one centre for all: the beam wanders, and the surface says how."""
+def improves(descan: Descan, centre: FloatArray) -> bool:
+    """Say whether the surface is better than one centre for all: the beam drifts, and the surface says how."""
     finite = centre[np.isfinite(centre).all(axis=1)]
     still = 1.4826 * float(np.median(np.abs(finite - np.median(finite, axis=0)), axis=0).max())
-    error = descan.left_px * 4 / math.sqrt(len(finite))
-    return descan.wander_px > max(LEAST_WANDER_PX, 5 * error) and descan.left_px < _BETTER * still
+    error = descan.residual_px * 4 / math.sqrt(len(finite))
+    return descan.drift_px > max(MIN_DRIFT_PX, 5 * error) and descan.residual_px < _MAX_RATIO * still
 
 
 def _robust(centre: FloatArray, position: npt.NDArray[Any], shape: tuple[int, int], order: int) -> Descan:
@@ -120,13 +123,14 @@ def _robust(centre: FloatArray, position: npt.NDArray[Any], shape: tuple[int, in
     terms = _terms(position, shape, order)
     weight = np.ones(len(centre))
     for _ in range(_ROUNDS):
+        # Solve with the weights, then weigh each centre by how far it is off in units of the robust spread.
         root = np.sqrt(weight)[:, None]
         coefficients = np.linalg.lstsq(terms * root, centre * root, rcond=None)[0]
         off = np.hypot(*(centre - terms @ coefficients).T)
         spread = 1.4826 * float(np.median(off)) + 1e-6
         weight = np.clip(1 - (off / (4 * spread)) ** 2, 0, None) ** 2
-    left = 1.4826 * float(np.median(np.abs(centre - terms @ coefficients), axis=0).max())
-    return Descan(shape, np.asarray(coefficients, dtype=np.float64), left)
+    residual = 1.4826 * float(np.median(np.abs(centre - terms @ coefficients), axis=0).max())
+    return Descan(shape, np.asarray(coefficients, dtype=np.float64), residual)
 
 
 def _terms(position: npt.NDArray[Any], shape: tuple[int, int], order: int) -> FloatArray:

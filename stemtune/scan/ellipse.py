@@ -20,7 +20,7 @@ from stemtune.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 
-LARGEST = 0.2
+MAX_ELLIPTICITY = 0.2
 """Largest ellipticity that can be given; lenses and detectors stay below 0.1."""
 
 _CHUNK = 128  # patterns resampled at once
@@ -39,7 +39,7 @@ class Ellipse(NamedTuple):
         return cls(math.hypot(first, second), azimuth)
 
     @classmethod
-    def given(cls, text: str) -> Ellipse:
+    def parse(cls, text: str) -> Ellipse:
         """Read an ellipse written as "E,AZIMUTH", 0.02,35 for instance."""
         try:
             ellipticity, azimuth = (float(part) for part in text.split(","))
@@ -47,8 +47,8 @@ class Ellipse(NamedTuple):
             raise UserError(
                 f"--ellipse is '{text}', but must be off, auto, or ellipticity and azimuth in degrees as 0.02,35"
             ) from None
-        if not (0 <= ellipticity <= LARGEST and math.isfinite(azimuth)):
-            raise UserError(f"--ellipse is '{text}', but the ellipticity must be in [0, {LARGEST:g}]")
+        if not (0 <= ellipticity <= MAX_ELLIPTICITY and math.isfinite(azimuth)):
+            raise UserError(f"--ellipse is '{text}', but the ellipticity must be in [0, {MAX_ELLIPTICITY:g}]")
         return cls(ellipticity, azimuth % 180)
 
     def matrix(self) -> FloatArray:
@@ -60,30 +60,16 @@ class Ellipse(NamedTuple):
 
 @dataclass(frozen=True)
 class Warp:
-    """Moves the direct beam of every pattern to the middle, takes an ellipse out, and resamples to `size` pixels.
+    """Moves the direct beam of every pattern (H, W) to the middle, takes an ellipse out, resamples to `size` pixels.
 
-    Counts are interpolated linearly, which for a mere shift is what `calibrate.Resampling` does: every new pixel gets
-    the counts of the old ones that it covers. Sums are kept. Where several old pixels go into a new one, it is sampled
-    that many times along both edges.
-
-    Parameters
-    ----------
-    shape
-        Height and width of the measured patterns.
-    size
-        Width and height of the new patterns; they show a square as wide as the shorter edge of the old ones.
-    ellipse
-        The distortion in the measured patterns.
+    The new patterns show a square as wide as the shorter edge of the old ones. Counts are interpolated linearly, which
+    for a mere shift is what `beam_center.Resampling` does: every new pixel gets the counts of the old ones that it
+    covers. Sums are kept. Where several old pixels go into a new one, it is sampled that many times along both edges.
     """
 
     shape: tuple[int, int]
     size: int
     ellipse: Ellipse
-
-    @property
-    def factor(self) -> float:
-        """Old pixels per new pixel along an edge."""
-        return min(self.shape) / self.size
 
     def __call__(self, patterns: npt.NDArray[Any], centre_px: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return `patterns` (B, H, W), whose beams stand at `centre_px` (B, 2), as (B, size, size)."""
@@ -97,11 +83,12 @@ class Warp:
         import torch  # here, because a scan that needs no moving needs no torch
         from torch.nn import functional
 
-        height, width = self.shape
-        fine = max(1, math.ceil(self.factor - 1e-9))
+        (height, width), factor = self.shape, min(self.shape) / self.size  # old pixels per new one along an edge
+        fine = max(1, math.ceil(factor - 1e-9))
         distortion = self.ellipse.matrix()
+        # Where in the old pattern each new pixel (or part of one) comes from, as grid_sample counts: -1 to 1, x first.
         turned = distortion[::-1, ::-1] * np.array([[1, -1], [-1, 1]])  # on (row, column), row = -y
-        line = ((np.arange(self.size * fine) + 0.5) / fine - self.size / 2) * self.factor
+        line = ((np.arange(self.size * fine) + 0.5) / fine - self.size / 2) * factor
         down, right = np.meshgrid(line, line, indexing="ij")
         row = turned[0, 0] * down + turned[0, 1] * right
         column = turned[1, 0] * down + turned[1, 1] * right
@@ -111,5 +98,5 @@ class Warp:
         grid = (place + 0.5) * unit - 1
         counts = torch.as_tensor(np.asarray(patterns, dtype=np.float32))[:, None]
         found = functional.grid_sample(counts, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        area = float(np.linalg.det(distortion)) * self.factor**2
+        area = float(np.linalg.det(distortion)) * factor**2
         return np.asarray((functional.avg_pool2d(found, fine)[:, 0] * area).numpy())

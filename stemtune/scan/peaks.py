@@ -11,12 +11,12 @@ from scipy import ndimage
 
 FloatArray = npt.NDArray[np.float64]
 
-_MOST = 80  # spots of one pattern that count, the brightest
-_NOISE = 4.5  # a spot stands this many times the noise above its surroundings
-_FAINTEST = 0.01  # and has at least this share of the brightest spot
+_MAX_SPOTS = 80  # of one pattern that count, the brightest
+_MIN_Z_SCORE = 4.5  # a spot stands this many times the noise above its surroundings
+_MIN_SHARE = 0.01  # and has at least this share of the brightest spot
 
 
-class Found(NamedTuple):
+class SpotList(NamedTuple):
     """Spots of N patterns as one list (M,): `pattern` they belong to, `x` and `y` from its beam in px (y up)."""
 
     pattern: npt.NDArray[np.intp]
@@ -29,7 +29,7 @@ def find_spots(
     centre_px: FloatArray,
     radius_px: float,
     hidden: npt.NDArray[np.bool_] | None = None,
-) -> Found:
+) -> SpotList:
     """Return the spots of `patterns` (N, H, W) around their direct beams at `centre_px` (N, 2).
 
     A spot is a local maximum of the pattern smoothed to about the size of the direct beam (`radius_px`), less the same
@@ -55,14 +55,14 @@ def find_spots(
         noise *= 1.4826 * float(np.median(np.abs(above[lit] / noise[lit])))
         top = (ndimage.maximum_filter(above, size=2 * math.ceil(sigma) + 1) == above) & open_
         brightest = float(above[top].max(initial=0.0))
-        top &= above > np.maximum(_NOISE * noise, _FAINTEST * brightest)
+        top &= above > np.maximum(_MIN_Z_SCORE * noise, _MIN_SHARE * brightest)
         found = np.argwhere(top)
-        found = found[np.argsort(-above[top])[:_MOST]]
+        found = found[np.argsort(-above[top])[:_MAX_SPOTS]]
         if len(found):
             place = _summit(smooth, found) - centre
             lists.append(np.column_stack((np.full(len(found), number), place[:, 1], -place[:, 0])))
     table = np.concatenate(lists) if lists else np.zeros((0, 3))
-    return Found(table[:, 0].astype(np.intp), table[:, 1], table[:, 2])
+    return SpotList(table[:, 0].astype(np.intp), table[:, 1], table[:, 2])
 
 
 def _summit(smooth: FloatArray, found: npt.NDArray[np.intp]) -> FloatArray:

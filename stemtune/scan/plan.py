@@ -1,4 +1,4 @@
-"""From a sample of a scan's patterns to the corrections that the whole scan needs, with what was found to show."""
+"""From a sample of a scan's patterns to the corrections that the whole scan needs, with the evidence to show."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.errors import UserError
-from stemtune.scan.bad_pixels import MOST, BadPixels, find_bad_pixels, mend
+from stemtune.scan.bad_pixels import MAX_SHARE, BadPixels, fill_bad_pixels, find_bad_pixels
 from stemtune.scan.beam_center import Centre, beam_near, common_pattern, fit_centre
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
-from stemtune.scan.corrections import Corrections, Wanted
-from stemtune.scan.descan import LEAST, Descan, fit_descan, measured_centres, pays
-from stemtune.scan.peaks import Found, find_spots
+from stemtune.scan.corrections import CorrectionOptions, Corrections
+from stemtune.scan.descan import MIN_CENTRES, Descan, fit_descan, improves, measure_centres
+from stemtune.scan.peaks import SpotList, find_spots
 
 if TYPE_CHECKING:
     from stemtune.scan.ring_fit import RingFit
@@ -23,8 +23,9 @@ TRUSTED_PX = 0.25
 """A fit this near to the centre in the file's axes confirms it."""
 
 Mask = npt.NDArray[np.bool_]
+Place = tuple[float, float]
 
-_TINY = 0.002  # ellipticity below which patterns are left as they are
+_MIN_ELLIPTICITY = 0.002  # below, patterns are left as they are
 
 _NO_HAND = (
     "patterns of a crystal do not tell mirror and turn of the detector: the mirrored pattern is exactly that of the"
@@ -54,7 +55,7 @@ class Plan:
         What was found and done, plain values for the store.
     notes
         What the user ought to know, one sentence each.
-    shown
+    evidence
         Arrays that the picture of `stemtune inspect` is drawn from.
     """
 
@@ -62,29 +63,29 @@ class Plan:
     scale: float
     facts: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    shown: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    evidence: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def plan(
     sample: Sample,
-    wanted: Wanted,
+    options: CorrectionOptions,
     size: int,
     scale: float | None,
-    centre: tuple[float, float] | None,
-    centre_by_axes: tuple[float, float] | None,
+    centre: Place | None,
+    centre_by_axes: Place | None,
 ) -> Plan:
-    """Find out from `sample` what `wanted` comes to.
+    """Find out from `sample` what `options` come to.
 
     Parameters
     ----------
     sample
         Patterns spread over the scan.
-    wanted
-        The options.
+    options
+        What the user asks for.
     size
         Width and height of the stored patterns.
     scale
-        1/Å per pixel of the file, or None where only `wanted.calibrate` can tell.
+        1/Å per pixel of the file, or None where only `options.calibrate` can tell.
     centre
         (row, column) of the direct beam in the file, where the user gave it.
     centre_by_axes
@@ -97,85 +98,73 @@ def plan(
     """
     notes: list[str] = []
     raw, shape = sample.patterns, (int(sample.patterns.shape[1]), int(sample.patterns.shape[2]))
-    hidden, blocked = _stop(raw, wanted, centre, centre_by_axes)
-    bad = _bad(raw, wanted, hidden, centre, notes)
-    clean = mend(raw, bad.hot | bad.dead, hidden) if bad.any else raw
+    # The beam stop comes first: its edge would look like bad pixels, and it may hide the direct beam.
+    hidden, behind = _find_stop(raw, options, centre, centre_by_axes)
+    # Bad pixels next: a hot one would pull at the centre and pass for a spot.
+    bad = _find_bad_pixels(raw, options, hidden, centre, notes)
+    clean = fill_bad_pixels(raw, bad.hot | bad.dead, hidden) if bad.any else raw
     if hidden is not None:
         clean = np.where(hidden, np.zeros((), clean.dtype), clean)
-    beam = _beam(clean, centre, blocked, centre_by_axes)
-    measured, descan = _descan(clean, sample, wanted, beam, centre, blocked is not None, notes)
+    # One centre for the scan, then a surface of centres where the beam drifts over it.
+    beam = _find_beam(clean, centre, behind, centre_by_axes)
+    measured, descan = _find_descan(clean, sample, options, beam, centre, behind is not None, notes)
     if descan is not None:
         middle = descan.at(np.array([[(n - 1) / 2 for n in sample.shape]]))[0]
         beam = Centre(float(middle[0]), float(middle[1]), beam.spread_px)
-    radius = 2.0 if blocked is not None else _radius(clean)
-    still = Corrections(shape, size, beam, bad, hidden, descan)
-    given, spots, fit = wanted.given_ellipse, None, None
-    if wanted.calibrate:
-        places = still.centres(sample.position)
+    radius = 2.0 if behind is not None else beam_near(common_pattern(clean))[2] / 2
+    centred = Corrections(shape, size, beam, bad, hidden, descan)
+    # Scale and ellipse from the rings of a known crystal, spots taken from each pattern's own centre.
+    spots, fit = None, None
+    if options.calibrate:
+        places = centred.centres(sample.position)
         if descan is None and measured is not None:
             places = np.where(np.isfinite(measured), measured, places)
         spots = find_spots(clean, places, radius, hidden)
-        fit, told = _rings(spots, wanted, scale, min(shape))
-        notes += told
+        fit, problems = _fit_rings(spots, options, scale, min(shape))
+        notes += problems
     if fit is not None:
         scale = fit.scale_inv_angstrom
     if scale is None:
         raise UserError(f"{notes[-1]}; give --scale, 0.02 for instance")
-    ellipse = given if given is not None else fit.ellipse if fit is not None else None
-    if ellipse is not None and ellipse.ellipticity < _TINY:
+    ellipse = options.given_ellipse or (fit.ellipse if fit is not None else None)
+    if ellipse is not None and ellipse.ellipticity < _MIN_ELLIPTICITY:
         ellipse = None
-    if wanted.calibrate and wanted.flip == "none" and not wanted.scan_rotation:
+    if options.calibrate and options.flip == "none" and not options.scan_rotation:
         notes.append(_NO_HAND)
-    corrections = Corrections(
-        shape,
-        size,
-        beam,
-        bad,
-        hidden,
-        descan,
-        ellipse,
-        wanted.background == "on",
-        max(3.0, 2.0 * radius / still.factor),
-        wanted.flip,
-    )
-    facts = _facts(corrections, wanted, fit, blocked is not None)
-    return Plan(corrections, scale, facts, notes, _shown(sample, corrections, measured, spots, fit, scale, wanted))
+    background, beam_px = options.background == "on", max(3.0, 2.0 * radius / centred.factor)
+    corrections = Corrections(shape, size, beam, bad, hidden, descan, ellipse, background, beam_px, options.flip)
+    facts = _facts(corrections, options, fit, behind is not None)
+    return Plan(corrections, scale, facts, notes, _evidence(sample, corrections, measured, spots, fit, options))
 
 
-def _stop(
-    raw: npt.NDArray[Any], wanted: Wanted, centre: tuple[float, float] | None, axes: tuple[float, float] | None
-) -> tuple[Mask | None, tuple[float, float] | None]:
+def _find_stop(
+    raw: npt.NDArray[Any], options: CorrectionOptions, centre: Place | None, axes: Place | None
+) -> tuple[Mask | None, Place | None]:
     """Return the hidden pixels, and the place of the direct beam where that is among them."""
-    if wanted.beam_stop == "off":
+    if options.beam_stop == "off":
         return None, None
-    shape = raw.shape[1:]
+    shape = (int(raw.shape[1]), int(raw.shape[2]))
     middle = centre or axes or ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
-    given = None if wanted.beam_stop == "auto" else StopShape.given(wanted.beam_stop)
-    found = find_stop(raw)
-    if given is None and found is None:
-        return None, None
-    hidden = found
+    given = None if options.beam_stop == "auto" else StopShape.parse(options.beam_stop)
+    hidden = find_stop(raw)
+    if hidden is None and given is not None:
+        hidden = given.mask(shape, middle)
     if hidden is None:
-        assert given is not None
-        hidden = given.mask((shape[0], shape[1]), middle)
+        return None, None
     place = centre or centre_by_symmetry(raw, hidden, middle)
     if given is not None:
-        hidden = given.mask((shape[0], shape[1]), place)
+        hidden = given.mask(shape, place)
     row, column = (round(value) for value in place)
     behind = 0 <= row < shape[0] and 0 <= column < shape[1] and bool(hidden[row, column])
     return hidden, place if behind else None
 
 
-def _bad(
-    raw: npt.NDArray[Any],
-    wanted: Wanted,
-    hidden: Mask | None,
-    centre: tuple[float, float] | None,
-    notes: list[str],
+def _find_bad_pixels(
+    raw: npt.NDArray[Any], options: CorrectionOptions, hidden: Mask | None, centre: Place | None, notes: list[str]
 ) -> BadPixels:
     none = BadPixels(np.zeros(raw.shape[1:], bool), np.zeros(raw.shape[1:], bool))
     common = common_pattern(raw)
-    if wanted.bad_pixels == "off" or not common.max() > 0:
+    if options.bad_pixels == "off" or not common.max() > 0:
         return none
     row, column, reach = beam_near(common)
     down, right = np.indices(common.shape)
@@ -185,124 +174,115 @@ def _bad(
     bad = find_bad_pixels(raw, beam)
     if hidden is not None:
         bad = BadPixels(bad.hot & ~hidden, bad.dead & ~hidden)
-    if bad.count > MOST * common.size:
+    if bad.count > MAX_SHARE * common.size:
         notes.append(
-            f"{bad.count:,} of {common.size:,} pixels look hot or dead, too many to be believed, so none is mended"
+            f"{bad.count:,} of {common.size:,} pixels look hot or dead, too many to be believed, so none is corrected"
         )
         return none
     return bad
 
 
-def _beam(
-    clean: npt.NDArray[Any],
-    centre: tuple[float, float] | None,
-    blocked: tuple[float, float] | None,
-    axes: tuple[float, float] | None,
-) -> Centre:
+def _find_beam(clean: npt.NDArray[Any], centre: Place | None, behind: Place | None, axes: Place | None) -> Centre:
+    """Return the direct beam: as given, behind the stop, or fitted; the file's axes win where the fit confirms them."""
     if centre is not None:
         return Centre(*centre, 0.0)
-    found = fit_centre(clean) if blocked is None else Centre(*blocked, 0.0)
+    found = fit_centre(clean) if behind is None else Centre(*behind, 0.0)
     if axes is not None and max(abs(found.row - axes[0]), abs(found.column - axes[1])) < TRUSTED_PX:
         return Centre(*axes, found.spread_px)
     return found
 
 
-def _radius(clean: npt.NDArray[Any]) -> float:
-    return beam_near(common_pattern(clean))[2] / 2
-
-
-def _descan(
+def _find_descan(
     clean: npt.NDArray[Any],
     sample: Sample,
-    wanted: Wanted,
+    options: CorrectionOptions,
     beam: Centre,
-    centre: tuple[float, float] | None,
-    blocked: bool,
+    centre: Place | None,
+    behind: bool,
     notes: list[str],
 ) -> tuple[npt.NDArray[np.float64] | None, Descan | None]:
     """Return the measured centres, and the surface through them where it is to be used."""
-    if wanted.descan == "off" or blocked:
-        if wanted.descan == "on":
-            notes.append("the direct beam is behind the beam stop, so its way over the scan cannot be measured")
+    if options.descan == "off" or behind:
+        if options.descan == "on":
+            notes.append("the direct beam is behind the beam stop, so its drift over the scan cannot be measured")
         return None, None
-    measured = measured_centres(clean, sample.position, sample.shape)
+    measured = measure_centres(clean, sample.position, sample.shape)
     descan = fit_descan(measured, sample.position, sample.shape)
     if descan is None:
-        if wanted.descan == "on":
+        if options.descan == "on":
             seen = int(np.isfinite(measured).all(axis=1).sum())
-            notes.append(f"the direct beam was found in {seen} patterns; a surface needs {LEAST} all over the scan")
+            notes.append(
+                f"the direct beam was found in {seen} patterns; a surface needs {MIN_CENTRES} all over the scan"
+            )
         return measured, None
-    if wanted.descan == "auto" and (centre is not None or not pays(descan, measured)):
+    if options.descan == "auto" and (centre is not None or not improves(descan, measured)):
         return measured, None
     return measured, descan if centre is None else descan.moved((beam.row, beam.column))
 
 
-def _rings(spots: Found, wanted: Wanted, scale: float | None, size: int) -> tuple[RingFit | None, list[str]]:
+def _fit_rings(
+    spots: SpotList, options: CorrectionOptions, scale: float | None, size: int
+) -> tuple[RingFit | None, list[str]]:
     """Return the fit to the rings of the phase that was named, if it can be believed, and what to say about it."""
     from stemtune.crystal.phase import phase_from  # here, because most scans are calibrated by their file
-    from stemtune.scan.ring_fit import LEAST_SPOTS, fit_rings
+    from stemtune.scan.ring_fit import MIN_SPOTS, fit_rings
 
-    phase, given = phase_from(wanted.calibrate), wanted.given_ellipse
+    phase, given = phase_from(options.calibrate), options.given_ellipse
     if given is not None:
         x, y = (np.column_stack((spots.x, spots.y)) @ np.linalg.inv(given.matrix())).T
-        spots = Found(spots.pattern, x, y)
-    left = "scale and ellipse stay as they were" if scale is not None else "the scale stays unknown"
-    fit = fit_rings(spots, phase, scale, size, ellipse=wanted.ellipse == "auto")
+        spots = SpotList(spots.pattern, x, y)
+    unchanged = "scale and ellipse stay as they were" if scale is not None else "the scale stays unknown"
+    fit = fit_rings(spots, phase, scale, size, ellipse=options.ellipse == "auto")
     if fit is None:
-        few = f"the sampled patterns show {len(spots.x)} spots, but {LEAST_SPOTS} are needed to fit {phase.name}"
-        return None, [f"{few}; {left}"]
+        few = f"the sampled patterns show {len(spots.x)} spots, but {MIN_SPOTS} are needed to fit {phase.name}"
+        return None, [f"{few}; {unchanged}"]
     doubt = fit.doubt(scale is not None)
     if not doubt:
         return fit, []
-    if wanted.ellipse == "auto":
-        round_ = fit_rings(spots, phase, scale, size, ellipse=False)
-        if round_ is not None and not round_.doubt(scale is not None):
-            seen = f"{fit.ellipse.ellipticity:.1%} along {fit.ellipse.azimuth_deg:.0f}°"
-            return round_, [f"the ellipse cannot be told ({doubt}; the best was {seen}), so rings are taken as round"]
-    return None, [f"{phase.name} does not fit the spots: {doubt}; {left}"]
+    if options.ellipse == "auto":
+        circle = fit_rings(spots, phase, scale, size, ellipse=False)
+        if circle is not None and not circle.doubt(scale is not None):
+            best = f"{fit.ellipse.ellipticity:.1%} along {fit.ellipse.azimuth_deg:.0f}°"
+            return circle, [f"the ellipse is uncertain ({doubt}; the best was {best}), so rings are taken as circles"]
+    return None, [f"{phase.name} does not fit the spots: {doubt}; {unchanged}"]
 
 
-def _facts(corrections: Corrections, wanted: Wanted, fit: RingFit | None, blocked: bool) -> dict[str, Any]:
+def _facts(corrections: Corrections, options: CorrectionOptions, fit: RingFit | None, behind: bool) -> dict[str, Any]:
     descan, ellipse, hidden = corrections.descan, corrections.ellipse, corrections.hidden
-    facts: dict[str, Any] = {
+    return {
         "bad_pixels": {"hot": int(corrections.bad.hot.sum()), "dead": int(corrections.bad.dead.sum())},
-        "beam_stop": None if hidden is None else {"pixels": int(hidden.sum()), "hides_beam": blocked},
-        "descan": None
-        if descan is None
-        else {"order": descan.order, "wander_px": descan.wander_px, "left_px": descan.left_px},
-        "ellipse": None if ellipse is None else ellipse._asdict(),
+        "beam_stop": None if hidden is None else {"pixels": int(hidden.sum()), "hides_beam": behind},
+        "descan": descan and {"order": descan.order, "drift_px": descan.drift_px, "residual_px": descan.residual_px},
+        "ellipse": ellipse and ellipse._asdict(),
         "background": corrections.background,
         "flip": corrections.flip,
-        "calibrated": None,
-    }
-    if fit is not None:
-        facts["calibrated"] = {
-            "cif": wanted.calibrate,
+        "calibrated": fit
+        and {
+            "cif": options.calibrate,
             "scale_inv_angstrom": fit.scale_inv_angstrom,
             "scale_error": fit.scale_error,
             **fit.ellipse._asdict(),
             "ellipticity_error": fit.ellipticity_error,
             "spots": fit.spots,
             "share_on_rings": fit.share,
-        }
-    return facts
+        },
+    }
 
 
-def _shown(
+def _evidence(
     sample: Sample,
     corrections: Corrections,
     measured: npt.NDArray[np.float64] | None,
-    spots: Found | None,
+    spots: SpotList | None,
     fit: RingFit | None,
-    scale: float,
-    wanted: Wanted,
+    options: CorrectionOptions,
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what `plot.calibration` draws."""
     after = corrections(sample.patterns, sample.position)
     pixels = corrections.bad.hot.astype(np.uint8) + 2 * corrections.bad.dead.astype(np.uint8)
     if corrections.hidden is not None:
         pixels[corrections.hidden] = 3
-    shown = {
+    evidence = {
         "mean_before": sample.patterns.mean(axis=0, dtype=np.float64).astype(np.float32),
         "mean_after": after.mean(axis=0, dtype=np.float64).astype(np.float32),
         "pixels": pixels,
@@ -311,14 +291,14 @@ def _shown(
     }
     hidden = corrections.hidden_stored
     if hidden is not None:
-        shown["hidden"] = hidden.astype(np.uint8)
+        evidence["hidden"] = hidden.astype(np.uint8)
     if measured is not None:
-        shown["measured_centre"] = measured
+        evidence["measured_centre"] = measured
     if spots is not None and fit is not None:
         from stemtune.crystal.phase import phase_from
-        from stemtune.scan.ring_fit import shells
+        from stemtune.scan.ring_fit import rings
 
-        shown["spot_before"] = scale * np.hypot(spots.x, spots.y)
-        shown["spot_after"] = fit.distance
-        shown["rings"] = shells(phase_from(wanted.calibrate), 1.05 * float(fit.distance.max()))[0]
-    return shown
+        evidence["spot_before"] = fit.scale_inv_angstrom * np.hypot(spots.x, spots.y)
+        evidence["spot_after"] = fit.distance
+        evidence["rings"] = rings(phase_from(options.calibrate), 1.05 * float(fit.distance.max()))[0]
+    return evidence

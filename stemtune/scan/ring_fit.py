@@ -7,6 +7,7 @@ fall onto the phase's rings: the most likely ones, where every spot may lie on a
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,37 +16,37 @@ import numpy.typing as npt
 from scipy import optimize
 
 from stemtune.scan.ellipse import Ellipse
-from stemtune.scan.peaks import Found
+from stemtune.scan.peaks import SpotList
 
 if TYPE_CHECKING:
     from stemtune.crystal.phase import Phase
 
 FloatArray = npt.NDArray[np.float64]
 
-LEAST_SPOTS = 60
+MIN_SPOTS = 60
 """Spots below which nothing is fitted."""
 
-NEARBY = 0.08
+TOLERANCE = 0.08
 """How far off, relatively, a scale that is known may be."""
 
-LEAST_SHARE, LEAST_GAIN, LEAST_LEAD = (0.2, 0.5), (0.06, 0.3), 0.025
+MIN_SHARE, MIN_GAIN, MIN_LEAD = (0.2, 0.5), (0.06, 0.3), 0.025
 """What can be believed: share of the spots on rings and gain, each where a scale was known before and where not; lead.
 
 On simulated LiNiO2 patterns the right phase has a share of 0.7 to 0.95 and a gain of 0.5 to 0.8 (0.25 and 0.07 at 300
 to 1,000 electrons), silicon and nickel up to 0.15 and 0.05 near the true scale, and up to 0.45 and 0.4 at any other.
 """
 
-LARGEST_ERROR = 0.004
+MAX_ERROR = 0.004
 """Standard error of the scale (relative), and half of the ellipticity's, above which a fit says nothing."""
 
-_UNKNOWN = (3e-3, 0.1)  # 1/Å per pixel, for 128 pixels on an edge: scales that are tried where none is known
+_SCALES = (3e-3, 0.1)  # 1/Å per pixel, for 128 pixels on an edge: scales that are tried where none is known
 _STAGES = ((0.015, 0.4), (0.008, 0.25), (0.004, 0.15), (0.002, 0.1))  # ring widths: relative, and in pixels
-_FARTHEST, _REFLECTIONS = 2.5, 20_000  # 1/Å; reflections: rings beyond lie too densely to tell anything
+_MAX_Q, _MAX_REFLECTIONS = 2.5, 20_000  # 1/Å; rings beyond lie too densely to tell anything
 _OUTLIER = 0.2  # share of spots that lie anywhere: noise, double scattering, another phase
-_FAINT = 0.03  # rings with less of the strongest ring's structure factor are left out
-_ENOUGH = 1500  # spots that the search looks at
-_OTHERS = 3  # further places that it climbs from
-_PARTS = 4  # the spots are dealt into this many parts, whose answers say how sure the whole is
+_MIN_STRENGTH = 0.03  # rings with less of the strongest ring's structure factor are left out
+_SEARCH_SPOTS = 1500  # that the search looks at
+_SECOND_STARTS = 3  # further places that it climbs from
+_PARTS = 4  # that the spots are dealt into; the spread of their answers is the error of the whole
 
 
 class RingFit(NamedTuple):
@@ -54,19 +55,14 @@ class RingFit(NamedTuple):
     Attributes
     ----------
     scale_inv_angstrom, ellipse
-        1/Å per pixel, and the distortion.
-    scale_error, ellipticity_error
-        Their standard errors: the scale's relative, the ellipticity's absolute.
-    spots
-        Spots that were looked at.
-    share
-        The most likely share of them that lies on rings of the phase; the rest may lie anywhere.
-    gain
-        How much likelier than anywhere they lie so, in nats per spot.
+        1/Å per pixel, and the distortion; their standard errors are relative and absolute.
+    spots, distance
+        Spots that were looked at, and their distances (M,) in 1/Å with this scale and ellipse.
+    share, gain
+        The most likely share of them that lies on rings of the phase; how much likelier that is than that all lie
+        anywhere, in nats per spot.
     lead
-        How much less the best other answer has, which differs by 0.5 % in scale or 1 % in ellipticity or more.
-    distance
-        Distances (M,) of the spots in 1/Å with this scale and ellipse.
+        How much less gain the best other answer has, which differs by 0.5 % in scale or 1 % in ellipticity or more.
     """
 
     scale_inv_angstrom: float
@@ -80,18 +76,18 @@ class RingFit(NamedTuple):
     distance: FloatArray
 
     def doubt(self, known: bool) -> str:
-        """Return what speaks against the fit, in words, or nothing; `known` says whether a scale was known before."""
-        share, gain = LEAST_SHARE[not known], LEAST_GAIN[not known]
+        """Return a reason not to believe the fit, or ""; `known` says whether a scale was known before."""
+        share, gain = MIN_SHARE[not known], MIN_GAIN[not known]
         if self.share < share or self.gain < gain:
             return f"only {self.share:.0%} of {self.spots:,} spots lie on its rings, hardly more than by chance"
-        if self.lead < LEAST_LEAD:
+        if self.lead < MIN_LEAD:
             return "another scale or ellipse fits its rings nearly as well"
-        if max(self.scale_error, self.ellipticity_error / 2) > LARGEST_ERROR:
+        if max(self.scale_error, self.ellipticity_error / 2) > MAX_ERROR:
             return f"{self.spots:,} spots leave the scale uncertain by {self.scale_error:.1%}"
         return ""
 
 
-def shells(phase: Phase, reach: float) -> tuple[FloatArray, FloatArray]:
+def rings(phase: Phase, reach: float) -> tuple[FloatArray, FloatArray]:
     """Return |g| (K,) of the phase's rings up to `reach` (1/Å), and their strengths: sums of |F| over each ring."""
     listed = phase.reflections(reach)
     length = listed.g.norm(dim=1).numpy()
@@ -101,61 +97,47 @@ def shells(phase: Phase, reach: float) -> tuple[FloatArray, FloatArray]:
     first = np.concatenate(([True], np.diff(length) > 1e-4 * length[1:]))
     start = np.flatnonzero(first)
     strongest = np.maximum.reduceat(amplitude, start)
-    kept = strongest > _FAINT * strongest.max()
+    kept = strongest > _MIN_STRENGTH * strongest.max()
     return length[start][kept], np.add.reduceat(amplitude, start)[kept]
 
 
 def fit_rings(
-    found: Found, phase: Phase, scale: float | None, size: int, ellipse: bool = True, nearby: float = NEARBY
+    found: SpotList, phase: Phase, scale: float | None, size: int, ellipse: bool = True, tolerance: float = TOLERANCE
 ) -> RingFit | None:
     """Return the scale and ellipse with which spots lie best on the rings of `phase`; None for too few spots.
 
-    Parameters
-    ----------
-    found
-        Spots of many patterns, in pixels from their beams.
-    phase
-        The crystal.
-    scale
-        1/Å per pixel that is believed, within `nearby` (relative); None searches over all that a microscope has.
-    size
-        Pixels along the shorter edge of a pattern.
-    ellipse
-        Whether to fit the ellipse too; otherwise it is a circle.
+    A `scale` (1/Å per pixel) is believed within `tolerance` (relative); None searches over all that a microscope has
+    for patterns of `size` pixels along the shorter edge. Without `ellipse` rings are taken as circles.
     """
-    if len(found.x) < LEAST_SPOTS:
+    if len(found.x) < MIN_SPOTS:
         return None
-    low, high = (scale * (1 - nearby), scale * (1 + nearby)) if scale else (bound * 128 / size for bound in _UNKNOWN)
+    # The best scales on a grid for some of the spots, with several ellipses.
+    low, high = (
+        (scale * (1 - tolerance), scale * (1 + tolerance)) if scale else (bound * 128 / size for bound in _SCALES)
+    )
     offset = np.column_stack((found.x, found.y))
-    some = offset[:: math.ceil(len(offset) / _ENOUGH)]
+    some = offset[:: math.ceil(len(offset) / _SEARCH_SPOTS)]
     starts = _search(some, phase, np.exp(np.arange(math.log(low), math.log(high), 0.003)), ellipse)
+    # Climb from all of them on ever narrower rings.
     circle = min(starts, key=lambda start: abs(start[1]) + abs(start[2]))
     for stage in _STAGES:
         contrast = _Contrast(offset, phase, math.exp(starts[0][0]), *stage)
         circle = _climbed(some, contrast, circle, False)  # a coarse view may lead all others to one wrong ellipse
         starts = _different([_climbed(some, contrast, start, ellipse) for start in (*starts, circle)])
+    # The best by its gain, climbed once more with all spots; its lead over the others; its error from parts.
     gains = [contrast.share(np.log(_distance(some, start)))[1] for start in starts]
     start = _climbed(offset, contrast, starts[int(np.argmax(gains))], ellipse)
     lead = float(np.subtract(*np.sort(gains)[:-3:-1])) if len(gains) > 1 else math.inf
     parts = [
         _climbed(offset[found.pattern % _PARTS == part], contrast, start, ellipse)
         for part in range(_PARTS)
-        if (found.pattern % _PARTS == part).sum() > LEAST_SPOTS / (2 * _PARTS)
+        if (found.pattern % _PARTS == part).sum() > MIN_SPOTS / (2 * _PARTS)
     ]
     error = np.std(parts, axis=0, ddof=1) / math.sqrt(len(parts)) if len(parts) > 1 else np.full(3, np.inf)
     distance = _distance(offset, start)
     share, gain = contrast.share(np.log(distance))
-    return RingFit(
-        math.exp(start[0]),
-        Ellipse.of(start[1], start[2]),
-        float(error[0]),
-        float(np.hypot(*error[1:])),
-        len(offset),
-        share,
-        gain,
-        lead,
-        distance,
-    )
+    fitted = math.exp(start[0]), Ellipse.of(start[1], start[2]), float(error[0]), float(np.hypot(*error[1:]))
+    return RingFit(*fitted, len(offset), share, gain, lead, distance)
 
 
 def _distance(offset: FloatArray, parameters: FloatArray) -> FloatArray:
@@ -172,8 +154,8 @@ class _Contrast:
     """
 
     def __init__(self, offset: FloatArray, phase: Phase, scale: float, width: float, spot_px: float) -> None:
-        farthest = min(_FARTHEST, (_REFLECTIONS / (4 / 3 * math.pi * phase.volume)) ** (1 / 3))
-        length, strength = shells(phase, min(farthest, 1.3 * scale * float(np.hypot(*offset.T).max())))
+        farthest = min(_MAX_Q, (_MAX_REFLECTIONS / (4 / 3 * math.pi * phase.volume)) ** (1 / 3))
+        length, strength = rings(phase, min(farthest, 1.3 * scale * float(np.hypot(*offset.T).max())))
         self._gain, self._denser = np.zeros(2), np.ones(2)
         self._low, self.step = 0.0, width / 4
         if not len(length):
@@ -211,7 +193,7 @@ def _search(offset: FloatArray, phase: Phase, scales: FloatArray, ellipse: bool)
     logarithm = np.log(scales)
     first_choice: list[tuple[float, FloatArray]] = []
     second_choice: list[tuple[float, FloatArray]] = []
-    for first, second in [(a, b) for a in (-0.03, 0, 0.03) for b in (-0.03, 0, 0.03)] if ellipse else [(0.0, 0.0)]:
+    for first, second in itertools.product((-0.03, 0.0, 0.03), repeat=2) if ellipse else [(0.0, 0.0)]:
         distance = np.log(_distance(offset, np.array([0.0, first, second])))
         score = np.array([contrast(distance + scale) for scale in logarithm])
         for choice in (first_choice, second_choice):
@@ -219,7 +201,7 @@ def _search(offset: FloatArray, phase: Phase, scales: FloatArray, ellipse: bool)
             if np.isfinite(score[best]):
                 choice.append((float(score[best]), np.array([logarithm[best], first, second])))
             score[np.abs(logarithm - logarithm[best]) < 0.03] = -np.inf
-    others = sorted(second_choice, key=lambda pair: -pair[0])[:_OTHERS]
+    others = sorted(second_choice, key=lambda pair: -pair[0])[:_SECOND_STARTS]
     return [start for _, start in sorted(first_choice, key=lambda pair: -pair[0]) + others]
 
 

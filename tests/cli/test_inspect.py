@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from stemtune.cli.inspect import contact_sheet, describe
+from stemtune.cli.inspect import describe
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal_map.io import write_map_h5
@@ -17,6 +17,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
+from stemtune.plot.contact_sheet import contact_sheet
 from stemtune.tune.space.space import load_space
 
 SIZE = 32

@@ -13,6 +13,8 @@ from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import (
     Symmetry,
+    _closure,
+    _operations_on,
     beam180,
     disorientation_beam180_deg,
     disorientation_deg,
@@ -261,3 +263,16 @@ def test_many_pairs_need_little_memory() -> None:
         disorientation_deg(g1, g2, symmetry)
     largest = max(event.cpu_memory_usage for event in profile.key_averages())
     assert largest < 100e6  # 24 x 24 products of float64 quaternions would be 1.8 GB
+
+
+def test_what_prediction_asked_for_first_serves_training_too() -> None:
+    """Operations are kept: those made in inference mode could not take part in a gradient afterwards."""
+    _closure.cache_clear()
+    _operations_on.cache_clear()
+    with torch.inference_mode():
+        symmetry = Symmetry.of_laue("-3m")
+        symmetry.operations_like(torch.zeros(4))
+    for kind in (torch.float32, torch.float64):
+        g = random_orientations(1, 0).to(kind).requires_grad_()
+        rotations.multiply(symmetry.operations_like(g), g).sum().backward()
+        assert g.grad is not None and g.grad.isfinite().all()

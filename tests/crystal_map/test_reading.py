@@ -25,7 +25,8 @@ from sample_map_files import (
 )
 
 from stemtune.crystal.lattice import Lattice
-from stemtune.crystal_map.frames import AUTO, FRAMES, from_frame, to_frame
+from stemtune.crystal_map.frame_rotations import from_frame, to_frame
+from stemtune.crystal_map.frames import AUTO, FRAMES
 from stemtune.crystal_map.io import read_map
 from stemtune.errors import UserError
 

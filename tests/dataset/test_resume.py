@@ -1,4 +1,4 @@
-"""Simulations that are cut off and gone on with: the result is the same, byte for byte, and nothing else is touched."""
+"""Simulations that are cut off and resumed: the result is the same, byte for byte, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_ctrl_c_and_the_same_again(
 ) -> None:
     make, given = CASES[case]
     whole, out = make(tmp_path / "whole.h5", **given), tmp_path / "again.h5"
-    for blocks in (1, 1):  # twice: what was gone on with can be cut off too
+    for blocks in (1, 1):  # twice: what was resumed can be cut off too
         with monkeypatch.context() as patch:
             interrupt_after(blocks, patch)
             with pytest.raises(Interrupted) as stop:
@@ -84,7 +84,7 @@ def test_ctrl_c_and_the_same_again(
     assert f"interrupted; {2 * BLOCK} of " in str(stop.value)
     capsys.readouterr()
     make(out, **given)
-    assert f"going on with '{out}.part': {2 * BLOCK} of" in capsys.readouterr().err
+    assert f"resuming '{out}.part': {2 * BLOCK} of" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.h5", "whole.h5"]
 

@@ -1,5 +1,6 @@
 """The store: what plain h5py sees of it, what survives a round trip, what is refused, and what an interrupt leaves."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -46,6 +47,32 @@ def store_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
                 **labels,
             )
     return path
+
+
+def test_the_hash_covers_every_pattern_and_is_that_of_old_stores_without_one(tmp_path: Path) -> None:
+    def made(name: str, patterns: np.ndarray, step: int) -> str:
+        with StoreWriter(tmp_path / name, len(patterns), GEOMETRY) as writer:
+            for start in range(0, len(patterns), step):
+                writer.write(start, patterns[start : start + step])
+        with Store.open(tmp_path / name) as store:
+            return store.sha256
+
+    patterns = np.random.default_rng(1).integers(0, 250, (200, SIZE, SIZE)).astype(np.uint16)
+    whole = made("a.h5", patterns, 200)
+    assert made("b.h5", patterns, 7) == made("c.h5", patterns.astype(np.int64), 50) == whole
+    for row in range(0, 200, 19):  # most are not among the 64 that an old store is known by
+        changed = patterns.copy()
+        changed[row, 5, 5] += 1
+        assert made("d.h5", changed, 200) != whole
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        digests = b"".join(hashlib.sha256(pattern.tobytes()).digest() for pattern in patterns)
+        assert file.attrs["patterns_sha256"].decode() == hashlib.sha256(digests).hexdigest()
+        del file.attrs["patterns_sha256"]
+    with Store.open(tmp_path / "a.h5") as old:
+        assert old.sha256 == "47c760ff5fbfe35eab8db3e7ccc097bb05e6246f9fa4a1746cffeef9e843f2cf"
+        assert old.describe()[1]["content"].startswith("fingerprint (of 64 patterns and all labels) ")
+    with Store.open(tmp_path / "b.h5") as new:
+        assert new.describe()[1]["content"].startswith(f"sha256 {whole[:16]}")
 
 
 def test_plain_h5py_sees_the_documented_layout(store_path: Path) -> None:

@@ -39,6 +39,16 @@ def test_counts_are_poisson(expected):
     assert stats.chisquare(seen[enough], share[enough] / share[enough].sum() * seen[enough].sum()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("where", ["cpu", "given"])
+def test_a_uniform_number_of_zero_counts_few_electrons_and_not_none(where, monkeypatch):
+    expected = torch.tensor([0.0, 0.5, 13.0, 90.0, 200.0, 5000.0, 60_000.0])
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    counts = detector.count_electrons(expected, torch.Generator() if where == "given" else None)
+    assert counts[:2].tolist() == [0, 0]
+    assert torch.isfinite(counts).all()
+    assert ((expected - counts) < 6 * expected.sqrt() + 1).all()
+
+
 def test_counts_mix_dim_and_bright_pixels():
     expected = torch.tensor([0.01, 0.5, 3.0, 8.0, 13.0, 5000.0]).repeat(100_000, 1)
     counts = detector.count_electrons(expected, torch.Generator().manual_seed(1))

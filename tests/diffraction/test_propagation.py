@@ -22,7 +22,7 @@ from stemtune.crystal import rotations
 from stemtune.crystal.absorption import absorptive_factors
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
-from stemtune.diffraction.propagation import propagated
+from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
 
 
@@ -46,7 +46,7 @@ def test_the_same_couplings_give_the_same_intensities(name, variant):
         error = (2 * g[:, 2] - WAVELENGTH * (g**2).sum(1)) / 2 / (1 - WAVELENGTH * g[:, 2])  # as py4DSTEM has it
         matrix = np.array([[factor[tuple(column - row)] for column in hkl] for row in hkl]) * WAVELENGTH / 2
         np.fill_diagonal(matrix, 1j * matrix[0, 0].imag)
-        ours = propagated(
+        ours = propagate(
             torch.from_numpy(matrix).to(torch.complex64)[None],
             torch.from_numpy(error).float()[None, :, None],
             thickness[None],
@@ -83,7 +83,7 @@ def test_two_absorbing_beams():
     """At the Bragg condition two waves, damped by U'_0 plus and minus U'_g, swing against each other."""
     coupling, mean, loss, thickness = 1 / 500, 2e-4, 1.5e-4, np.linspace(10, 900, 30)
     matrix = torch.tensor([[1j * mean, coupling + 1j * loss], [coupling + 1j * loss, 1j * mean]]) / 2
-    ours = propagated(matrix[None].to(torch.complex64), torch.zeros(1, 2, 1), torch.from_numpy(thickness)[None])[0]
+    ours = propagate(matrix[None].to(torch.complex64), torch.zeros(1, 2, 1), torch.from_numpy(thickness)[None])[0]
     turn, damping = math.pi * thickness * coupling, math.pi * thickness * loss
     fall = np.exp(-2 * math.pi * thickness * mean) / 2
     assert ours[:, 0].numpy() == pytest.approx(fall * (np.cosh(2 * damping) + np.cos(2 * turn)), abs=1e-5)
@@ -105,11 +105,11 @@ def test_single_precision_is_enough():
     matrix.diagonal(dim1=1, dim2=2).add_(5e-4j)
     error = torch.randn(2, 30, 3, dtype=torch.float64, generator=generator) * 0.02
     thickness = torch.tensor([[100.0, 900.0]] * 2)
-    exact = propagated(matrix, error, thickness)
+    exact = propagate(matrix, error, thickness)
     assert exact.dtype == torch.float64
-    assert torch.allclose(propagated(matrix.to(torch.complex64), error.float(), thickness).double(), exact, atol=2e-5)
+    assert torch.allclose(propagate(matrix.to(torch.complex64), error.float(), thickness).double(), exact, atol=2e-5)
     wave = torch.linalg.matrix_exp(2j * math.pi * 900 * (matrix[1] + torch.diag(error[1, :, 2])))[:, 0]
-    last = propagated(matrix[1:], error[1:, :, 2:], thickness[1:])[0, 1]
+    last = propagate(matrix[1:], error[1:, :, 2:], thickness[1:])[0, 1]
     assert torch.allclose(last, wave.abs().square(), atol=1e-9)
 
 

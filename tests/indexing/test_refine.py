@@ -21,10 +21,10 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.indexing.fitted_geometry import fit_geometry
 from stemtune.indexing.predictor import Predictions
-from stemtune.indexing.refine import Refined, Refiner
+from stemtune.indexing.refine import Refinement, Refiner
 from stemtune.learning.grid import from_rotation_vector
-from stemtune.learning.inference import answer
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.inference import predict_candidates
+from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.models import build
 
 
@@ -35,9 +35,9 @@ def off_by(truth: torch.Tensor, degrees: float) -> torch.Tensor:
     return multiply(truth, from_rotation_vector(vector))
 
 
-def refined(patterns: torch.Tensor, orientation: torch.Tensor, spread_deg: float = 0.5) -> Refined:
+def refined(patterns: torch.Tensor, orientation: torch.Tensor, spread_deg: float = 0.5) -> Refinement:
     refiner = Refiner(Config(), linio2(), testset.GEOMETRY, spread_deg=spread_deg)
-    return refiner.refine(patterns, Answers(orientation[:, None].float(), torch.ones(len(orientation), 1)))
+    return refiner.refine(patterns, Candidates(orientation[:, None].float(), torch.ones(len(orientation), 1)))
 
 
 def error_deg(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_the_matched_filter_gets_better(
 ) -> None:
     patterns, truth = drawn(Condition(precession, electrons, centre, scale))
     with torch.inference_mode():
-        given = answer(matched, patterns).orientation[:, 0]
+        given = predict_candidates(matched, patterns).orientation[:, 0]
     before, after = error_deg(given, truth), error_deg(refined(patterns, given).orientation[:, 0], truth)
     right = before < 3
     assert after.median() <= before.median()
@@ -127,12 +127,12 @@ def test_only_answers_that_are_worth_it_are_fitted() -> None:
     confidence = torch.tensor([0.9, 0.04]).repeat(8, 1)
     confidence[4:, 1] = 0.05
     refiner = Refiner(Config(), linio2(), testset.GEOMETRY)
-    found = refiner.refine(patterns[:8], Answers(two, confidence))
+    found = refiner.refine(patterns[:8], Candidates(two, confidence))
     assert found.ncc[:4, 1].isnan().all()
     torch.testing.assert_close(found.orientation[:4, 1], two[:4, 1])
     assert found.ncc[4:, 1].isfinite().all()
     assert (found.ncc[4:, 0] > found.ncc[4:, 1]).all()
-    alone = refiner.refine(patterns[:8], Answers(two[:, :1], confidence[:, :1]))
+    alone = refiner.refine(patterns[:8], Candidates(two[:, :1], confidence[:, :1]))
     torch.testing.assert_close(alone.orientation, found.orientation[:, :1])
 
 
@@ -146,7 +146,7 @@ def test_other_microscopes(size: int, scale: float, kv: float) -> None:
     truth = random_orientations(40, torch.Generator().manual_seed(3))
     patterns = KinematicSimulator(linio2(), geometry, settings).patterns(truth, torch.Generator().manual_seed(4))
     given = off_by(truth.double(), 0.6).float()
-    found = Refiner(Config(), linio2(), geometry).refine(patterns, Answers(given[:, None], torch.ones(40, 1)))
+    found = Refiner(Config(), linio2(), geometry).refine(patterns, Candidates(given[:, None], torch.ones(40, 1)))
     after = disorientation_deg(found.orientation[:, 0].double(), truth.double(), linio2().symmetry)
     assert after.median() < 0.4
     assert abs(float(found.scale.median()) - 1) < 0.005
@@ -164,11 +164,11 @@ def test_the_real_cathode(shared_data: Path) -> None:
     patterns = torch.from_numpy(counts.astype(np.float32))
     model = build(Config.from_flat({"model.name": "matched"}), phase, geometry).eval()
     with torch.inference_mode():
-        given = answer(model, patterns)
+        given = predict_candidates(model, patterns)
     refiner = Refiner(Config(), phase, geometry)
     once = refiner.refine(patterns, given)
     tilted = multiply(given.orientation[:, 0].double(), off_by(torch.eye(4, dtype=torch.float64)[:1], 3.0))
-    away = refiner.refine(patterns, Answers(tilted[:, None].float(), torch.ones(len(tilted), 1)))
+    away = refiner.refine(patterns, Candidates(tilted[:, None].float(), torch.ones(len(tilted), 1)))
     assert once.orientation.isfinite().all()
     assert float((once.ncc[:, 0] > away.ncc[:, 0]).float().mean()) > 0.7
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stemtune.config import SimulateConfig
+from stemtune.config import Config, SimulateConfig
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.errors import UserError
+from stemtune.indexing.refine import Refiner
 from stemtune.indexing.spot_check import SpotCheck, is_crystal
+from stemtune.learning.model import Candidates
+from stemtune.learning.models import build
 
 GEOMETRY = Geometry(128, 0.025, 200)
 
@@ -116,3 +120,36 @@ def test_nan_answers_and_bad_counts_do_not_pass(check: SpotCheck) -> None:
     assert not kept[0]
     assert not kept[1]
     assert torch.isfinite(torch.stack(check(patterns, answer))).all()
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry(64, 1e-4, 200.0),  # nothing is as near to the beam as the corners are
+        Geometry(64, 0.05, 200.0, (0.0, 32.0)),  # the beam at an edge, in a corner, beside the patterns
+        Geometry(64, 0.05, 200.0, (63.0, 63.0)),
+        Geometry(64, 0.05, 200.0, (-40.0, 32.0)),
+    ],
+)
+def test_patterns_without_a_reflection_in_reach_are_refused(geometry: Geometry) -> None:
+    with pytest.raises(UserError, match="no reflection of LiNiO2 lies between the direct beam, at row .* --centre"):
+        SpotCheck(linio2(), geometry)
+
+
+def test_whatever_else_reads_spots_bears_a_beam_at_the_edge_and_refuses_a_scale_without_reflections() -> None:
+    patterns, answer = torch.poisson(torch.full((2, 64, 64), 2.0)), random_orientations(2, 0).float()
+    settings = Config.from_flat({"model.name": "rerank", "model.grid_step": 10, "model.angles": 36})
+    for centre in ((0.0, 32.0), (63.0, 63.0), (-3.0, 32.0), (-40.0, 32.0)):
+        geometry = Geometry(64, 0.05, 200.0, centre)
+        found = Refiner(Config(), linio2(), geometry).refine(patterns, Candidates(answer[:, None], torch.ones(2, 1)))
+        assert found.orientation.isfinite().all()
+        model = build(settings, linio2(), geometry).eval()
+        assert model.candidates(model(patterns), 2).confidence.isfinite().all()
+    empty = Geometry(64, 1e-4, 200.0)
+    for make in (
+        lambda: Refiner(Config(), linio2(), empty),
+        lambda: build(settings, linio2(), empty),
+        lambda: KinematicSimulator(linio2(), empty, SimulateConfig()),
+    ):
+        with pytest.raises(UserError, match="no reflection of LiNiO2 falls on"):
+            make()

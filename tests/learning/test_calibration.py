@@ -9,10 +9,10 @@ import torch
 from benchmarks import testset
 from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.learning.calibration import Calibration, crossed_error, reliability
+from stemtune.learning.calibration import Calibration, cross_validated_error, reliability
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import fit
-from stemtune.learning.inference import answer
+from stemtune.learning.inference import predict_candidates
 
 
 def drawn(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,7 @@ def test_five_hundred_patterns_undo_a_distortion(distort: object) -> None:
     mapped = made(torch.from_numpy(distort(unseen))[:, None]).numpy()[:, 0]  # type: ignore[operator]
     assert reliability(distort(unseen), hit).error > 0.08  # type: ignore[operator]
     assert reliability(mapped, hit).error < 0.03
-    assert crossed_error(distort(unseen), hit) < 0.02  # type: ignore[operator]
+    assert cross_validated_error(distort(unseen), hit) < 0.02  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
@@ -118,7 +118,7 @@ def test_matched_is_calibrated_on_dynamical_patterns_it_was_not_calibrated_on(tm
     confidence, right = [], []
     for condition in conditions:
         beams = testset.py4dstem(condition.precession_deg)
-        found = answer(model, torch.from_numpy(testset.pictures(beams, condition, 1)))
+        found = predict_candidates(model, torch.from_numpy(testset.pictures(beams, condition, 1)))
         error = disorientation_deg(found.orientation[:, 0].double(), torch.from_numpy(beams.orientation), trigonal)
         confidence.append(found.confidence[:, 0].numpy())
         right.append(error.numpy() < 5)

@@ -146,5 +146,5 @@ def test_a_readout_takes_ready_made_logits_and_learns_from_them() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(math.prod(grid.shape)), abs=1e-3)
-    error = disorientation_deg(readout.answers(readout(logits)).orientation[:, 0], truth, TRIGONAL)
+    error = disorientation_deg(readout.candidates(readout(logits)).orientation[:, 0], truth, TRIGONAL)
     assert error.median() < 5

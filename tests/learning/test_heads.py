@@ -72,7 +72,7 @@ def test_every_head_can_learn_eight_orientations_by_heart(changes: dict[str, obj
         optimiser.zero_grad()
         head.loss(head(features), truth).backward()
         optimiser.step()
-    answers = head.answers(head(features), 3)
+    answers = head.candidates(head(features), 3)
     error = disorientation_deg(answers.orientation[:, 0], truth, TRIGONAL)
     assert error.median() < 2
     assert answers.orientation.shape == (8, 3, 4) and answers.confidence.shape == (8, 3)
@@ -94,7 +94,7 @@ def test_a_clamped_euler_head_answers_inside_the_ranges_and_has_no_gradient_outs
 
 def test_single_answers_are_followed_by_none() -> None:
     head = make_head(head_config(name="sixd").head, TRIGONAL, 4)
-    answers = head.answers(head(torch.randn(3, 4)), 2)
+    answers = head.candidates(head(torch.randn(3, 4)), 2)
     assert answers.orientation[:, 1].isnan().all() and (answers.confidence[:, 1] == 0).all()
 
 

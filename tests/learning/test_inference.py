@@ -1,4 +1,4 @@
-"""Answers as everybody gets them: views of a pattern merged, confidences calibrated, every head alike."""
+"""Candidates as everybody gets them: views of a pattern merged, confidences calibrated, every head alike."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.dataset.augment import quarter_turns, turn_orientation
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.calibration import Calibration
-from stemtune.learning.inference import VIEWS, answer, raw_answer, view_of
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.inference import VIEWS, predict_candidates, predict_raw, view_of
+from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.models import build
 
 FLIPS = {"model.test_time": "flips"}
 
 
 class Equivariant(OrientationModel):
-    """Answers from whichever of the eight views weighs most, and brings the answer back: turning changes nothing."""
+    """Candidates from whichever of the eight views weighs most, and brings the answer back: turning changes nothing."""
 
     def __init__(self, flat: dict[str, object]) -> None:
         super().__init__(Config.from_flat(flat), linio2(), Geometry(8, 0.2, 200.0))
@@ -32,7 +32,7 @@ class Equivariant(OrientationModel):
     def forward(self, patterns: Tensor) -> Tensor:
         return patterns
 
-    def answers(self, output: Any, n: int = 1) -> Answers:
+    def candidates(self, output: Any, n: int = 1) -> Candidates:
         views = torch.stack([view_of(output, *view) for view in VIEWS]).flatten(2)
         chosen = (views @ self.weigh).argmax(0)
         seen = views[chosen, torch.arange(len(output))]
@@ -42,7 +42,7 @@ class Equivariant(OrientationModel):
             back = turn_orientation(same, torch.tensor([90.0 * quarters]), torch.tensor([mirrored]))
             g = torch.where((chosen == number)[:, None, None], multiply(g, inverse(back)), g)
         first = 0.5 + 0.4 * seen[:, :1]
-        return Answers(g[:, :n], torch.cat([first, 0.9 - first], 1)[:, :n])
+        return Candidates(g[:, :n], torch.cat([first, 0.9 - first], 1)[:, :n])
 
 
 def test_views_are_the_exact_augmentations() -> None:
@@ -55,7 +55,7 @@ def test_views_are_the_exact_augmentations() -> None:
 def test_views_cannot_change_the_answer_of_an_exactly_equivariant_model() -> None:
     plain, averaged = Equivariant({}), Equivariant(FLIPS)
     patterns = torch.rand(40, 8, 8, generator=torch.Generator().manual_seed(1))
-    one, two = answer(plain, patterns, 2), answer(averaged, patterns, 2)
+    one, two = predict_candidates(plain, patterns, 2), predict_candidates(averaged, patterns, 2)
     symmetry = plain.phase.symmetry
     different = disorientation_deg(one.orientation[:, 0], one.orientation[:, 1], symmetry) > 6
     assert different.sum() > 30
@@ -78,7 +78,7 @@ def test_an_averaged_network_is_exactly_equivariant() -> None:
     for name in ("none", "flips"):
         model = network(model__test_time=name)
         with torch.no_grad():
-            first, second = answer(model, patterns), answer(model, turned)
+            first, second = predict_candidates(model, patterns), predict_candidates(model, turned)
         wanted = turn_orientation(first.orientation[:, 0], torch.full((20,), 90.0), torch.full((20,), True))
         errors[name] = disorientation_deg(wanted, second.orientation[:, 0], model.phase.symmetry)
     assert errors["flips"].quantile(0.8) < 0.1
@@ -91,7 +91,7 @@ def test_every_head_gives_different_answers_best_first(name: str, views: str) ->
     model = network(head__name=name, model__test_time=views)
     model.calibration = Calibration(0.5, 0.7, 1.0)
     with torch.no_grad():
-        found = answer(model, torch.rand(12, 32, 32, generator=torch.Generator().manual_seed(5)), 5)
+        found = predict_candidates(model, torch.rand(12, 32, 32, generator=torch.Generator().manual_seed(5)), 5)
     symmetry = model.phase.symmetry
     missing = found.orientation.isnan().any(-1)
     pairs = disorientation_deg(found.orientation[:, :, None], found.orientation[:, None], symmetry)
@@ -112,11 +112,11 @@ def test_the_calibration_acts_on_answers_and_not_on_raw_ones() -> None:
     model = network()
     patterns = torch.rand(6, 32, 32)
     with torch.no_grad():
-        _, raw = raw_answer(model, patterns, 2)
-        torch.testing.assert_close(answer(model, patterns, 2).confidence, raw.confidence)
+        _, raw = predict_raw(model, patterns, 2)
+        torch.testing.assert_close(predict_candidates(model, patterns, 2).confidence, raw.confidence)
         model.calibration = Calibration(1.0, 1.0, 2.0)
-        mapped = answer(model, patterns, 2)
-        _, again = raw_answer(model, patterns, 2)
+        mapped = predict_candidates(model, patterns, 2)
+        _, again = predict_raw(model, patterns, 2)
     torch.testing.assert_close(again.confidence, raw.confidence)
     torch.testing.assert_close(mapped.confidence[:, 0], torch.sigmoid(torch.logit(raw.confidence[:, 0]) + 2.0))
     torch.testing.assert_close(mapped.orientation, raw.orientation)

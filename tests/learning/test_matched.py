@@ -80,7 +80,7 @@ def test_dynamical_patterns_of_py4dstem_are_indexed(
 ) -> None:
     """Measured: p0 0.62 deg, 0.855, 0.895; p05 0.38 deg, 0.92, 0.945, at 3,000 electrons, direct beam included."""
     bloch = load(name)
-    answers = matched.answers(matched(pictures(bloch)), 10)
+    answers = matched.candidates(matched(pictures(bloch)), 10)
     error = disorientation_deg(answers.orientation.double(), bloch.orientation[:, None], matched.phase.symmetry)
     best = error[:, 0]
     assert best.median() < median
@@ -94,13 +94,13 @@ def test_dynamical_patterns_of_py4dstem_are_indexed(
 
 def test_n_answers_are_different_reduced_and_fall_in_confidence(matched: Matched) -> None:
     _, patterns = simulated(24, 5)
-    answers = matched.answers(matched(patterns), 6)
+    answers = matched.candidates(matched(patterns), 6)
     pairs = disorientation_deg(answers.orientation[:, :, None], answers.orientation[:, None], matched.phase.symmetry)
     apart = pairs[~torch.eye(6, dtype=torch.bool).expand(24, -1, -1)]
     assert apart[~apart.isnan()].min() > 5.0
     assert (answers.confidence.diff(dim=1) <= 0).all()
     assert ((answers.confidence >= 0) & (answers.confidence <= 1)).all()
-    first = matched.answers(matched(patterns), 1)
+    first = matched.candidates(matched(patterns), 1)
     torch.testing.assert_close(first.confidence[:, 0], answers.confidence[:, 0])
     torch.testing.assert_close(first.orientation[:, 0], answers.orientation[:, 0])
 
@@ -162,7 +162,7 @@ def test_scale_background_rings_and_number_type_do_not_matter(coarse: Matched) -
 
 @pytest.mark.parametrize("pattern", [torch.zeros(2, SIZE, SIZE), torch.full((2, SIZE, SIZE), 7.0)])
 def test_an_empty_pattern_gets_no_confidence(coarse: Matched, pattern: torch.Tensor) -> None:
-    answers = coarse.answers(coarse(pattern), 3)
+    answers = coarse.candidates(coarse(pattern), 3)
     assert (answers.confidence < 0.1).all()
 
 
@@ -172,9 +172,9 @@ def test_vacuum_noise_is_told_from_a_crystal(matched: Matched) -> None:
     vacuum = torch.exp(-0.5 * square) / 6.3 + 2e-4 * torch.exp(-square.sqrt() / 20)
     noise = torch.poisson(3000 * vacuum.expand(20, -1, -1), generator=torch.Generator().manual_seed(0))
     _, crystal = simulated(20, 4, simulate__dose=3000)
-    empty = matched.answers(matched(noise)).confidence
+    empty = matched.candidates(matched(noise)).confidence
     assert empty.max() < 0.2
-    assert matched.answers(matched(crystal)).confidence.median() > 0.6
+    assert matched.candidates(matched(crystal)).confidence.median() > 0.6
 
 
 def test_a_pattern_of_another_size_is_refused(coarse: Matched) -> None:
@@ -241,7 +241,7 @@ def test_other_crystal_systems_are_indexed(cif: str, step: float, limit: float) 
     phase = Phase.from_cif_text(cif)
     model = Matched(Config.from_flat({"model.grid_step": step}), phase, GEOMETRY)
     orientation, patterns = simulated(48, 9, phase)
-    found = model.answers(model(patterns), 3).orientation.double()
+    found = model.candidates(model(patterns), 3).orientation.double()
     error = disorientation_deg(found, orientation[:, None], phase.symmetry).nan_to_num(180).amin(1)
     assert (error < 2.5).double().mean() > limit
 
@@ -250,7 +250,7 @@ def test_answers_fall_between_the_cells(matched: Matched) -> None:
     """At 2 degrees a cell is 1.3 degrees away from the truth in the median; the parabola is not."""
     orientation, patterns = simulated(100, 2)
     error = disorientation_deg(
-        matched.answers(matched(patterns)).orientation[:, 0].double(), orientation, matched.phase.symmetry
+        matched.candidates(matched(patterns)).orientation[:, 0].double(), orientation, matched.phase.symmetry
     )
     assert error.median() < 0.6
 
@@ -269,8 +269,8 @@ def test_the_top_of_a_parabola_is_found() -> None:
 def test_turning_the_pattern_turns_the_answer(matched: Matched) -> None:
     """A quarter turn of the image, anticlockwise, is the orientation times Rz(-90)."""
     _, patterns = simulated(20, 12)
-    before = matched.answers(matched(patterns))
-    after = matched.answers(matched(torch.rot90(patterns, 1, (1, 2))))
+    before = matched.candidates(matched(patterns))
+    after = matched.candidates(matched(torch.rot90(patterns, 1, (1, 2))))
     quarter = from_axis_angle_deg(torch.tensor([0.0, 0.0, 1.0]), -90.0)
     sure = before.confidence[:, 0] > 0.6
     expected = multiply(before.orientation[:, 0], quarter)

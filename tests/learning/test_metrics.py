@@ -16,7 +16,7 @@ from stemtune.crystal.symmetry import beam180
 from stemtune.dataset.batches import Batch
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.metrics import evaluate
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.model import Candidates, OrientationModel
 
 TURN = from_axis_angle_deg(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 3.0)
 
@@ -34,8 +34,8 @@ class Oracle(OrientationModel):
     def loss(self, output: Any, orientation: Tensor) -> Tensor:
         return output.float().mean()
 
-    def answers(self, output: Any, n: int = 1) -> Answers:
-        return Answers(self.wrong(self.truth[output]).unsqueeze(1), torch.ones(len(output), 1))
+    def candidates(self, output: Any, n: int = 1) -> Candidates:
+        return Candidates(self.wrong(self.truth[output]).unsqueeze(1), torch.ones(len(output), 1))
 
 
 class Listed:

@@ -63,7 +63,7 @@ def test_it_names_both_where_a_pattern_is_ambiguous() -> None:
         optimiser.zero_grad()
         head.loss(head(features), truths).backward()
         optimiser.step()
-    answers = head.answers(head(features[:1]), 4)
+    answers = head.candidates(head(features[:1]), 4)
     assert disorientation_deg(answers.orientation[0, 0], one[0], TRIGONAL) < 1
     assert disorientation_deg(answers.orientation[0, 1], beam180(one)[0], TRIGONAL) < 1
     assert answers.confidence[0, :2].tolist() == pytest.approx([0.75, 0.25], abs=0.05)

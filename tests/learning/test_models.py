@@ -44,7 +44,7 @@ def test_every_backbone_takes_patterns_of_any_number_type_and_learns(name: str, 
     model.loss(outputs[0], random_orientations(4, 1).float()).backward()
     idle = [key for key, weight in model.named_parameters() if weight.grad is None]
     assert not idle
-    answers = model.eval().answers(model(counts), 2)
+    answers = model.eval().candidates(model(counts), 2)
     assert answers.orientation.shape == (4, 2, 4)
     torch.testing.assert_close(answers.orientation[:, 0].norm(dim=-1), torch.ones(4))
 

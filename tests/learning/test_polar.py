@@ -86,7 +86,7 @@ def test_before_training_the_answers_are_as_sharp_as_those_of_matching() -> None
     model = made(model__grid_step=4, model__angles=90).eval()
     matched = Matched(model.config, model.phase, GEOMETRY)
     with torch.no_grad():
-        answers, known = model.answers(model(patterns), 2), matched.answers(matched(patterns))
+        answers, known = model.candidates(model(patterns), 2), matched.candidates(matched(patterns))
     error, least = (
         disorientation_deg(some.orientation[:, 0].double(), truth.double(), model.phase.symmetry)
         for some in (answers, known)
@@ -94,7 +94,7 @@ def test_before_training_the_answers_are_as_sharp_as_those_of_matching() -> None
     assert error.median() < least.median() + 0.15
     model.peaks.refined = False
     with torch.no_grad():
-        cells = model.answers(model(patterns)).orientation[:, 0]
+        cells = model.candidates(model(patterns)).orientation[:, 0]
     rough = disorientation_deg(cells.double(), truth.double(), model.phase.symmetry)
     assert error[rough < 5].median() < 0.8 * rough[rough < 5].median()
     assert (answers.confidence[:, 0] >= answers.confidence[:, 1]).all()
@@ -105,7 +105,7 @@ def test_without_residual_answers_are_cells() -> None:
     model = made(head__residual=False).eval()
     _, patterns = simulated(4, 12)
     with torch.no_grad():
-        answer = model.answers(model(patterns)).orientation[:, 0]
+        answer = model.candidates(model(patterns)).orientation[:, 0]
     cells = model.grid.orientation(torch.arange(model.grid.base.shape[0] * 60))
     for one in answer:
         assert disorientation_deg(one.double(), cells.double(), model.phase.symmetry).min() < 0.05
@@ -114,7 +114,7 @@ def test_without_residual_answers_are_cells() -> None:
 def test_an_empty_pattern_gets_no_confidence() -> None:
     model = made().eval()
     with torch.no_grad():
-        assert (model.answers(model(torch.zeros(2, 64, 64))).confidence < 0.05).all()
+        assert (model.candidates(model(torch.zeros(2, 64, 64))).confidence < 0.05).all()
 
 
 def test_centring_undoes_a_move_of_the_pattern() -> None:
@@ -138,7 +138,7 @@ def test_the_start_is_better_than_chance_and_random_filters_are_not() -> None:
     for start in ("matched", "random"):
         model = made(model__start=start, model__grid_step=4, model__angles=90).eval()
         with torch.no_grad():
-            answer = model.answers(model(patterns)).orientation[:, 0]
+            answer = model.candidates(model(patterns)).orientation[:, 0]
         error = disorientation_deg(answer.double(), truth.double(), model.phase.symmetry)
         hits[start] = float((error < 5).double().mean())
     assert hits["matched"] > 0.4

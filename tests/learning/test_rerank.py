@@ -14,9 +14,9 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.learning.grid import about_beam, from_rotation_vector
 from stemtune.learning.models import build
-from stemtune.learning.models.rerank import KEPT, Rerank
-from stemtune.learning.models.reranker_net import Judge
-from stemtune.learning.models.spot_features import NARROW, Evidence
+from stemtune.learning.models.rerank import RESCORED, Rerank
+from stemtune.learning.models.reranker_net import RerankerNet
+from stemtune.learning.models.spot_features import NARROW, SpotReader
 
 GEOMETRY = Geometry(64, 0.05, 200.0)
 SETTINGS = {
@@ -49,16 +49,16 @@ def made(seed: int = 0, disturbed: bool = True) -> Rerank:
     assert isinstance(model, Rerank)
     if disturbed:
         with torch.no_grad():
-            for judge in model.judges:
-                judge.mend.weight.normal_(0, 0.05)
+            for net in model.rerankers:
+                net.correction.weight.normal_(0, 0.05)
     return model.eval()
 
 
 def test_spots_and_excitation_errors_are_those_of_the_simulator() -> None:
     """The simulator's positions are held to diffsims elsewhere; here every strong spot of it has to be looked at."""
     orientation, _ = simulated(8, 3)
-    evidence = Evidence(linio2(), GEOMETRY, 64, 1.3)
-    place, error, _ = evidence.predicted(orientation[:, None])
+    reader = SpotReader(linio2(), GEOMETRY, 64, 1.3)
+    place, error, _ = reader.predicted(orientation[:, None])
     simulator = KinematicSimulator(linio2(), GEOMETRY, Config.from_flat(SETTINGS).simulate)
     spots = simulator.spots(orientation, thickness_nm=50.0)
     for row in range(8):
@@ -67,7 +67,7 @@ def test_spots_and_excitation_errors_are_those_of_the_simulator() -> None:
         wanted = torch.stack((spots.x[row], spots.y[row]), dim=1)[strong & inside]
         apart, which = torch.cdist(wanted, place[row, 0], compute_mode="donot_use_mm_for_euclid_dist").min(1)
         assert apart.max() < 1e-4
-        lab = rotate(inverse(orientation[row].double()), evidence.g.double())
+        lab = rotate(inverse(orientation[row].double()), reader.g.double())
         radius = 1 / GEOMETRY.wavelength_angstrom
         sphere = radius - torch.linalg.vector_norm(lab + torch.tensor([0.0, 0.0, -radius]), dim=1)
         nearest = torch.cdist(wanted.double(), lab[:, :2]).add(lab[:, 2].abs() * 1e-3).argmin(1)
@@ -80,16 +80,16 @@ def test_moments_say_where_the_counts_stand(right_px: float, up_px: float) -> No
 
     A Gaussian spot of width b in a Gaussian window of width w: the mean displacement is d w² / (w² + b²).
     """
-    evidence = Evidence(linio2(), GEOMETRY, 64, 1.3)
+    reader = SpotReader(linio2(), GEOMETRY, 64, 1.3)
     orientation, _ = simulated(1, 4)
-    place, _, _ = evidence.predicted(orientation[:, None])
+    place, _, _ = reader.predicted(orientation[:, None])
     x, y = place[0, 0, int(torch.linalg.vector_norm(place[0, 0], dim=1).argmin())].tolist()
     row, column = 31.5 - y / 0.05 - up_px, 31.5 + x / 0.05 + right_px
     line = torch.arange(64.0)
     width_px = NARROW / 0.05 * 2
     spot = torch.exp(-0.5 * (((line[:, None] - row) ** 2 + (line - column) ** 2) / width_px**2))
-    window = evidence.pictures(1000 * spot[None]).window
-    seen, inside = evidence.sampled(window, torch.tensor([[[[x, y]]]]))
+    window = reader.collect(1000 * spot[None]).window
+    seen, inside = reader.sampled(window, torch.tensor([[[[x, y]]]]))
     assert inside.item() == 1
     moved_px = seen[0, 0, 0, 1:3] / seen[0, 0, 0, 0] * NARROW / 0.05
     share = 1 / (1 + 2**2)
@@ -99,23 +99,23 @@ def test_moments_say_where_the_counts_stand(right_px: float, up_px: float) -> No
 def test_verdicts_do_not_change_and_corrections_turn_with_the_pattern() -> None:
     orientation, patterns = simulated(6, 5)
     torch.manual_seed(1)
-    judge = Judge(16, 1)
-    judge.mend.weight.data.normal_(0, 0.05)
-    judge.score.weight.data.normal_(0, 1.0)
-    evidence = Evidence(linio2(), GEOMETRY, 64, 1.3)
+    net = RerankerNet(16, 1)
+    net.correction.weight.data.normal_(0, 0.05)
+    net.score.weight.data.normal_(0, 1.0)
+    reader = SpotReader(linio2(), GEOMETRY, 64, 1.3)
     off = from_rotation_vector(torch.deg2rad(torch.randn(6, 3, 3, generator=torch.Generator().manual_seed(2))))
     candidate = multiply(orientation[:, None], off)
     extra = torch.zeros(6, 3, 1)
-    score, mend = judge(evidence(evidence.pictures(patterns), candidate), extra)
-    turned = evidence.pictures(torch.rot90(patterns, 1, (-2, -1)))  # anticlockwise
+    score, correction = net(reader(reader.collect(patterns), candidate), extra)
+    turned = reader.collect(torch.rot90(patterns, 1, (-2, -1)))  # anticlockwise
     quarter = about_beam(torch.tensor(-math.pi / 2))
-    score_90, mend_90 = judge(evidence(turned, multiply(candidate, quarter)), extra)
+    score_90, correction_90 = net(reader(turned, multiply(candidate, quarter)), extra)
     assert score.std() > 0.01
-    assert mend.abs().max() > 1e-3
+    assert correction.abs().max() > 1e-3
     # Counts may be collected in half precision.
     assert (score_90 - score).abs().max() < 0.05 * score.std()
-    x, y, z = mend.unbind(-1)
-    assert (mend_90 - torch.stack((-y, x, z), dim=-1)).abs().max() < 0.02 * mend.abs().max()
+    x, y, z = correction.unbind(-1)
+    assert (correction_90 - torch.stack((-y, x, z), dim=-1)).abs().max() < 0.02 * correction.abs().max()
 
 
 def test_answers_are_different_and_their_confidence_adds_up() -> None:
@@ -123,9 +123,9 @@ def test_answers_are_different_and_their_confidence_adds_up() -> None:
     orientation, patterns = simulated(12, 6)
     patterns[0] = 0  # vacuum
     output = model(patterns)
-    answers = model.answers(output, 7)
+    answers = model.candidates(output, 7)
     assert answers.orientation.shape == (12, 7, 4)
-    assert answers.orientation[:, KEPT:].isnan().all()
+    assert answers.orientation[:, RESCORED:].isnan().all()
     assert answers.confidence[answers.orientation.isnan().any(-1)].eq(0).all()
     assert answers.confidence[0].sum() == 0
     assert (answers.confidence.sum(1) <= 1 + 1e-5).all()
@@ -152,7 +152,7 @@ def test_the_loss_wants_the_right_candidate_and_ignores_patterns_without_one() -
     far = multiply(orientation, from_rotation_vector(torch.tensor([0.0, 0.0, math.radians(20)])))
     lost = {name: value.roll(0, 0) for name, value in output.items()}
     lost["first"] = far[:, None].expand(-1, 10, -1)
-    lost["orientation"] = far[:, None].expand(-1, KEPT, -1)
+    lost["orientation"] = far[:, None].expand(-1, RESCORED, -1)
     assert model.loss(lost, orientation) == 0
 
 
@@ -161,7 +161,7 @@ def test_it_learns_to_choose_and_to_mend() -> None:
     orientation, patterns = simulated(48, 8)
     model = made(disturbed=False).train()
     with torch.no_grad():
-        proposals, pictures = model.propose(patterns)
+        proposals, windows = model.propose(patterns)
 
     def off(answer: torch.Tensor) -> torch.Tensor:
         return disorientation_deg(answer.double(), orientation.double(), linio2().symmetry)
@@ -169,10 +169,10 @@ def test_it_learns_to_choose_and_to_mend() -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
         optimiser.zero_grad()
-        model.loss(model.decide(proposals, pictures), orientation).backward()
+        model.loss(model.decide(proposals, windows), orientation).backward()
         optimiser.step()
     first = off(proposals.orientation[:, 0])
     with torch.no_grad():
-        learned = off(model.answers(model.decide(proposals, pictures), 1).orientation[:, 0])
+        learned = off(model.candidates(model.decide(proposals, windows), 1).orientation[:, 0])
     assert (learned < 5).sum() > (first < 5).sum()
     assert learned[learned < 5].median() < 0.8 * first[first < 5].median()

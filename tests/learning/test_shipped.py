@@ -11,7 +11,7 @@ from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.learning.calibration import reliability
 from stemtune.learning.checkpoint import load_model
-from stemtune.learning.inference import answer
+from stemtune.learning.inference import predict_candidates
 from stemtune.learning.models import build
 from stemtune.tracking import resolve_model
 
@@ -40,7 +40,7 @@ def test_it_beats_the_matched_filter_on_py4dstem_patterns(name: str, median_deg:
     off, found = {}, {}
     with torch.no_grad():
         for label, reader in (("linio2", model), ("matched", baseline)):
-            found[label] = answer(reader, patterns, 1)
+            found[label] = predict_candidates(reader, patterns, 1)
             best = found[label].orientation[:, 0].double().nan_to_num(0.5)
             off[label] = disorientation_deg(best, truth.orientation, model.phase.symmetry)
     assert off["linio2"].median() < median_deg

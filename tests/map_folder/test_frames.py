@@ -15,7 +15,7 @@ from stemtune.config import Config, SimulateConfig, Span
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
-from stemtune.crystal_map.frames import to_pattern_frame, to_scan_frame
+from stemtune.crystal_map.frame_rotations import to_pattern_frame, to_scan_frame
 from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.augment import turn_orientation, turn_patterns
 from stemtune.dataset.simulate import simulate_polycrystal

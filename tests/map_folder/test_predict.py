@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from orix import io as orix_io
 from sample_maps import MICROSCOPE
 
-from benchmarks.map_rates import predict_rate
+from benchmarks.prediction import prediction_throughput
 from stemtune.analysis.evaluation.evaluate import compare, evaluate
 from stemtune.analysis.evaluation.evaluate import describe as in_words
 from stemtune.cli import main
@@ -33,7 +33,7 @@ from stemtune.diffraction.resampling import Resampling
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import from_rotation_vector
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.map_folder import files
 from stemtune.map_folder import predict as predict_module
 from stemtune.map_folder.predict import predict
@@ -59,9 +59,9 @@ class Remembers(OrientationModel):
         looked = torch.nn.functional.normalize(patterns.float().flatten(1).clamp_min(0).sqrt())
         return looked @ self.seen.T
 
-    def answers(self, output: torch.Tensor, n: int = 1) -> Answers:
+    def candidates(self, output: torch.Tensor, n: int = 1) -> Candidates:
         best = output.topk(n, dim=1)
-        return Answers(self.known[best.indices], best.values.clamp(0, 1))
+        return Candidates(self.known[best.indices], best.values.clamp(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -256,14 +256,14 @@ def test_a_scan_file_goes_the_whole_way(shared_data: Path, model: OrientationMod
 
 def test_rate_compares_the_whole_with_the_bare_model(scan: Path, model: OrientationModel) -> None:
     with Store.open(scan) as store:
-        rates = predict_rate(store, model, batch=40, rounds=2)
+        rates = prediction_throughput(store, model, batch=40, rounds=2)
     assert rates["patterns"] == 120
     assert 0 < rates["ratio"] < 3
     assert rates["patterns_per_second"] > 0
 
 
 def test_refined_map(scan: Path, model: OrientationModel, folder: Path, tmp_path: Path) -> None:
-    """Answers 0.6 degrees off come out better, the map says how well they fit, and maps without that still read."""
+    """Candidates 0.6 degrees off come out better, the map says how well they fit, and maps without that still read."""
     kept = model.known.clone()
     turn = torch.randn(len(kept), 3, generator=torch.Generator().manual_seed(8))
     model.known.copy_(multiply(kept, from_rotation_vector(turn / turn.norm(dim=1, keepdim=True) * 0.0105)))

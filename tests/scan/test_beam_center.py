@@ -1,5 +1,7 @@
 """The direct beam is found, and patterns are moved and resampled with their counts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
+from stemtune.dataset.ingest import ingest
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
@@ -35,9 +38,9 @@ def test_direct_beam_of_noisy_patterns_is_found(centre: tuple[float, float], con
 def test_hot_pixels_and_a_wandering_beam_do_not_matter_much() -> None:
     patterns = simulated((46.2, 49.7), count=60)
     patterns[:, 5, 80] = 20 * patterns.max()
-    wandering = np.stack([np.roll(pattern, number % 3 - 1, axis=0) for number, pattern in enumerate(patterns)])
+    drifting = np.stack([np.roll(pattern, number % 3 - 1, axis=0) for number, pattern in enumerate(patterns)])
     assert np.hypot(fit_centre(patterns).row - 46.2, fit_centre(patterns).column - 49.7) < 0.15
-    found = fit_centre(wandering)
+    found = fit_centre(drifting)
     assert np.hypot(found.row - 46.2, found.column - 49.7) < 0.4
     assert found.spread_px > 2 * fit_centre(patterns).spread_px
 
@@ -45,6 +48,23 @@ def test_hot_pixels_and_a_wandering_beam_do_not_matter_much() -> None:
 def test_empty_patterns_have_no_beam() -> None:
     with pytest.raises(UserError, match="give --centre y,x"):
         fit_centre(np.zeros((4, 16, 16)))
+
+
+@pytest.mark.parametrize("shape", [(4, 32, 32), (1, 16, 64), (8, 64, 256)])
+def test_patterns_without_a_bright_centre_ask_for_it(shape: tuple[int, ...]) -> None:
+    flat = np.full(shape, 3, np.uint16)
+    gradient = flat + np.arange(shape[2], dtype=np.uint16)
+    for patterns in (flat, flat.astype(np.float32)):
+        with pytest.raises(UserError, match="no bright direct beam to fit a centre to; give --centre y,x"):
+            fit_centre(patterns)
+    assert np.isfinite(fit_centre(gradient)).all()
+
+
+def test_a_genuine_flat_scan_asks_for_its_centre(shared_data: Path, tmp_path: Path) -> None:
+    scan = shared_data / "formats" / "mib" / "003_merlin_test_roi_sig256x64_nav4x2_hot_pixel_52x_39y.mib"
+    with pytest.raises(UserError, match="give --centre y,x"):
+        ingest(scan, tmp_path / "a.h5", kv=200, scale=0.02)
+    assert ingest(scan, tmp_path / "a.h5", kv=200, scale=0.02, centre="30,60")["patterns"] == 8
 
 
 def test_centred_patterns_of_the_same_size_are_copied() -> None:

@@ -11,16 +11,16 @@ from stemtune.dataset.ingest import corrected_at, ingest
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.scan.background import RadialBackground
-from stemtune.scan.bad_pixels import find_bad_pixels, mend
+from stemtune.scan.bad_pixels import fill_bad_pixels, find_bad_pixels
 from stemtune.scan.beam_center import Resampling, fit_centre
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
 from stemtune.scan.corrections import flipped
-from stemtune.scan.descan import fit_descan, measured_centres, pays
+from stemtune.scan.descan import fit_descan, improves, measure_centres
 from stemtune.scan.ellipse import Ellipse, Warp
 
 
 @pytest.fixture(scope="module")
-def wandering() -> np.ndarray:
+def drifting() -> np.ndarray:
     return scan_of()
 
 
@@ -32,27 +32,27 @@ def still() -> np.ndarray:
     return scan_of(plane=STILL)
 
 
-def test_descan_is_found_to_a_tenth_of_a_pixel(wandering: np.ndarray) -> None:
+def test_descan_is_found_to_a_tenth_of_a_pixel(drifting: np.ndarray) -> None:
     place = np.indices(SHAPE).reshape(2, -1).T
-    measured = measured_centres(wandering.reshape(-1, SIZE, SIZE), place, SHAPE)
+    measured = measure_centres(drifting.reshape(-1, SIZE, SIZE), place, SHAPE)
     descan = fit_descan(measured, place, SHAPE)
     assert descan is not None
-    assert pays(descan, measured)
+    assert improves(descan, measured)
     r, c = (axis.ravel() for axis in np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
     off = descan.at(place) - np.stack((np.ones(120), r, c), axis=1) @ PLANE
     assert np.sqrt((off**2).mean()) < 0.1
     assert np.abs(off).max() < 0.25
 
 
-def test_descan_on_off_auto(wandering: np.ndarray, still: np.ndarray, tmp_path: Path) -> None:
-    scan = write_scan(tmp_path / "w.hspy", wandering)
+def test_descan_on_off_auto(drifting: np.ndarray, still: np.ndarray, tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "w.hspy", drifting)
     spread = {}
     for option in ("off", "auto", "on"):
         facts = ingest(scan, tmp_path / f"{option}.h5", descan=option)
         assert (facts["corrections"]["descan"] is None) == (option == "off")
         with Store.open(tmp_path / f"{option}.h5") as store:
             spread[option] = fit_centre(store.patterns).spread_px
-            assert store.patterns.sum(dtype=float) == pytest.approx(wandering.sum(), rel=0.03)
+            assert store.patterns.sum(dtype=float) == pytest.approx(drifting.sum(), rel=0.03)
     assert spread["auto"] == spread["on"] < 0.25 < 1 < spread["off"]
     np.testing.assert_allclose(corrected_at(scan, [(2, 3), (11, 9)]), _rows(tmp_path / "auto.h5", [23, 119]), rtol=1e-5)
     assert ingest(write_scan(tmp_path / "s.hspy", still), tmp_path / "s.h5")["corrections"]["descan"] is None
@@ -64,8 +64,8 @@ def _rows(path: Path, rows: list[int]) -> np.ndarray:
         return store.take(np.array(rows))
 
 
-def test_too_few_patterns_for_a_descan_say_so(wandering: np.ndarray, tmp_path: Path) -> None:
-    facts = ingest(write_scan(tmp_path / "w.hspy", wandering[:3, :3]), tmp_path / "s.h5", descan="on")
+def test_too_few_patterns_for_a_descan_say_so(drifting: np.ndarray, tmp_path: Path) -> None:
+    facts = ingest(write_scan(tmp_path / "w.hspy", drifting[:3, :3]), tmp_path / "s.h5", descan="on")
     assert "a surface needs 16" in facts["notes"][0]
     assert facts["corrections"]["descan"] is None
 
@@ -150,8 +150,8 @@ def test_mending_takes_the_mean_of_the_neighbours() -> None:
     pattern = np.full((1, 9, 9), 10, np.uint16)
     pattern[0, 4, 4:6] = 60_000
     bad = pattern[0] > 100
-    mended = mend(pattern, bad)
-    assert (mended == 10).all()
+    corrected = fill_bad_pixels(pattern, bad)
+    assert (corrected == 10).all()
     assert (pattern > 100).sum() == 2
 
 
@@ -178,7 +178,7 @@ def test_a_beam_stop_is_found_and_the_hidden_beam_with_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["wide", "8,up", "-1", "8,left,4,2"])
 def test_wrong_beam_stops_are_one_line(text: str) -> None:
     with pytest.raises(UserError, match="--beam-stop is"):
-        StopShape.given(text)
+        StopShape.parse(text)
 
 
 def test_background_goes_and_spots_stay(tmp_path: Path) -> None:

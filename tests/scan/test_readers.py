@@ -22,8 +22,8 @@ from stemtune.dataset.ingest import ingest
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.scan.readers import read_scan
-from stemtune.scan.readers.lazy import Frames, lazily
 from stemtune.scan.readers.rosetta import _whole_pieces
+from stemtune.scan.readers.scan import Frames, lazily
 
 SHAPE = (6, 5, 16, 16)
 BARE = {"kv": 200.0, "scale": 0.05}
@@ -342,6 +342,38 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert "lost_master.h5 needs 'lost_data_000002.h5', which cannot be opened" in wrong(
         tmp_path / "lost_master.h5", shape=(6, 5)
     )
+
+
+def test_a_name_of_dectris_is_no_array_of_frames_by_itself(tmp_path: Path) -> None:
+    """Groups, scalars, lists and cubes called data_1, and other things in the places where detectors keep numbers."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["scan"] = counts()
+        file["entry/data/data_1"] = 7
+        file["entry/data/data_2/inner"] = np.arange(5)
+        file["entry/data/data_3"] = np.arange(5)
+        file["entry/data/data_4"] = np.array([b"text"])
+    np.testing.assert_array_equal(read_scan(tmp_path / "a.h5").data.compute(), counts())
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["entry/data/data_1"] = counts()
+    np.testing.assert_array_equal(read_scan(tmp_path / "b.h5").data.compute(), counts())
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["entry/data/data_1/inner"] = 3.0
+    assert "no array in it has 3 axes or more" in wrong(tmp_path / "c.h5")
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file["entry/data/data_1"] = counts().reshape(30, 16, 16)
+        file["entry/data/data_2"] = "no frames"
+        detector = file.create_group("entry/instrument/detector")
+        detector["detectorSpecific/ntrigger"] = np.arange(3)
+        detector.create_group("detectorSpecific/nimages")
+        detector.create_group("detectorSpecific/pixel_mask")
+        file["entry/instrument/beam/incident_energy"] = "much"
+    np.testing.assert_array_equal(read_scan(tmp_path / "d.h5", (6, 5)).data.compute(), counts())
+    with h5py.File(tmp_path / "e.h5", "w") as file:
+        file["cube/data"] = counts()
+        calibration = file.create_group("cube/calibration")
+        calibration["qx0"], calibration["qy0"] = np.zeros((6, 5)), np.zeros((5, 6))
+        calibration["QR_flip"] = np.zeros(3)
+    assert read_scan(tmp_path / "e.h5").centre_px is None
 
 
 def test_a_file_without_ending_is_known_by_its_first_bytes(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from stemtune.crystal.phase import linio2
 from stemtune.dataset.ingest import ingest
 from stemtune.dataset.store import Store
 from stemtune.scan.ellipse import Ellipse
-from stemtune.scan.peaks import Found, find_spots
-from stemtune.scan.ring_fit import LEAST_SPOTS, fit_rings, shells
+from stemtune.scan.peaks import SpotList, find_spots
+from stemtune.scan.ring_fit import MIN_SPOTS, fit_rings, rings
 
 CENTRE = np.array([[62.4, 64.3], [0.0, 0.0], [0.0, 0.0]])
 TRUE, ELLIPSE = 0.025 / 1.013, Ellipse(0.032, 35.0)
@@ -32,7 +32,7 @@ def components(ellipse: Ellipse) -> np.ndarray:
 
 def test_shells_of_linio2_are_its_spacings() -> None:
     """|g| of a hexagonal cell by the textbook formula; (001) and (100) are absent in R-3m."""
-    length, strength = shells(linio2(), 0.6)
+    length, strength = rings(linio2(), 0.6)
     a, c = linio2().a, linio2().c
     expected = [
         np.sqrt(4 / 3 * (h * h + h * k + k * k) / a**2 + (m / c) ** 2)
@@ -92,11 +92,11 @@ def test_unknown_scale_is_found_and_a_wrong_phase_is_not(
 
 
 def test_too_few_spots_change_nothing(distorted: np.ndarray, tmp_path: Path) -> None:
-    few = Found(np.zeros(10, dtype=np.intp), np.full(10, 8.0), np.zeros(10))
+    few = SpotList(np.zeros(10, dtype=np.intp), np.full(10, 8.0), np.zeros(10))
     assert fit_rings(few, linio2(), 0.025, 128) is None
     scan = write_scan(tmp_path / "f.hspy", distorted[:1, :2], scale=0.025)
     facts = ingest(scan, tmp_path / "s.h5", calibrate="linio2")
-    assert f"but {LEAST_SPOTS} are needed to fit" in facts["notes"][0]
+    assert f"but {MIN_SPOTS} are needed to fit" in facts["notes"][0]
     assert facts["scale_inv_angstrom"] == 0.025
 
 

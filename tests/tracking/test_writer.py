@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sweep_rates import counted_calls
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
@@ -25,6 +24,7 @@ from stemtune.tracking.writer import JOURNAL
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import feed
+from counting import counted_calls
 from made_up import model_folder, tell
 from mlflow_server import Server
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune._files import existing
-from stemtune.crystal_map.frames import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.io import map_file, read_map, read_map_h5
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.schema import open_hdf5
@@ -20,7 +20,7 @@ from stemtune.errors import UserError
 
 
 def map_of_labels(store: Store) -> OrientationMap:
-    """Return the labels of `store` as a map of one answer per pixel, in the scan's frame (`crystal_map.frames`).
+    """Return the labels of `store` as a map of one answer per pixel, in the scan's frame (`frame_rotations`).
 
     Raises
     ------

@@ -31,7 +31,8 @@ from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import to_euler_deg
 from stemtune.crystal.symmetry import Symmetry
-from stemtune.crystal_map.frames import AUTO, to_frame
+from stemtune.crystal_map.frame_rotations import to_frame
+from stemtune.crystal_map.frames import AUTO
 from stemtune.crystal_map.grid import GridHeader, Points, grid_of, map_of
 from stemtune.crystal_map.io.read_back import check_same
 from stemtune.crystal_map.io.text import from_euler, number, numbers, read_lines, table

@@ -24,8 +24,8 @@ from stemtune._parallel import map_over_threads
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
-from stemtune.learning.model import Answers, OrientationModel
-from stemtune.learning.models.peaks import RIVALS, Peaks, Tops
+from stemtune.learning.model import Candidates, OrientationModel
+from stemtune.learning.models.peaks import RIVALS, Maxima, Peaks
 from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
 GRID_STEP = 2.0
@@ -37,7 +37,7 @@ COARSE = 0.36
 SHARPNESS = 0.01
 """Difference of correlation at which one answer is e times as likely as another; found on simulated patterns."""
 
-JUNK, CLEAR = 0.12, 0.24
+NCC_WITHOUT_CRYSTAL, NCC_OF_CRYSTAL = 0.12, 0.24
 """Correlations at which the confidence in the best answer is 0, and no longer lowered."""
 
 _CPU_BATCH, _GPU_BATCH = 32, 512  # patterns worked on at once: on a CPU their scores stay in its cache
@@ -52,9 +52,9 @@ class Proposals(NamedTuple):
     Attributes
     ----------
     orientation, score
-        (B, n, 4) as in `Answers`, and their correlations (B, n), best first; NaN and -inf where there are no more.
+        (B, n, 4) as in `Candidates`, and their correlations (B, n), best first; NaN and -inf where there are no more.
     clear
-        (B,) from 0, junk, to 1, by the best correlation.
+        (B,) from 0, no crystal, to 1, by the best correlation.
     """
 
     orientation: Tensor
@@ -116,7 +116,7 @@ class Matched(OrientationModel):
         -------
         dict
             `peak` (B, D), the best score of each direction at low angular resolution (float32); `spectrum`
-            (B, F, R, 2), what `answers` scores the best directions with.
+            (B, F, R, 2), what `candidates` scores the best directions with.
         """
         parts = _in_parts(self._first_stage, patterns)
         return {name: torch.cat([part[name] for part in parts]) for name in ("peak", "spectrum")}
@@ -162,10 +162,10 @@ class Matched(OrientationModel):
         return -(labels.weight * likely_BD.gather(1, labels.cell // self.grid.shape[1])).sum(1).mean()
 
     @torch.no_grad()
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
-        """Return the `n` best orientations that are more than 5 degrees apart; see `OrientationModel.answers`."""
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
+        """Return the `n` best orientations that are more than 5 degrees apart; see `OrientationModel.candidates`."""
         tops = self._tops(output, n)
-        return Answers(tops.orientation, confidence_of(tops.score)[:, :n])
+        return Candidates(tops.orientation, confidence_of(tops.score)[:, :n])
 
     @torch.no_grad()
     def proposals(self, patterns: Tensor, n: int) -> Proposals:
@@ -174,15 +174,15 @@ class Matched(OrientationModel):
         return Proposals(tops.orientation, tops.score[:, :n], _clear(tops.score[:, 0]))
 
     @torch.no_grad()
-    def tops(self, patterns: Tensor, n: int = 1) -> Tops:
+    def tops(self, patterns: Tensor, n: int = 1) -> Maxima:
         """Return the `n` best different orientations of patterns (B, H, W), and the correlations of all rivals."""
         return self._tops(self(patterns), n)
 
-    def _tops(self, output: dict[str, Tensor], n: int) -> Tops:
+    def _tops(self, output: dict[str, Tensor], n: int) -> Maxima:
         parts = _in_parts(partial(self._second_stage, n=n), output["peak"], output["spectrum"])
-        return Tops(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Maxima(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Tops:
+    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Maxima:
         direction_BT = self.peaks.shortlist(peak_BD, 10 + 2 * n)
         rows_BTA = self._rows(spectrum_BFR2, direction_BT)
         return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n)
@@ -227,8 +227,8 @@ def confidence_of(score_Br: Tensor) -> Tensor:
 
 
 def _clear(score: Tensor) -> Tensor:
-    """Return how much of a pattern a best correlation of `score` makes: 0 for junk, 1 from `CLEAR` on."""
-    return ((score - JUNK) / (CLEAR - JUNK)).clamp(0.0, 1.0)
+    """Return the factor on the confidence that a best correlation of `score` gives: 0 to 1, no crystal to crystal."""
+    return ((score - NCC_WITHOUT_CRYSTAL) / (NCC_OF_CRYSTAL - NCC_WITHOUT_CRYSTAL)).clamp(0.0, 1.0)
 
 
 __all__ = ["Matched", "Proposals", "confidence_of"]

@@ -31,7 +31,7 @@ RIVALS = 5
 """Different answers among which the confidence is shared out."""
 
 
-class Tops(NamedTuple):
+class Maxima(NamedTuple):
     """The different answers in some scores, best first.
 
     Attributes
@@ -91,7 +91,7 @@ class Peaks(nn.Module):
 
     def tops(
         self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int, rivals: int = 0
-    ) -> Tops:
+    ) -> Maxima:
         """Return the `n` best answers among shortlisted directions, ranked by their refined scores.
 
         Parameters
@@ -119,7 +119,7 @@ class Peaks(nn.Module):
         cell_Bn4 = self.grid.orientation(cell_Br[rows, order_Bn])
         found_Bn4 = self._kept_apart(moved_Br4[rows, order_Bn], cell_Bn4) if self.refined else cell_Bn4
         found_Bn4 = found_Bn4.where(top_Br[:, :n, None] > -torch.inf, torch.nan)
-        return Tops(reduce_to_fundamental_zone(found_Bn4, self.grid.symmetry), top_Br, around_BrN[rows, order_Br])
+        return Maxima(reduce_to_fundamental_zone(found_Bn4, self.grid.symmetry), top_Br, around_BrN[rows, order_Br])
 
     def _different(self, score_BM: Tensor, cell_BM: Tensor, count: int) -> Tensor:
         """Return the places (B, count) of the best candidates that differ from each other; -1 where there are no more.

@@ -22,7 +22,7 @@ from torch.nn import functional
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
-from stemtune.learning.model import Answers, OrientationModel
+from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.models.peaks import Peaks
 from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
@@ -91,7 +91,7 @@ class Polar(OrientationModel):
 
     Settings: `model.grid_step`, `angles`, `radii`, `reach`, `start`, `width`, `depth`, `kernel_size`, `dropout`;
     the template settings shape the start; `head.softness` is the width of the labels. Convolutions and filters are
-    learned, the filters as angular spectra. Answers are the tops of parabolas through the logits, as in `matched`,
+    learned, the filters as angular spectra. Candidates are the tops of parabolas through the logits, as in `matched`,
     unless `head.residual` is false; soft labels are Gaussians, whose logarithm is such a parabola around the truth.
 
     Attributes
@@ -157,7 +157,7 @@ class Polar(OrientationModel):
         return self.grid.cross_entropy(output["logits"], self.grid.encode(orientation, self.config.head.softness))
 
     @torch.no_grad()
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the `n` best different orientations.
 
         The probability of the cells around the rivals is shared out by the heights of their tops; what is spread
@@ -169,7 +169,7 @@ class Polar(OrientationModel):
         everything_B11 = logits_BDA.logsumexp((1, 2))[:, None, None]
         around_BrN = (tops.around - everything_B11).exp().where(tops.score[..., None] > -torch.inf, 0.0)
         sure_B1 = around_BrN.sum((1, 2)).clamp_max(1.0)[:, None]
-        return Answers(tops.orientation, (tops.score.softmax(1).nan_to_num(0.0) * sure_B1)[:, :n])
+        return Candidates(tops.orientation, (tops.score.softmax(1).nan_to_num(0.0) * sure_B1)[:, :n])
 
     def _spectra(self, logits_BDA: Tensor, direction_BN: Tensor) -> Tensor:
         """Return the angular spectra (B, N, F, 2) of some directions' logits."""

@@ -1,12 +1,12 @@
-"""Propose, choose, mend: the matched filter's best answers, judged by a network over their predicted spots.
+"""Propose, choose, correct: the matched filter's best candidates, scored by a network over their predicted spots.
 
 The polar matched filter almost always has the truth among its ten best answers, but picks another in one pattern of
 ten: intensities of thick crystals are not those of its templates. Here a small network, trained on dynamical patterns,
 reads the pattern at the spots that each candidate predicts, says which candidate it is and how far it is off; the
-best are mended and judged once more. It sees nothing of the crystal but couplings, excitation errors and lengths of
+best are corrected and scored once more. It sees nothing of the crystal but couplings, excitation errors and lengths of
 reciprocal vectors, so what it learned on one phase is a start for another.
 
-Shape legend: B patterns, M candidates, T candidates that are mended, n answers.
+Shape legend: B patterns, M candidates, T candidates that are corrected, n answers.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from stemtune.crystal.rotations import inverse, multiply
 from stemtune.crystal.symmetry import reduce_to_fundamental_zone
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.grid import closeness, from_rotation_vector, rotation_vector
-from stemtune.learning.model import DIFFERENT_DEG, Answers, OrientationModel
+from stemtune.learning.model import DIFFERENT_DEG, Candidates, OrientationModel
 from stemtune.learning.models.matched import Matched, Proposals
 from stemtune.learning.models.polar_templates import centred
-from stemtune.learning.models.reranker_net import Judge
-from stemtune.learning.models.spot_features import Evidence, Pictures, Seen
+from stemtune.learning.models.reranker_net import RerankerNet
+from stemtune.learning.models.spot_features import SpotFeatures, SpotReader, WindowCounts
 
 CANDIDATES = 10
-"""Answers of the matched filter that are judged."""
+"""Candidates of the matched filter that are scored."""
 
-KEPT = 4
-"""Candidates that are mended and judged a second time."""
+RESCORED = 4
+"""Candidates that are corrected and scored a second time."""
 
 SPOTS = 64
 """Predicted spots of each candidate that are looked at."""
@@ -47,14 +47,14 @@ _TOLERANCE_DEG = 0.3  # errors below this count with their square, larger ones w
 
 
 class Rerank(OrientationModel):
-    """The matched filter's candidates, chosen and mended by a trained network.
+    """The matched filter's candidates, chosen and corrected by a trained network.
 
     Settings: those of `matched`, and `model.width`, the features per spot.
 
     Attributes
     ----------
-    matched, evidence, judges
-        Who proposes; what is seen of each proposal; the networks of the first and of all later looks.
+    matched, reader, rerankers
+        What proposes; what reads the spots of each proposal; the networks of the first and the second pass.
     """
 
     spread_deg = 0.07  # wider ones make refinement worse where the beam precesses by more than 0.7 degrees
@@ -62,76 +62,83 @@ class Rerank(OrientationModel):
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
         super().__init__(config, phase, geometry)
         self.matched = Matched(config, phase, geometry)
-        self.evidence = Evidence(phase, geometry, SPOTS, config.model.reach)
+        self.reader = SpotReader(phase, geometry, SPOTS, config.model.reach)
         width = config.model.width or WIDTH
-        self.judges = ModuleList(Judge(width, _EXTRA) for _ in range(2))
+        self.rerankers = ModuleList(RerankerNet(width, _EXTRA) for _ in range(2))
 
     def forward(self, patterns: Tensor) -> dict[str, Tensor]:
-        """Judge the candidates of patterns (B, H, W) of any numeric type.
+        """Score the candidates of patterns (B, H, W) of any numeric type.
 
         Returns
         -------
         dict
-            `first` (B, M, 4), `first_score` (B, M) and `first_mend` (B, M, 3): the candidates, their scores and
+            `first` (B, M, 4), `first_score` (B, M) and `first_correction` (B, M, 3): the candidates, their scores and
             corrections (rotation vectors in radians: truth ~ g * exp(correction)); `orientation` (B, T, 4), `score`
-            and `mend`: the best of them, mended and judged again; `clear` (B,): 0 where the pattern is junk.
+            and `correction`: the best of them, corrected and scored again; `clear` (B,) as in `Proposals`.
         """
         return self.decide(*self.propose(patterns))
 
     @torch.no_grad()
-    def propose(self, patterns: Tensor) -> tuple[Proposals, Pictures]:
-        """Return the matched filter's candidates for patterns (B, H, W), and what the judges look at."""
-        counts = centred(patterns, self.geometry, self.evidence.beam_px)
-        return self.matched.proposals(patterns, CANDIDATES), self.evidence.pictures(counts)
+    def propose(self, patterns: Tensor) -> tuple[Proposals, WindowCounts]:
+        """Return the matched filter's candidates for patterns (B, H, W), and the counts around their spots."""
+        counts = centred(patterns, self.geometry, self.reader.beam_px)
+        return self.matched.proposals(patterns, CANDIDATES), self.reader.collect(counts)
 
-    def decide(self, proposals: Proposals, pictures: Pictures) -> dict[str, Tensor]:
-        """Judge candidates by the pictures of their patterns; see `forward`."""
+    def decide(self, proposals: Proposals, windows: WindowCounts) -> dict[str, Tensor]:
+        """Score candidates by the counts in their patterns; see `forward`."""
         missing_BM = proposals.score == -torch.inf
         first_BM4 = proposals.orientation.nan_to_num(0.5)
         behind_BM = (proposals.score - proposals.score[:, :1]) / _SHARPNESS
         prior_BM = behind_BM.masked_fill(missing_BM, -math.inf).clamp_min(-4.0)  # where all are missing, inf - inf
-        score_BM, mend_BM3 = self._judged(0, pictures, first_BM4, prior_BM)
+        score_BM, correction_BM3 = self._score(0, windows, first_BM4, prior_BM)
         score_BM = score_BM.masked_fill(missing_BM, -1e4)
-        output = {"first": first_BM4, "first_score": score_BM, "first_mend": mend_BM3, "clear": proposals.clear}
-        chosen_BT = score_BM.detach().topk(min(KEPT, score_BM.shape[1]), dim=1).indices
+        output = {
+            "first": first_BM4,
+            "first_score": score_BM,
+            "first_correction": correction_BM3,
+            "clear": proposals.clear,
+        }
+        chosen_BT = score_BM.detach().topk(min(RESCORED, score_BM.shape[1]), dim=1).indices
         rows = torch.arange(len(chosen_BT), device=chosen_BT.device)[:, None]
         prior_BT = score_BM.detach()[rows, chosen_BT]
-        mended_BT4 = multiply(first_BM4[rows, chosen_BT], from_rotation_vector(mend_BM3.detach()[rows, chosen_BT]))
+        corrected_BT4 = multiply(
+            first_BM4[rows, chosen_BT], from_rotation_vector(correction_BM3.detach()[rows, chosen_BT])
+        )
         prior_BT = (0.3 * (prior_BT - prior_BT[:, :1])).clamp_min(-4.0)
-        score_BT, mend_BT3 = self._judged(1, pictures, mended_BT4, prior_BT)
+        score_BT, correction_BT3 = self._score(1, windows, corrected_BT4, prior_BT)
         score_BT = score_BT.masked_fill(missing_BM[rows, chosen_BT], -1e4)
-        return {**output, "orientation": mended_BT4, "score": score_BT, "mend": mend_BT3}
+        return {**output, "orientation": corrected_BT4, "score": score_BT, "correction": correction_BT3}
 
-    def _judged(self, look: int, pictures: Pictures, orientation: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+    def _score(self, turn: int, windows: WindowCounts, orientation: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            seen = self.evidence(pictures, orientation)
-            extra = _known(pictures, seen, prior)
-        score, mend = self.judges[look](seen, extra)
-        return score, mend
+            spots = self.reader(windows, orientation)
+            extra = _extra_features(windows, spots, prior)
+        score, correction = self.rerankers[turn](spots, extra)
+        return score, correction
 
     def loss(self, output: dict[str, Tensor], orientation: Tensor) -> Tensor:
-        """Return the cross-entropy of the choice and the error of the right candidate, in degrees, of both looks.
+        """Return the cross-entropy of the choice and the error of the right candidate, in degrees, of both passes.
 
         Patterns without the truth (B, 4) among their candidates, within 5 degrees, do not count.
         """
         truth_B4 = orientation.to(output["score"])
-        parts = ("first_score", "first_mend", "score", "mend")
+        parts = ("first_score", "first_correction", "score", "correction")
         total = torch.stack([output[part].sum() for part in parts]).sum() * 0  # every weight has a gradient
-        looks = (("first", "first_score", "first_mend", 1.0), ("orientation", "score", "mend", 2.0))
-        for candidate, score, mend, weight in looks:
-            missing_BM3 = self._missing(output[candidate], truth_B4)
+        passes = (("first", "first_score", "first_correction", 1.0), ("orientation", "score", "correction", 2.0))
+        for candidate, score, correction, weight in passes:
+            missing_BM3 = self._error(output[candidate], truth_B4)
             off_BM = missing_BM3.norm(dim=-1)
             off_B, right_B = off_BM.masked_fill(output[score] < -9e3, math.pi).min(1)
             known = off_B < math.radians(DIFFERENT_DEG)
             if not bool(known.any()):
                 continue
             rows = torch.arange(len(right_B), device=right_B.device)
-            error = (output[mend] - missing_BM3)[rows, right_B][known].rad2deg().norm(dim=-1)
+            error = (output[correction] - missing_BM3)[rows, right_B][known].rad2deg().norm(dim=-1)
             total = total + functional.cross_entropy(output[score][known], right_B[known])
             total = total + weight * functional.smooth_l1_loss(error, torch.zeros_like(error), beta=_TOLERANCE_DEG)
         return total
 
-    def _missing(self, candidate_BM4: Tensor, truth_B4: Tensor) -> Tensor:
+    def _error(self, candidate_BM4: Tensor, truth_B4: Tensor) -> Tensor:
         """Return the rotation vectors (B, M, 3) from each candidate to the nearest orientation equal to the truth."""
         equal_BS4 = multiply(self.phase.symmetry.operations_like(truth_B4), truth_B4[:, None])
         between_BMS4 = multiply(inverse(candidate_BM4)[:, :, None], equal_BS4[:, None])
@@ -140,12 +147,12 @@ class Rerank(OrientationModel):
         return rotation_vector(between_BMS4.gather(2, index)[:, :, 0])
 
     @torch.no_grad()
-    def answers(self, output: dict[str, Tensor], n: int = 1) -> Answers:
-        """Return the `n` best different orientations; see `OrientationModel.answers`."""
-        mended_BT4 = multiply(output["orientation"], from_rotation_vector(output["mend"]))
+    def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
+        """Return the `n` best different orientations; see `OrientationModel.candidates`."""
+        corrected_BT4 = multiply(output["orientation"], from_rotation_vector(output["correction"]))
         order_BT = output["score"].argsort(dim=1, descending=True)
         rows = torch.arange(len(order_BT), device=order_BT.device)[:, None]
-        found_BT4, score_BT = mended_BT4[rows, order_BT], output["score"][rows, order_BT]
+        found_BT4, score_BT = corrected_BT4[rows, order_BT], output["score"][rows, order_BT]
         share_BT = score_BT.softmax(1) * output["clear"][:, None]
         kept_BT = self._different(found_BT4) & (score_BT > -9e3)
         place_BT = (~kept_BT).to(torch.int8).argsort(dim=1, stable=True)
@@ -157,7 +164,7 @@ class Rerank(OrientationModel):
         if short > 0:
             orientation = functional.pad(orientation, (0, 0, 0, short), value=torch.nan)
             confidence = functional.pad(confidence, (0, short))
-        return Answers(orientation, confidence)
+        return Candidates(orientation, confidence)
 
     def _different(self, found_BT4: Tensor) -> Tensor:
         """Return which answers (B, T) are more than 5 degrees from every better one that is kept."""
@@ -169,14 +176,14 @@ class Rerank(OrientationModel):
         return torch.stack(kept, dim=1)
 
 
-def _known(pictures: Pictures, seen: Seen, prior_BM: Tensor) -> Tensor:
-    """Return what is known of each candidate besides its spots (B, M, 3).
+def _extra_features(windows: WindowCounts, spots: SpotFeatures, prior_BM: Tensor) -> Tensor:
+    """Return the features (B, M, 3) of each candidate besides its spots.
 
-    The matched filter's or the first look's verdict; the logarithm of the share of the counts that its spots explain;
-    the logarithm of the direct beam's ratio to the rest.
+    The score of the matched filter or of the first pass; the logarithm of the share of the counts that its spots
+    explain; the logarithm of the direct beam's ratio to the rest.
     """
-    explained_BM = ((seen.feature[..., 0] + 1).exp() - 1).sum(-1) / (pictures.rest[:, None] + 1)
-    direct_B = pictures.direct.clamp_min(0).log1p() - pictures.rest.clamp_min(0).log1p()
+    explained_BM = ((spots.feature[..., 0] + 1).exp() - 1).sum(-1) / (windows.rest[:, None] + 1)
+    direct_B = windows.direct.clamp_min(0).log1p() - windows.rest.clamp_min(0).log1p()
     return torch.stack((prior_BM, (explained_BM + 1e-3).log(), direct_B[:, None].expand_as(prior_BM)), dim=-1)
 
 

@@ -1,6 +1,6 @@
 """What a pattern shows at the places where an orientation predicts spots.
 
-Shape legend: B patterns, H x W pixels, M candidate orientations, R reflections, K predicted spots, C pictures,
+Shape legend: B patterns, H x W pixels, M candidate orientations, R reflections, K predicted spots, C channels,
 F features.
 """
 
@@ -22,7 +22,7 @@ from stemtune.errors import UserError
 from stemtune.learning.models.matched import half_precision
 
 FEATURES = 11
-"""Numbers per predicted spot; see `Evidence.forward`."""
+"""Numbers per predicted spot; see `SpotReader.forward`."""
 
 PEAKS, PEAK_FEATURES = 24, 8
 """Brightest peaks of a pattern that are explained by each orientation, and the numbers per peak."""
@@ -34,7 +34,7 @@ _FAINTEST = 0.5  # counts; fainter maxima are no peaks, and stand as nothing at 
 _NEAR = 0.003  # 1/Å; excitation errors below this make no difference to which spots are looked at
 
 
-class Pictures(NamedTuple):
+class WindowCounts(NamedTuple):
     """Counts of B patterns collected in windows around every pixel, and over the whole pattern.
 
     Attributes
@@ -54,8 +54,8 @@ class Pictures(NamedTuple):
     peak: Tensor
 
 
-class Seen(NamedTuple):
-    """Evidence for M orientations.
+class SpotFeatures(NamedTuple):
+    """Features of the spots of M orientations.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class Seen(NamedTuple):
     peak: Tensor
 
 
-class Evidence(nn.Module):
+class SpotReader(nn.Module):
     """Predicts the spots of orientations and reads the pattern at their places.
 
     Parameters
@@ -120,15 +120,15 @@ class Evidence(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value.to(torch.float32).contiguous(), persistent=False)
 
-    def pictures(self, counts: Tensor) -> Pictures:
+    def collect(self, counts: Tensor) -> WindowCounts:
         """Return what is collected from centred patterns (B, H, W) of counts."""
         window = self.windows(counts)
         direct = (counts * self.beam).sum((1, 2))
         peak = self._peaks(window[:, 0], window[:, 3])
-        return Pictures(window, direct, counts.sum((1, 2)) - direct, peak)
+        return WindowCounts(window, direct, counts.sum((1, 2)) - direct, peak)
 
     def windows(self, counts: Tensor) -> Tensor:
-        """Return the windows (B, 4, H, W) over centred patterns (B, H, W) of counts; see `Pictures`."""
+        """Return the windows (B, 4, H, W) over centred patterns (B, H, W) of counts; see `WindowCounts`."""
         low = half_precision()  # a count to 0.4 %, at three times the speed
         narrow_HW, moment_HW, wide_HW = self.smooth.to(low).unbind()
         across_BHX = counts.to(low) @ torch.cat((narrow_HW.T, moment_HW.T, wide_HW.T), dim=1)
@@ -138,7 +138,7 @@ class Evidence(nn.Module):
         return torch.stack(window, dim=1).to(counts.dtype)
 
     def _peaks(self, narrow_BHW: Tensor, wide_BHW: Tensor) -> Tensor:
-        """Return the brightest local maxima (B, P, 4) of the narrow window outside the direct beam; see `Pictures`."""
+        """Return the brightest local maxima (B, P, 4) outside the direct beam; see `WindowCounts`."""
         height = narrow_BHW.where((narrow_BHW >= _highest_nearby(narrow_BHW)) & (self.beam == 0), 0.0).flatten(1)
         value_BP, index_BP = height.topk(PEAKS, dim=1)
         row, column = index_BP // self.geometry.size, index_BP % self.geometry.size
@@ -147,8 +147,8 @@ class Evidence(nn.Module):
         peak = torch.stack((x, y, value_BP, wide_BHW.flatten(1).gather(1, index_BP)), dim=-1)
         return peak * (value_BP > _FAINTEST)[..., None]
 
-    def forward(self, pictures: Pictures, orientation: Tensor) -> Seen:
-        """Return the evidence for orientations (B, M, 4).
+    def forward(self, windows: WindowCounts, orientation: Tensor) -> SpotFeatures:
+        """Return the features of orientations (B, M, 4).
 
         The features of a spot are: the logarithms of the counts in the narrow and the wide window, the mean
         displacement of the counts outwards and anticlockwise in the narrow window, the excitation error and its
@@ -156,7 +156,7 @@ class Evidence(nn.Module):
         |g|, the logarithm of the pattern's counts, and whether the spot lies on the detector.
         """
         place_BMK2, error_BMK, coupling_BMK = self.predicted(orientation)
-        counts_BMKC, inside_BMK = self.sampled(pictures.window, place_BMK2)
+        counts_BMKC, inside_BMK = self.sampled(windows.window, place_BMK2)
         length_BMK = torch.linalg.vector_norm(place_BMK2, dim=-1).clamp_min(1e-6)
         narrow_BMK = counts_BMKC[..., 0].clamp_min(0)
         x, y = (place_BMK2 / length_BMK[..., None]).unbind(-1)
@@ -172,28 +172,28 @@ class Evidence(nn.Module):
             coupling_BMK.clamp_min(1e-7).log() + 8,
             (two_beam + 1e-4).log() * 0.5,
             length_BMK - 1,
-            (pictures.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(x),
+            (windows.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(x),
             inside_BMK,
         )
-        peak = self._explained(pictures, place_BMK2, feature[4], feature[7])
-        return Seen(torch.stack(feature, dim=-1), place_BMK2, peak)
+        peak = self._explained(windows, place_BMK2, feature[4], feature[7])
+        return SpotFeatures(torch.stack(feature, dim=-1), place_BMK2, peak)
 
-    def _explained(self, pictures: Pictures, place_BMK2: Tensor, error_BMK: Tensor, two_beam_BMK: Tensor) -> Tensor:
+    def _explained(self, windows: WindowCounts, place_BMK2: Tensor, error_BMK: Tensor, two_beam_BMK: Tensor) -> Tensor:
         """Return how each candidate explains the brightest peaks (B, M, P, F').
 
         The logarithms of the peak's counts in both windows and of the pattern's, its distance from the centre, and of
         the nearest predicted spot the distance in narrow widths, the excitation error and the two-beam intensity.
         """
-        peak_BP2 = pictures.peak[..., :2]
+        peak_BP2 = windows.peak[..., :2]
         candidates = place_BMK2.shape[1]
         apart = torch.cdist(peak_BP2, place_BMK2.flatten(1, 2), compute_mode="donot_use_mm_for_euclid_dist")
         apart_BPM, nearest_BPM = apart.view(*apart.shape[:2], candidates, -1).min(-1)
         apart_BMP, nearest_BMP = apart_BPM.transpose(1, 2), nearest_BPM.transpose(1, 2)
-        counts_BMP, wide_BMP = (pictures.peak[:, None, :, k].expand(-1, candidates, -1) for k in (2, 3))
+        counts_BMP, wide_BMP = (windows.peak[:, None, :, k].expand(-1, candidates, -1) for k in (2, 3))
         feature = (
             counts_BMP.clamp_min(0).log1p() - 1.0,
             wide_BMP.clamp_min(0).log1p() - 2.0,
-            (pictures.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(apart_BMP),
+            (windows.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(apart_BMP),
             torch.linalg.vector_norm(peak_BP2, dim=-1)[:, None].expand_as(apart_BMP) - 1,
             (apart_BMP / NARROW).clamp_max(5.0) - 1,
             torch.exp(-0.5 * (apart_BMP / NARROW).square()),
@@ -216,7 +216,7 @@ class Evidence(nn.Module):
         return place_BMK2, error_BMR.gather(-1, index_BMK), self.coupling[index_BMK]
 
     def sampled(self, window_BCHW: Tensor, place_BMK2: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pictures (B, M, K, C) at lab coordinates, and 1 where these lie on the detector, else 0."""
+        """Return the counts (B, M, K, C) at lab coordinates, and 1 where these lie on the detector, else 0."""
         size, scale = self.geometry.size, self.geometry.scale_inv_angstrom
         row, column = self.geometry.centre_px
         column_BMK = (2 * (place_BMK2[..., 0] / scale + column) + 1) / size - 1
@@ -234,4 +234,4 @@ def _highest_nearby(height_BHW: Tensor) -> Tensor:
     return reduce(torch.maximum, [tall[..., step : step + size] for step in range(5)])
 
 
-__all__ = ["FEATURES", "Evidence", "Pictures", "Seen"]
+__all__ = ["FEATURES", "SpotFeatures", "SpotReader", "WindowCounts"]

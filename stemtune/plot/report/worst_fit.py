@@ -9,16 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stemtune._files import existing
 from stemtune.config import SimulateConfig, Span
-from stemtune.crystal_map.frames import scan_rotation_deg, to_pattern_frame
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.dataset.ingest import corrected_at
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
-from stemtune.indexing.source import is_store
+from stemtune.plot.overlay import measured_patterns
 
 COUNT = 6
 """How many patterns are shown."""
@@ -47,15 +45,6 @@ class WorstFit(NamedTuple):
     simulated: npt.NDArray[np.float64]
 
 
-def worst_pixels(orientation_map: OrientationMap, count: int = COUNT) -> npt.NDArray[np.intp]:
-    """Return the indexed pixels of the least `explained_intensity`, worst first."""
-    fit = np.where(
-        orientation_map.indexed & orientation_map.measured, orientation_map.score("explained_intensity"), np.inf
-    )
-    order = np.argsort(fit, kind="stable")[:count]
-    return order[np.isfinite(fit[order])]
-
-
 def worst_fit(orientation_map: OrientationMap, store: Store | None = None) -> WorstFit:
     """Return the patterns that fit worst and their simulations.
 
@@ -71,11 +60,14 @@ def worst_fit(orientation_map: OrientationMap, store: Store | None = None) -> Wo
     UserError
         When they are no longer there, or are not those of the map.
     """
-    pixel = worst_pixels(orientation_map)
+    shown = orientation_map.indexed & orientation_map.measured
+    explained = np.where(shown, orientation_map.score("explained_intensity"), np.inf)
+    order = np.argsort(explained, kind="stable")[:COUNT]
+    pixel = order[np.isfinite(explained[order])]
     if not len(pixel):
         raise UserError("no pixel is indexed")
     geometry = Geometry.from_dict(orientation_map.attrs["geometry"])
-    measured = _patterns(orientation_map, pixel, store).astype(np.float64)
+    measured = measured_patterns(orientation_map, pixel.tolist(), store).astype(np.float64)
     simulated = np.empty((len(pixel), geometry.size, geometry.size))
     answers = to_pattern_frame(orientation_map.answers[pixel, 0], scan_rotation_deg(orientation_map.attrs))
     for index, phase in enumerate(orientation_map.crystals):
@@ -85,19 +77,3 @@ def worst_fit(orientation_map: OrientationMap, store: Store | None = None) -> Wo
             made = simulator.patterns(torch.from_numpy(answers[own]), torch.Generator().manual_seed(0), noise=False)
             simulated[own] = made.double().numpy()
     return WorstFit(pixel, measured, simulated)
-
-
-def _patterns(
-    orientation_map: OrientationMap, pixel: npt.NDArray[np.intp], store: Store | None
-) -> npt.NDArray[np.float64]:
-    if store is None:
-        source = existing(orientation_map.attrs["source"], "the scan or store of the map")
-        if not is_store(source):
-            positions = [divmod(int(place), orientation_map.shape[1]) for place in pixel]
-            return np.asarray(corrected_at(source, positions, **orientation_map.attrs["calibration"]))
-        with Store.open(source) as opened:
-            return _patterns(orientation_map, pixel, opened)
-    row_of = {int(place): row for row, place in enumerate(store.grid_pixel())}
-    if any(int(place) not in row_of for place in pixel):
-        raise UserError(f"'{store.path}' is another scan than that of the map")
-    return np.asarray(store.take(np.array([row_of[int(place)] for place in pixel])))

@@ -1,7 +1,7 @@
 """Reading a scan: many kinds of files as one lazy stack of patterns with whatever calibration the file has.
 
 rosettasciio reads what microscopes write (`rosetta.py`). HDF5 that is not hyperspy's is read here, piece by piece
-(`hdf5.py`): DECTRIS, py4DSTEM and EMD data cubes, any array of it; so are Bragg peaks (`bragg.py`), .npy, .npz and
+(`hdf5.py`): DECTRIS, py4DSTEM and EMD data cubes, any array of it; so are Bragg peaks (`py4dstem.py`), .npy, .npz and
 EMPAD's .raw (`arrays.py`). Nothing is loaded but headers; `Scan.data` is a dask array that reads what is computed.
 """
 
@@ -52,32 +52,20 @@ def read_scan(
             raise UserError(f"{found.name} is empty; copy it again")
         with found.open("rb") as file:
             start = file.read(8)
-    if ending == ".npy" or (not ending and start.startswith(_NPY_START)):
-        from stemtune.scan.readers.arrays import read_npy
-
-        _no_choice(found.name, dataset)
-        return read_npy(found, shape)
-    if ending == ".npz" or (not ending and start.startswith(_ZIP_START)):
-        from stemtune.scan.readers.arrays import read_npz
-
-        return read_npz(found, shape, dataset)
     if ending == ".hdr" and found.with_suffix(".mib").exists():
         raise UserError(f"{found.name} is only the header of a scan; give {found.with_suffix('.mib').name}")
-    if ending == ".raw":
-        from stemtune.scan.readers.arrays import read_raw
-
-        _no_choice(found.name, dataset)
-        return read_raw(found, shape)
+    # The readers are imported when they are needed: h5py's plugins and rosettasciio take a moment.
     if ending in _HDF5_ENDINGS or (start == _HDF5_START and (not ending or dataset)):
         from stemtune.scan.readers.hdf5 import read_hdf5
 
         return read_hdf5(found, shape, dataset, size, scale)
+    from stemtune.scan.readers import arrays
     from stemtune.scan.readers.rosetta import read_by_rosettasciio
 
-    _no_choice(found.name, dataset)
-    return read_by_rosettasciio(found, shape)
-
-
-def _no_choice(name: str, dataset: str | None) -> None:
+    if ending == ".npz" or (not ending and start.startswith(_ZIP_START)):
+        return arrays.read_npz(found, shape, dataset)
     if dataset is not None:
-        raise UserError(f"{name} holds one scan, so there is nothing to choose; leave out --dataset")
+        raise UserError(f"{found.name} holds one scan, so there is nothing to choose; leave out --dataset")
+    if ending == ".npy" or (not ending and start.startswith(_NPY_START)):
+        return arrays.read_npy(found, shape)
+    return arrays.read_raw(found, shape) if ending == ".raw" else read_by_rosettasciio(found, shape)

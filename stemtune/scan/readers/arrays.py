@@ -1,6 +1,7 @@
 """Bare arrays of numbers in files: .npy, .npz and EMPAD's .raw, read frame by frame rather than mapped.
 
 What is read leaves memory with the block that it was read for, while pages of a mapped file stay with the process.
+Errors are those of `read_scan`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 import re
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +18,25 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.errors import UserError
-from stemtune.scan.readers.lazy import Frames, lazily
-from stemtune.scan.readers.scan import Scan, scan_shape, why
+from stemtune.scan.readers.scan import Frames, Scan, failure_reason, lazily, scan_shape
 
 _EMPAD_ROWS, _EMPAD_SIZE = 130, 128  # an EMPAD frame has two rows more than the pattern, for the detector's own use
 _LARGEST_PACKED = 2**30  # bytes of a compressed array of an .npz, which can only be unpacked whole
 
 
 def read_npy(path: Path, shape: tuple[int, int] | None) -> Scan:
-    """Open a numpy file as a scan: no calibration, two scan axes or one, then the pattern's rows and columns.
-
-    Raises
-    ------
-    UserError
-        When the file is no array of numbers, is truncated, or is not of `shape`.
-    """
+    """Open a numpy file as a scan: no calibration, two scan axes or one, then the pattern's rows and columns."""
     with path.open("rb") as file:
-        lengths, fortran, dtype = header(path.name, file)
+        lengths, fortran, dtype = npy_header(path.name, file)
         offset = file.tell()
     missing = offset + math.prod(lengths) * dtype.itemsize - path.stat().st_size
     if missing > 0:
         raise UserError(f"{path.name} cannot be read: the file is truncated, {missing:,} bytes are missing")
-    return _scan_of(path, path.name, lengths, dtype, offset, fortran, shape)
+    return _scan_at(path, offset, lengths, fortran, dtype, shape)
 
 
 def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> Scan:
-    """Open one array of an .npz file as a scan: in place as `numpy.savez` writes it, else unpacked.
-
-    Raises
-    ------
-    UserError
-        As `read_npy`; when there are several arrays to choose from, or a compressed one is too large to unpack.
-    """
+    """Open one array of an .npz file as a scan: in place as `numpy.savez` writes it, else unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -55,14 +44,14 @@ def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> 
             for name, info in infos.items():
                 if info.filename.endswith(".npy"):
                     with archive.open(info) as file:
-                        headers[name] = (*header(f"{name} of {path.name}", file), file.tell())
+                        headers[name] = (*npy_header(f"{name} of {path.name}", file), file.tell())
             name = _chosen(path.name, {name: head[0] for name, head in headers.items()}, dataset)
             lengths, fortran, dtype, before = headers[name]
             if infos[name].compress_type == zipfile.ZIP_STORED:
                 with path.open("rb") as raw:  # the file's data begin behind a header of its own in the archive
                     raw.seek(infos[name].header_offset + 26)
                     start = infos[name].header_offset + 30 + sum(np.fromfile(raw, dtype="<u2", count=2).tolist())
-                return _scan_of(path, path.name, lengths, dtype, start + before, fortran, shape)
+                return _scan_at(path, start + before, lengths, fortran, dtype, shape)
             if infos[name].file_size > _LARGEST_PACKED:
                 raise UserError(
                     f"{name} of {path.name} is compressed, so it can only be read whole, and has"
@@ -71,18 +60,14 @@ def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> 
             with archive.open(infos[name]) as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except (zipfile.BadZipFile, EOFError, OSError) as problem:
-        raise UserError(f"{path.name} cannot be read: {why(problem)}; copy it again") from None
-    rows, columns = target(path.name, lengths, shape)
-    return _scan(path, lazily(array.reshape(rows, columns, *lengths[-2:])))
+        raise UserError(f"{path.name} cannot be read: {failure_reason(problem)}; copy it again") from None
+    return Scan(path, lazily(array.reshape(*stack_shape(path.name, lengths, shape), *lengths[-2:])))
 
 
 def read_raw(path: Path, shape: tuple[int, int] | None) -> Scan:
     """Open EMPAD's .raw: by the .xml in the same folder that names it, else as frames of 130 x 128 float32.
 
-    Raises
-    ------
-    UserError
-        When the size is not that of whole frames, or neither the name (scan_x64_y32.raw) nor `shape` lays them out.
+    Without an .xml, the file's name (scan_x64_y32.raw) or `shape` says how they are laid out.
     """
     from stemtune.scan.readers.rosetta import read_by_rosettasciio
 
@@ -97,24 +82,22 @@ def read_raw(path: Path, shape: tuple[int, int] | None) -> Scan:
         )
     named = re.search(r"_x(\d+)_y(\d+)", path.stem)
     lengths = (int(named[2]), int(named[1])) if named and int(named[1]) * int(named[2]) == frames else (frames,)
-    rows, columns = scan_shape(path.name, lengths, shape)
+    laid, dtype = scan_shape(path.name, lengths, shape), np.dtype("<f4")
 
     def read(first: int, end: int) -> npt.NDArray[Any]:
-        count = (end - first) * _EMPAD_ROWS * _EMPAD_SIZE
-        found = np.fromfile(path, dtype="<f4", count=count, offset=first * _EMPAD_ROWS * _EMPAD_SIZE * 4)
-        return found.reshape(end - first, _EMPAD_ROWS, _EMPAD_SIZE)[:, :_EMPAD_SIZE]
+        return frames_at(path, 0, first, end, (_EMPAD_ROWS, _EMPAD_SIZE), dtype)[:, :_EMPAD_SIZE]
 
-    return _scan(path, lazily(Frames((rows, columns, _EMPAD_SIZE, _EMPAD_SIZE), "<f4", read)))
+    return Scan(path, lazily(Frames((*laid, _EMPAD_SIZE, _EMPAD_SIZE), dtype, read)))
 
 
-def header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def npy_header(name: str, file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return shape, whether it is in Fortran's order, and type of the array that begins in `file`."""
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         lengths, fortran, dtype = read(file)
     except (ValueError, EOFError) as problem:
-        raise UserError(f"{name} cannot be read: it is no whole numpy file ({why(problem)})") from None
+        raise UserError(f"{name} cannot be read: it is no whole numpy file ({failure_reason(problem)})") from None
     if dtype.hasobject or dtype.kind not in "buif":
         raise UserError(f"{name} holds {dtype} pixels, which are no counts")
     return lengths, fortran, dtype
@@ -130,39 +113,39 @@ def _chosen(name: str, shapes: dict[str, tuple[int, ...]], dataset: str | None) 
     return dataset or found[0]
 
 
-def target(name: str, lengths: Sequence[int], shape: tuple[int, int] | None) -> tuple[int, int]:
-    """Return rows and columns of the scan that an array with these `lengths` is; errors as `read_npy`."""
+def stack_shape(name: str, lengths: Sequence[int], shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Return rows and columns of the scan that an array with these `lengths` is."""
     if len(lengths) < 2 or not math.prod(lengths):
         raise UserError(f"{name} holds an array of shape {tuple(lengths)}, which is no stack of patterns")
     return scan_shape(name, lengths[:-2], shape)
 
 
-def _scan_of(
+def frames_at(
+    path: Path, offset: int, first: int, end: int, shape: tuple[int, int], dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """Return the frames (n, height, width) from `first` to before `end` of a stack that begins at byte `offset`."""
+    pixels = math.prod(shape)
+    at, count = offset + first * pixels * dtype.itemsize, (end - first) * pixels
+    found = np.fromfile(path, dtype=dtype, count=count, offset=at)
+    if len(found) < count:
+        raise EOFError("the file ends early")
+    return found.reshape(-1, *shape)
+
+
+def _scan_at(
     path: Path,
-    name: str,
-    lengths: tuple[int, ...],
-    dtype: np.dtype[Any],
     offset: int,
+    lengths: tuple[int, ...],
     fortran: bool,
+    dtype: np.dtype[Any],
     shape: tuple[int, int] | None,
 ) -> Scan:
     """Return the scan whose array lies in the file from byte `offset` on."""
-    laid = target(name, lengths, shape)
-    height, width = lengths[-2:]
+    laid, frame = stack_shape(path.name, lengths, shape), (lengths[-2], lengths[-1])
     if fortran:  # a pattern is scattered over the whole file, so it is mapped
         mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=lengths, order="F")
         if laid != lengths[:-2]:
-            raise UserError(f"{name} is in Fortran's order, which cannot be laid out anew; save it in C's order")
-        return _scan(path, lazily(mapped))
-
-    def read(first: int, end: int) -> npt.NDArray[Any]:
-        at = offset + first * height * width * dtype.itemsize
-        return np.fromfile(path, dtype=dtype, count=(end - first) * height * width, offset=at).reshape(
-            -1, height, width
-        )
-
-    return _scan(path, lazily(Frames((*laid, height, width), dtype, read)))
-
-
-def _scan(path: Path, data: Any) -> Scan:
-    return Scan(path, data, (1.0, 1.0), "", None, None, None)
+            raise UserError(f"{path.name} is in Fortran's order, which cannot be laid out anew; save it in C's order")
+        return Scan(path, lazily(mapped))
+    read = partial(frames_at, path, offset, shape=frame, dtype=dtype)
+    return Scan(path, lazily(Frames((*laid, *frame), dtype, read)))

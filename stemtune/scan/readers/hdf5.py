@@ -15,18 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.errors import UserError
-from stemtune.scan.readers.bragg import read_peaks
-from stemtune.scan.readers.cube import Calibration, calibration_of
-from stemtune.scan.readers.lazy import Frames, lazily
-from stemtune.scan.readers.scan import Scan, checked_kv, scan_shape, why
+from stemtune.scan.readers.py4dstem import Calibration, calibration_of, read_peaks
+from stemtune.scan.readers.scan import Frames, Scan, checked_kv, failure_reason, lazily, scan_shape
 
-_SHOWN = 8  # arrays that a message lists
+_LISTED = 8  # arrays that a message lists
 _DECTRIS = re.compile(r"data_\d+")
 _MASKS = ("entry/instrument/detector/detectorSpecific/pixel_mask", "entry/instrument/detector/pixel_mask")
+_TRIGGERS = (
+    "entry/instrument/detector/detectorSpecific/ntrigger",
+    "entry/instrument/detector/detectorSpecific/nimages",
+)
 _ENERGIES = ("entry/instrument/beam/incident_energy", "entry/instrument/source/energy")
 
 
-class Found(NamedTuple):
+class Candidate(NamedTuple):
     """What may be the scan of a file: its `kind` ("array", "frames" or "peaks") and the lengths of its axes."""
 
     kind: str
@@ -39,17 +41,11 @@ class Found(NamedTuple):
 def read_hdf5(
     path: Path, shape: tuple[int, int] | None, dataset: str | None, size: int | None, scale: float | None
 ) -> Scan:
-    """Open the scan in an HDF5 file: the only one, or the one called `dataset`.
-
-    Raises
-    ------
-    UserError
-        As `read_scan`; where there are several, the message lists them.
-    """
+    """Open the scan in an HDF5 file: the only one, or the one called `dataset`; errors are those of `read_scan`."""
     try:
         file = h5py.File(path, "r")
     except OSError as problem:
-        raise UserError(f"{path.name} cannot be read: {why(problem)}") from None
+        raise UserError(f"{path.name} cannot be read: {failure_reason(problem)}") from None
     if not dataset and (reader := other_reader(path, file)):
         return _by_rosettasciio(path, file, shape, reader)
     try:
@@ -57,7 +53,7 @@ def read_hdf5(
             raise UserError(f"'{path}' is a stemtune store already; it needs no ingesting")
         kind, name = array_in(path.name, file, dataset)
         if kind == "peaks":
-            return read_peaks(path, file[name], calibration_of(file[name]), shape, size, scale)
+            return read_peaks(path, file[name], shape, size, scale)
         if kind == "frames":
             return _frames(path, file[name], shape)
         if _is_berkeley(file[name]):
@@ -65,17 +61,36 @@ def read_hdf5(
         return _array(path, file[name], shape)
     except (OSError, KeyError, RuntimeError) as problem:  # what h5py raises on damaged files
         file.close()
-        raise UserError(f"{path.name} cannot be read: {why(problem)}") from None
+        raise UserError(f"{path.name} cannot be read: {failure_reason(problem)}") from None
     except BaseException:
         file.close()
         raise
 
 
 def array_in(name: str, file: h5py.File, dataset: str | None) -> tuple[str, str]:
-    """Return kind and path of the scan in a file called `name`: the only one, or `dataset`; errors as `read_hdf5`."""
+    """Return kind and path of the scan in a file called `name`: `dataset`, or the only one of the best kind."""
     found = dict(_candidates(file))
-    place = _chosen(name, found, dataset, file)
-    return found[place].kind, place
+    shown = [f"{place.lstrip('/')} ({item})" for place, item in found.items()]
+    more = f" and {len(shown) - _LISTED} more" if len(shown) > _LISTED else ""
+    listed = ", ".join(shown[:_LISTED]) + more or "there is none"
+    if dataset is not None:
+        wanted = next((place for place in found if place.strip("/") == dataset.strip("/")), None)
+        if wanted is None:
+            raise UserError(f"{name} has no array '{dataset}' of patterns; {listed}")
+        return found[wanted].kind, wanted
+    arrays = [place for place, item in found.items() if item.kind == "array"]
+    for group in (
+        [place for place in arrays if len(found[place].lengths) >= 4],
+        [place for place, item in found.items() if item.kind == "frames"],
+        [place for place, item in found.items() if item.kind == "peaks"],
+        arrays,
+    ):
+        if len(group) == 1:
+            return found[group[0]].kind, group[0]
+        if group:
+            raise UserError(f"{name} holds several scans; give --dataset PATH: {listed}")
+    held = ", ".join(list(file)[:_LISTED]) or "nothing"
+    raise UserError(f"{name} cannot be read as a scan: no array in it has 3 axes or more (it holds {held})")
 
 
 def other_reader(path: Path, file: h5py.File) -> str | None:
@@ -101,13 +116,12 @@ def _by_rosettasciio(path: Path, file: h5py.File, shape: tuple[int, int] | None,
     return read_by_rosettasciio(path, shape, reader, **options)
 
 
-def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tuple[str, Found]]:
+def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tuple[str, Candidate]]:
     """Yield path and kind of whatever below `group` may be a scan; links are followed, each object once."""
     seen = set() if seen is None else seen
-    frames = [key for key in group if _DECTRIS.fullmatch(key)]
+    frames = _frame_arrays(group)
     if frames:
-        first = [_member(group, key) for key in sorted(frames)]
-        yield group.name, Found("frames", (sum(part.shape[0] for part in first), *first[0].shape[1:]))
+        yield group.name, Candidate("frames", (sum(map(len, frames)), *frames[0].shape[1:]))
         return
     for key in group:
         item = _member(group, key)
@@ -121,11 +135,18 @@ def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tup
         if isinstance(item, h5py.Group):
             held = item.get("data")
             if isinstance(held, h5py.Dataset) and _is_peaks(held):
-                yield place, Found("peaks", held.shape)
+                yield place, Candidate("peaks", held.shape)
             else:
                 yield from _candidates(item, seen)
         elif isinstance(item, h5py.Dataset) and item.ndim >= 3 and item.dtype.kind in "buif" and item.size:
-            yield place, Found("array", item.shape)
+            yield place, Candidate("array", item.shape)
+
+
+def _frame_arrays(group: h5py.Group) -> list[h5py.Dataset]:
+    """Return the arrays data_1, data_2 ... of frames that DECTRIS detectors write, in their order."""
+    keys = sorted((key for key in group if _DECTRIS.fullmatch(key)), key=lambda key: (len(key), key))
+    items = [_member(group, key) for key in keys]
+    return [item for item in items if isinstance(item, h5py.Dataset) and item.ndim == 3 and item.dtype.kind in "buif"]
 
 
 def _member(group: h5py.Group, key: str) -> Any:
@@ -147,49 +168,22 @@ def _is_peaks(data: h5py.Dataset) -> bool:
     return data.ndim == 2 and fields is not None and {"qx", "qy", "intensity"} <= set(fields.names or ())
 
 
-def _chosen(name: str, found: dict[str, Found], dataset: str | None, file: h5py.File) -> str:
-    """Return the path of the scan: `dataset`, or the only one of the kind that says most."""
-    if dataset is not None:
-        wanted = next((place for place in found if place.strip("/") == dataset.strip("/")), None)
-        if wanted is None:
-            raise UserError(f"{name} has no array '{dataset}' of patterns; {_listed(found)}")
-        return wanted
-    for group in (
-        [place for place, item in found.items() if item.kind == "array" and len(item.lengths) >= 4],
-        [place for place, item in found.items() if item.kind == "frames"],
-        [place for place, item in found.items() if item.kind == "peaks"],
-        [place for place, item in found.items() if item.kind == "array"],
-    ):
-        if len(group) == 1:
-            return group[0]
-        if group:
-            raise UserError(f"{name} holds several scans; give --dataset PATH: {_listed(found)}")
-    held = ", ".join(list(file)[:_SHOWN]) or "nothing"
-    raise UserError(f"{name} cannot be read as a scan: no array in it has 3 axes or more (it holds {held})")
-
-
-def _listed(found: dict[str, Found]) -> str:
-    shown = [f"{place.lstrip('/')} ({item})" for place, item in list(found.items())[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "") or "there is none"
-
-
 def _frames(path: Path, group: h5py.Group, shape: tuple[int, int] | None) -> Scan:
     """Return the frames of a DECTRIS file, in as many arrays and files as the detector wrote, as one scan.
 
     Pixels that the detector's own mask rejects hold the type's largest number; they are set to 0.
     """
-    keys = sorted((key for key in group if _DECTRIS.fullmatch(key)), key=lambda key: (len(key), key))
-    datasets = [group[key] for key in keys]
+    datasets = _frame_arrays(group)
     height, width = datasets[0].shape[1:]
-    if any(data.ndim != 3 or data.shape[1:] != (height, width) for data in datasets):
+    if any(data.shape[1:] != (height, width) for data in datasets):
         raise UserError(f"{path.name} holds frames of different sizes in {group.name}; give --dataset for one array")
     ends = np.cumsum([len(data) for data in datasets])
-    detector = group.file.get("entry/instrument/detector/detectorSpecific", {})
-    triggers = [int(detector[key][()]) for key in ("ntrigger", "nimages") if key in detector]
-    lengths = tuple(triggers) if len(triggers) == 2 and min(triggers) > 1 else (int(ends[-1]),)
-    rows, columns = scan_shape(path.name, lengths if math.prod(lengths) == ends[-1] else (int(ends[-1]),), shape)
-    mask = next((group.file[place] for place in _MASKS if place in group.file), None)
-    dead = mask[()] != 0 if mask is not None and mask.shape == (height, width) else np.zeros((height, width), bool)
+    frames, triggers = int(ends[-1]), [int(_scalar(group.file, place) or 0) for place in _TRIGGERS]
+    by_trigger = min(triggers) > 1 and math.prod(triggers) == frames
+    rows, columns = scan_shape(path.name, triggers if by_trigger else (frames,), shape)
+    masks = (group.file.get(place) for place in _MASKS)
+    mask = next((mask for mask in masks if isinstance(mask, h5py.Dataset) and mask.shape == (height, width)), None)
+    dead = np.zeros((height, width), bool) if mask is None else mask[()] != 0
 
     def read(first: int, end: int) -> npt.NDArray[Any]:
         found = []
@@ -203,10 +197,10 @@ def _frames(path: Path, group: h5py.Group, shape: tuple[int, int] | None) -> Sca
         return counts
 
     source = Frames((rows, columns, height, width), datasets[0].dtype, read)
-    links = [group.get(key, getlink=True) for key in keys]
+    links = [group.get(key, getlink=True) for key in group if _DECTRIS.fullmatch(key)]
     names = {link.filename for link in links if isinstance(link, h5py.ExternalLink)}
     parts = tuple(path.parent / name for name in sorted(names))
-    return Scan(path, lazily(source), (1.0, 1.0), "", _kv(group.file), None, None, parts=parts)
+    return Scan(path, lazily(source), kv=_kv(group.file), parts=parts)
 
 
 def _array(path: Path, data: h5py.Dataset, shape: tuple[int, int] | None) -> Scan:
@@ -218,7 +212,9 @@ def _array(path: Path, data: h5py.Dataset, shape: tuple[int, int] | None) -> Sca
     elif data.ndim == 3:
         lazy = lazily(Frames((rows, columns, *data.shape[1:]), data.dtype, lambda first, end: data[first:end]))
     else:
-        lazy = lazily(data, pieces[:2]) if data.ndim == 4 else _flat(data)
+        dask_array: Any = importlib.import_module("dask.array")
+        chunks = ("auto",) * (data.ndim - 2) + data.shape[-2:]
+        lazy = lazily(data, pieces[:2]) if data.ndim == 4 else dask_array.from_array(data, chunks=chunks, name=False)
         lazy = lazy.reshape((rows * columns, *data.shape[-2:])).reshape((rows, columns, *data.shape[-2:]))
     return array_scan(path, data, lazy)
 
@@ -231,18 +227,20 @@ def array_scan(path: Path, data: h5py.Dataset, lazy: Any) -> Scan:
     return Scan(path, lazy, found.scale, found.units, kv, found.centre_px, step, found.rotation_deg, found.flip)
 
 
-def _flat(data: h5py.Dataset) -> Any:
-    """Return an array of five axes and more as a dask array."""
-    dask_array: Any = importlib.import_module("dask.array")
-    return dask_array.from_array(data, chunks=("auto",) * (data.ndim - 2) + data.shape[-2:], name=False)
-
-
 def _kv(file: h5py.File) -> float | None:
     """Return the voltage of a NeXus file in kV: its beam's energy, in eV unless it says keV."""
     for place in _ENERGIES:
-        value = file.get(place)
-        if isinstance(value, h5py.Dataset) and value.size == 1 and value.dtype.kind in "iuf":
-            units = value.attrs.get("units", b"eV")
+        value = _scalar(file, place)
+        if value is not None:
+            units = file[place].attrs.get("units", b"eV")
             text = (units.decode(errors="replace") if isinstance(units, bytes) else str(units)).lower()
-            return checked_kv(float(np.asarray(value[()]).item()) * (1.0 if text in ("kev", "kv") else 1e-3))
+            return checked_kv(value * (1.0 if text in ("kev", "kv") else 1e-3))
+    return None
+
+
+def _scalar(file: h5py.File, place: str) -> float | None:
+    """Return the one number that is kept at `place`; None where there is none."""
+    value = file.get(place)
+    if isinstance(value, h5py.Dataset) and value.size == 1 and value.dtype.kind in "iuf":
+        return float(np.asarray(value[()]).item())
     return None

@@ -13,14 +13,11 @@ import h5py
 import numpy as np
 
 from stemtune.errors import UserError
-from stemtune.scan.readers.lazy import lazily
-from stemtune.scan.readers.scan import Scan, beam_by_axes, checked_kv, scan_shape, scan_step, why
+from stemtune.scan.readers import scan as base
+from stemtune.scan.readers.scan import Scan, failure_reason, lazily
 
 _VOLTAGES = {"root.iom_measurements.source.get_voltage": 1e-3, "simulation_parameters.E0": 1.0}
 """Where files keep the acceleration voltage that rosettasciio does not pass on, and the factor to kV."""
-
-_BESIDE = {".mib": (".hdr",)}
-"""Endings of files that belong to a scan's file of the same name."""
 
 _OTHER_WAYS = {
     "RAW MIB": "it is a RAW .mib, whose pixels are still in the order of the detector's chips; save it again"
@@ -32,13 +29,7 @@ _OTHER_WAYS = {
 def read_by_rosettasciio(
     path: Path, shape: tuple[int, int] | None = None, reader: str | None = None, **options: Any
 ) -> Scan:
-    """Open the scan at `path` with the rosettasciio reader of its ending, or the one called `reader` with `options`.
-
-    Raises
-    ------
-    UserError
-        As `read_scan`.
-    """
+    """Open the scan at `path` with the rosettasciio reader of its ending, or the one called `reader` with `options`."""
     signal = _largest(path, _signals(path, [f"rsciio.{reader}"] if reader else _readers_of(path), options))
     axes, data = _ordered(signal)
     if data.dtype.kind not in "buif":
@@ -49,7 +40,7 @@ def read_by_rosettasciio(
     scale = tuple(1.0 if axis.get("scale") is None else float(axis["scale"]) for axis in axes[-2:])
     units = str(axes[-1].get("units") or "")
     offsets = [float(axis.get("offset") or 0.0) for axis in axes[-2:]]
-    centre = beam_by_axes(offsets, scale, data.shape[-2:], units)
+    centre = base.beam_by_axes(offsets, scale, data.shape[-2:], units)
     return Scan(path, data, (scale[0], scale[1]), units, _kv(signal), centre, step, parts=_parts(path, signal))
 
 
@@ -64,7 +55,7 @@ def _signals(path: Path, readers: Iterable[str], options: Mapping[str, Any]) -> 
         except ImportError as problem:
             problems.append(f"{module} needs the package {problem.name}, which is not installed")
         except Exception as problem:  # a reader may raise anything on a damaged or foreign file
-            problems.append(why(problem))
+            problems.append(failure_reason(problem))
     other = next((way for words, way in _OTHER_WAYS.items() if words in problems[0]), problems[0])
     raise UserError(f"{path.name} cannot be read: {other}")
 
@@ -108,11 +99,13 @@ def _as_scan(
     path: Path, data: Any, axes: list[dict[str, Any]], shape: tuple[int, int] | None
 ) -> tuple[Any, tuple[float, float] | None]:
     """Return the data as (rows, columns, height, width), and the scan step in nm."""
-    target = scan_shape(path.name, data.shape[:-2], shape)
+    target = base.scan_shape(path.name, data.shape[:-2], shape)
     if data.shape[:-2] != target:
         flat = data.reshape((math.prod(target), *data.shape[-2:]))
         return flat.reshape((*target, *data.shape[-2:])), None
-    return _whole_pieces(data), scan_step([axis.get("scale") for axis in axes], [axis.get("units") for axis in axes])
+    return _whole_pieces(data), base.scan_step(
+        [axis.get("scale") for axis in axes], [axis.get("units") for axis in axes]
+    )
 
 
 def _whole_pieces(data: Any) -> Any:
@@ -130,19 +123,17 @@ def _whole_pieces(data: Any) -> Any:
 
 def _parts(path: Path, signal: Mapping[str, Any]) -> tuple[Path, ...]:
     """Return the files beside `path` that its patterns or their header lie in."""
-    beside = [path.with_suffix(ending) for ending in _BESIDE.get(path.suffix.lower(), ())]
-    raw = (
-        _at(signal.get("original_metadata") or {}, "root.raw_file.filename") if path.suffix.lower() == ".xml" else None
-    )
-    if raw:
+    beside = [path.with_suffix(".hdr")] if path.suffix.lower() == ".mib" else []
+    raw = _at(signal.get("original_metadata"), "root.raw_file.filename")
+    if raw and path.suffix.lower() == ".xml":
         beside.append(path.with_name(Path(str(raw)).name))
     return tuple(part for part in beside if part.is_file())
 
 
 def _kv(signal: Mapping[str, Any]) -> float | None:
     """Return the acceleration voltage in kV from a signal's metadata, or None."""
-    original = signal.get("original_metadata") or {}
-    found = _at(signal.get("metadata") or {}, "Acquisition_instrument.TEM.beam_energy")
+    original = signal.get("original_metadata")
+    found = _at(signal.get("metadata"), "Acquisition_instrument.TEM.beam_energy")
     for place, (target, convert) in (signal.get("mapping") or {}).items():
         value = _at(original, place)
         if found is None and target.endswith("TEM.beam_energy") and value is not None:
@@ -151,7 +142,7 @@ def _kv(signal: Mapping[str, Any]) -> float | None:
         value = _at(original, place)
         if found is None and value is not None:
             found = float(value) * factor
-    return checked_kv(float(np.asarray(found).item())) if found is not None else None
+    return base.checked_kv(float(np.asarray(found).item())) if found is not None else None
 
 
 def _at(tree: Any, dotted: str) -> Any:

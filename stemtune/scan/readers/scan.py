@@ -1,18 +1,23 @@
-"""What every reader answers with: a scan that has not been read yet, and the units of its calibration."""
+"""What every reader returns: a scan that has not been read yet, its lazy array, and the units of its calibration."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from stemtune.diffraction.geometry import wavelength_angstrom
 from stemtune.errors import UserError
 
 _LENGTHS_NM = {"pm": 1e-3, "a": 0.1, "å": 0.1, "angstrom": 0.1, "nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6}
+_BLOCK_BYTES = 16 * 2**20  # of patterns in a dask block, so that neither their number nor their size is large
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class Scan:
 
     path: Path
     data: Any
-    scale: tuple[float, float]
-    scale_units: str
-    kv: float | None
-    centre_px: tuple[float, float] | None
-    step_nm: tuple[float, float] | None
+    scale: tuple[float, float] = (1.0, 1.0)
+    scale_units: str = ""
+    kv: float | None = None
+    centre_px: tuple[float, float] | None = None
+    step_nm: tuple[float, float] | None = None
     rotation_deg: float | None = None
     flip: bool | None = None
     parts: tuple[Path, ...] = ()
@@ -64,6 +69,10 @@ class Scan:
     def pattern_shape(self) -> tuple[int, int]:
         """Height and width of a pattern in pixels."""
         return int(self.data.shape[2]), int(self.data.shape[3])
+
+    def __str__(self) -> str:
+        size = "{} x {}".format(*self.pattern_shape)
+        return f"a scan of {math.prod(self.shape):,} patterns of {size} pixels, {self.data.dtype}"
 
     def scale_inv_angstrom(self, kv: float | None) -> float | None:
         """Return 1/Å per pixel, or None when the file's unit is no reciprocal length and no angle.
@@ -83,6 +92,76 @@ class Scan:
             )
         return (row + column) / 2
 
+    def describe(self) -> tuple[str, dict[str, str]]:
+        """Return a title, and what the file says by topic, for people."""
+        scale = self.scale_inv_angstrom(self.kv)
+        said = f"{self.scale[0]:g} {self.scale_units}".strip()
+        volts = f"{self.kv:g} kV (wavelength {wavelength_angstrom(self.kv):.5f} Å)" if self.kv else "give --kv"
+        centre = "row {:g}, column {:g} by the file's axes".format(*self.centre_px) if self.centre_px else ""
+        missing = [flag for flag, value in (("--kv KV", self.kv), ("--scale SCALE", scale)) if value is None]
+        facts = {
+            "scan": describe_positions(self.shape, self.step_nm),
+            "scale": f"{scale:g} 1/Å per pixel" if scale else f"the file says {said} per pixel; give --scale in 1/Å",
+            "voltage": volts,
+            "direct beam": centre or "fitted when the scan is ingested",
+            "next": " ".join(["stemtune ingest", self.path.name, "--out", f"{self.path.stem}.h5", *missing]),
+        }
+        return str(self), facts
+
+
+def describe_positions(shape: tuple[int, int], step_nm: tuple[float, float] | None) -> str:
+    """Return the rows and columns of a scan, and how far apart its positions are, for people."""
+    apart = "{:g} x {:g} nm apart".format(*step_nm) if step_nm else "at an unknown distance"
+    return f"{shape[0]} rows x {shape[1]} columns, {apart}"
+
+
+class Frames:
+    """A stack of frames as the array (rows, columns, height, width) of a scan, its `shape`.
+
+    `read(first, end)` returns the frames (n, height, width) from number `first` to before `end`.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: npt.DTypeLike, read: Callable[[int, int], npt.NDArray[Any]]
+    ) -> None:
+        self.shape, self.dtype, self.ndim, self._read = shape, np.dtype(dtype), 4, read
+
+    def __getitem__(self, index: tuple[Any, ...]) -> npt.NDArray[Any]:
+        """Return what `index`, numbers and slices, picks; frames between those picked may be read, not more."""
+        index = (*index, *(slice(None),) * (4 - len(index)))
+        rows, columns = (np.atleast_1d(np.arange(n)[at]) for n, at in zip(self.shape[:2], index[:2], strict=True))
+        if len(rows) and len(columns):
+            across, first, end = self.shape[1], int(columns.min()), int(columns.max()) + 1
+            if end - first == across and (np.diff(rows) == 1).all():
+                found = self._read(int(rows[0]) * across, int(rows[-1] + 1) * across).reshape(-1, *self.shape[1:])
+            else:
+                found = np.stack([self._read(int(row) * across + first, int(row) * across + end) for row in rows])
+            if not (np.diff(columns) == 1).all():
+                found = found[:, columns - first]
+        else:
+            found = np.empty((len(rows), len(columns), *self.shape[2:]), dtype=self.dtype)
+        whole = tuple(slice(None) if isinstance(at, slice) else 0 for at in index[:2])
+        return found[(*whole, *index[2:])]
+
+
+def lazily(source: Any, chunks: tuple[int, int] = (1, 1)) -> Any:
+    """Return the array-like `source` (rows, columns, height, width) as a dask array of blocks of whole patterns.
+
+    `source` has `shape`, `dtype`, `ndim`, and is read by slices. `chunks` are the rows and columns of the pieces that
+    the file is stored in; blocks are whole pieces, for a piece is decompressed anew for each block that touches it.
+    """
+    dask_array: Any = importlib.import_module("dask.array")  # here, because it is slow to import
+    rows, columns = source.shape[:2]
+    piece_rows, piece_columns = min(chunks[0], rows), min(chunks[1], columns)
+    pattern = math.prod(source.shape[2:]) * source.dtype.itemsize
+    width = min(columns, max(1, _BLOCK_BYTES // (pattern * piece_rows * piece_columns)) * piece_columns)
+    height = piece_rows
+    if width == columns:
+        height = min(rows, max(1, _BLOCK_BYTES // (pattern * columns * piece_rows)) * piece_rows)
+    return dask_array.from_array(
+        source, chunks=(height, width, *source.shape[2:]), name=False, fancy=False, inline_array=True
+    )
+
 
 def reciprocal_factor(units: str, kv: float | None) -> float | None:
     """Return what a scale in `units` is multiplied with to be in 1/Å, or None if that is not known.
@@ -101,14 +180,9 @@ def reciprocal_factor(units: str, kv: float | None) -> float | None:
     return None
 
 
-def length_nm(units: Any) -> float | None:
-    """Return how many nm one of `units` is, or None if that is not known."""
-    return _LENGTHS_NM.get(re.sub(r"[\s\[\]_]", "", str(units or "")).lower())
-
-
 def scan_step(scales: Sequence[Any], units: Sequence[Any]) -> tuple[float, float] | None:
     """Return the (row, column) step of a scan in nm from the scales and units of its axes, or None."""
-    lengths = [length_nm(unit) for unit in units]
+    lengths = [_LENGTHS_NM.get(re.sub(r"[\s\[\]_]", "", str(unit or "")).lower()) for unit in units]
     if len(lengths) != 2 or None in lengths:
         return None
     first, second = (abs(float(scale or 0)) * float(unit or 0) for scale, unit in zip(scales, lengths, strict=True))
@@ -156,7 +230,7 @@ def checked_kv(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
-def why(problem: Exception) -> str:
+def failure_reason(problem: Exception) -> str:
     """Return one line that says why a file could not be read."""
     lines = str(problem).strip().splitlines()
     text = lines[0] if lines else type(problem).__name__

@@ -1,4 +1,4 @@
-"""How fast scans become stores, beside what the disk or the decompressor can do at best."""
+"""`python -m benchmarks ingest`: scans into stores, beside what the disk or the decompressor can do at best."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PACKED: dict[str, dict[str, Any]] = {
 }
 
 
-def ingest_rate(folder: str | os.PathLike[str], mib: int = 128, rounds: int = 3) -> dict[str, float]:
+def run(folder: str | os.PathLike[str], mib: int = 128, rounds: int = 3) -> dict[str, float]:
     """Measure `ingest` of scans that need no resampling beside the least that anyone has to do with the same bytes.
 
     Uncompressed files (.npy, HDF5 in one piece) stand beside reading and writing their bytes; compressed ones (gzip,

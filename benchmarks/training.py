@@ -1,14 +1,17 @@
-"""How fast training and matching are, for `stemtune bench`: the loop beside the least it can cost, and `matched`."""
+"""`python -m benchmarks train` and `matched`: the training loop beside the least it can cost, and matching."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 
+from benchmarks import MODELS, Figures, linio2_store, timed
 from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_beam180_deg
 from stemtune.dataset.batches import Batch
@@ -19,8 +22,17 @@ from stemtune.learning.inference import autocast
 from stemtune.learning.models import build
 
 
-def loop_rate(config: Config, rounds: int = 5, steps: int = 8) -> dict[str, float]:
-    """Measure the real loop against the bare forward, backward and step on the same model and batch size.
+def run(folder: Path) -> Figures:
+    """Measure the loop of every one of `MODELS`."""
+    figures: dict[str, object] = {}
+    for name, settings in MODELS.items():
+        config = Config.from_flat({"data.store": str(linio2_store(folder)), **settings})
+        figures |= {f"{name} {key}": value for key, value in training_throughput(config).items()}
+    return figures
+
+
+def training_throughput(config: Config, rounds: int = 5, steps: int = 8) -> dict[str, float]:
+    """Measure the real loop against the plain forward, backward and step on the same model and batch size.
 
     Both run in turns in this process, so that whatever else the machine does touches both alike; the rates are
     medians over the rounds.
@@ -37,7 +49,7 @@ def loop_rate(config: Config, rounds: int = 5, steps: int = 8) -> dict[str, floa
     Returns
     -------
     dict
-        `loop_samples_per_s` (loading, transfer, schedule, clipping, bookkeeping included), `bare_samples_per_s`,
+        `loop_samples_per_s` (loading, transfer, schedule, clipping, bookkeeping included), `plain_samples_per_s`,
         `ratio`, the median over the rounds of their quotient, and `ratio_of_processor_time`, the same in processor
         seconds, which other work on the machine distorts less.
     """
@@ -48,36 +60,36 @@ def loop_rate(config: Config, rounds: int = 5, steps: int = 8) -> dict[str, floa
     trainer = Trainer(config, model, loader.batches_per_epoch, device)
     first = next(iter(loader.epoch(0)))
     held = Batch(first.patterns.to(device), first.orientation.to(device))
-    _bare(trainer, held, 2)
+    _plain_steps(trainer, held, 2)
     size, taken = len(held.orientation), min(steps, loader.batches_per_epoch - 1)
     if taken < 1:
         raise UserError(f"the loop is measured over several batches, but an epoch has {loader.batches_per_epoch}")
-    loop, bare = [], []
+    loop, plain = [], []
     for number in range(rounds):
         batches = loader.epoch(number)
         trainer.train([next(batches)])  # the first batch of an epoch is waited for once, not once per few steps
-        loop.append(_seconds(lambda batches=batches: trainer.train(islice(batches, taken)), device))  # type: ignore[misc]
+        loop.append(timed(partial(_wait, trainer.train, islice(batches, taken))))
         batches.close()  # type: ignore[attr-defined]
-        bare.append(_seconds(lambda: _bare(trainer, held, taken), device))
+        plain.append(timed(partial(_wait, _plain_steps, trainer, held, taken)))
     return {
         "loop_samples_per_s": size * taken / statistics.median(wall for wall, _ in loop),
-        "bare_samples_per_s": size * taken / statistics.median(wall for wall, _ in bare),
-        "ratio": statistics.median(b[0] / a[0] for a, b in zip(loop, bare, strict=True)),
-        "ratio_of_processor_time": sum(cpu for _, cpu in bare) / sum(cpu for _, cpu in loop),
+        "plain_samples_per_s": size * taken / statistics.median(wall for wall, _ in plain),
+        "ratio": statistics.median(b[0] / a[0] for a, b in zip(loop, plain, strict=True)),
+        "ratio_of_processor_time": sum(cpu for _, cpu in plain) / sum(cpu for _, cpu in loop),
     }
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Return the seconds on the clock, and the processor seconds of this process, that `work` takes."""
-    clock, processor = time.perf_counter(), time.process_time()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - clock, time.process_time() - processor
+def _wait(work: Callable[..., object], *given: object) -> None:
+    """Do some work to its end, on a GPU too."""
+    work(*given)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def matching_rate(config: Config | None = None, rounds: int = 3, batches: int = 4) -> dict[str, float]:
-    """Measure the matched filter from counts to orientations, on simulated 128 px patterns.
+def matched(
+    folder: Path | None = None, *, config: Config | None = None, rounds: int = 3, batches: int = 4
+) -> dict[str, float]:
+    """Measure the matched filter from counts to orientations, on simulated 128 px patterns; no `folder` is needed.
 
     Parameters
     ----------
@@ -105,7 +117,7 @@ def matching_rate(config: Config | None = None, rounds: int = 3, batches: int = 
     with torch.inference_mode():
         for turn in range(rounds + 1):  # the first turn warms up
             began = time.perf_counter()
-            answers = [model.answers(model(batch.patterns.to(device)), 1).orientation[:, 0].cpu() for batch in held]
+            answers = [model.candidates(model(batch.patterns.to(device)), 1).orientation[:, 0].cpu() for batch in held]
             if turn:
                 rates.append(count / (time.perf_counter() - began))
     truth = torch.cat([batch.orientation for batch in held])
@@ -116,7 +128,7 @@ def matching_rate(config: Config | None = None, rounds: int = 3, batches: int = 
     }
 
 
-def _bare(trainer: Trainer, batch: Batch, steps: int) -> None:
+def _plain_steps(trainer: Trainer, batch: Batch, steps: int) -> None:
     """Take steps on one batch that is already in place, with nothing around them."""
     for _ in range(steps):
         with autocast(trainer.device, trainer.precision):

@@ -1,4 +1,4 @@
-"""How fast `predict` is over the workers of a Ray, beside as many plain processes and beside one process."""
+"""`python -m benchmarks spread`: prediction over the workers of a Ray, beside as many processes and one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import linio2_store
 from stemtune._parallel import Spread, map_over_processes
 from stemtune.config import Config
 from stemtune.dataset.store import Store
@@ -23,17 +24,17 @@ TIMES = 4
 """How often a round goes over the patterns: a few seconds of them tell more of how it begins and ends."""
 
 
-def spread_rate(path: Path, folder: Path, batch: int = 128) -> dict[str, Any]:
+def run(folder: Path, patterns: int = 4096, batch: int = 128) -> dict[str, Any]:
     """Compare a Ray of this machine with as many processes, and with one process of one thread, in turns.
 
     The clock starts once every worker has prepared and some batches have come, for a cluster prepares once a job.
 
     Parameters
     ----------
-    path
-        A store; all of its patterns are answered by `matched`.
     folder
-        Where the model goes.
+        Where the store and the model are made.
+    patterns
+        How many patterns `matched` reads.
     batch
         Patterns at a time.
 
@@ -51,28 +52,28 @@ def spread_rate(path: Path, folder: Path, batch: int = 128) -> dict[str, Any]:
     model_folder = folder / "spread-model"
     os.environ.pop("OMP_NUM_THREADS", None)  # Ray gives each worker as many as it has CPUs
     workers = int(connect(local=True)["CPU"])
-    with Store.open(path) as store:
+    with Store.open(linio2_store(folder, patterns)) as store:
         model = build(Config.from_flat({"model.name": "matched"}), store.phases[0], store.geometry).eval()
         save_model(model, model_folder, {}, "")
         predictor = Predictor(model, store, batch, device="cpu")
         spreads = {"ray": over_ray(), "processes": map_over_processes(workers), "one process": map_over_processes(1)}
-        rates: dict[str, list[float]] = {name: [] for name in spreads}
+        throughput: dict[str, list[float]] = {name: [] for name in spreads}
         threads = torch.get_num_threads()
         for turn in range(ROUNDS):
             for name in list(spreads)[:: 1 if turn % 2 else -1]:
                 torch.set_num_threads(1 if name == "one process" else workers)
-                rates[name].append(_rate(predictor, spreads[name], model_folder, 3 * workers))
+                throughput[name].append(_throughput(predictor, spreads[name], model_folder, 3 * workers))
         torch.set_num_threads(threads)
-    ray, processes, one = (np.array(rates[name]) for name in spreads)
+    ray, processes, one = (np.array(throughput[name]) for name in spreads)
     return {
         "workers": workers,
-        **{name: float(np.median(measured)) for name, measured in rates.items()},
+        **{name: float(np.median(measured)) for name, measured in throughput.items()},
         "of linear": float(np.median(ray / (workers * one))),
         "of processes": float(np.median(ray / processes)),
     }
 
 
-def _rate(predictor: Predictor, spread: Spread, model: Path, skipped: int) -> float:
+def _throughput(predictor: Predictor, spread: Spread, model: Path, skipped: int) -> float:
     """Return the patterns per second after the first `skipped` batches."""
     times: list[float] = []
 

@@ -12,7 +12,7 @@ from stemtune.dataset.ingest import ingest
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.scan.readers import read_scan
-from stemtune.scan.readers.bragg import COUNTS, SPOT_PX, draw
+from stemtune.scan.readers.py4dstem import COUNTS, SPOT_PX, draw
 
 PEAK = np.dtype([("qx", float), ("qy", float), ("intensity", float)])
 

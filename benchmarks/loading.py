@@ -1,4 +1,4 @@
-"""How fast batches come out of a store, and how much memory several processes need for it."""
+"""`python -m benchmarks loading`: batches per second out of a store, and the memory of its readers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import Figures, linio2_store
 from stemtune.crystal.phase import linio2
 from stemtune.dataset.loaders import StoreLoader
 from stemtune.dataset.store import Store
@@ -24,7 +25,13 @@ _LARGEST = 2**30  # bytes of patterns that are also held in memory for the compa
 _PATIENCE = 300.0  # seconds that processes wait for each other
 
 
-def loading_rate(store: str | os.PathLike[str], batch_size: int = 64, rounds: int = 15) -> dict[str, float]:
+def run(folder: Path) -> Figures:
+    """Measure both on a store of 512 MiB."""
+    store = linio2_store(folder, 16384)
+    return loading_throughput(store) | sharing(store)
+
+
+def loading_throughput(store: str | os.PathLike[str], batch_size: int = 64, rounds: int = 15) -> dict[str, float]:
     """Measure shuffled batches out of a store against the same batches out of an array in memory, in the same run.
 
     Both loaders are the training loader and differ only in where `take` finds the patterns. Epochs alternate
@@ -66,18 +73,18 @@ def loading_rate(store: str | os.PathLike[str], batch_size: int = 64, rounds: in
         memory = StoreLoader(opened, rows, batch_size, linio2())
         memory.take = lambda chosen: np.take(in_memory, chosen, axis=0)
         _speed(memory, 0)
-        rates = []
+        speeds = []
         for number in range(1, rounds + 1):
             order = (mapped, memory) if number % 2 else (memory, mapped)
             speed = {id(loader): _speed(loader, number) for loader in order}
-            rates.append((*speed[id(mapped)], *speed[id(memory)]))
+            speeds.append((*speed[id(mapped)], *speed[id(memory)]))
     return {
         "patterns": len(rows),
         "store_mib": len(rows) * pattern_bytes / _MIB,
-        "mapped_patterns_per_s": statistics.median(rate[0] for rate in rates),
-        "memory_patterns_per_s": statistics.median(rate[2] for rate in rates),
-        "ratio": statistics.median(rate[0] / rate[2] for rate in rates),
-        "cpu_ratio": statistics.median(rate[1] / rate[3] for rate in rates),
+        "mapped_patterns_per_s": statistics.median(rate[0] for rate in speeds),
+        "memory_patterns_per_s": statistics.median(rate[2] for rate in speeds),
+        "ratio": statistics.median(rate[0] / rate[2] for rate in speeds),
+        "cpu_ratio": statistics.median(rate[1] / rate[3] for rate in speeds),
         "cold_patterns_per_s": cold,
     }
 

@@ -1,4 +1,4 @@
-"""How fast patterns are simulated, beside the field's own simulators, on the same machine in the same run."""
+"""`python -m benchmarks simulate` and `bloch`: simulated patterns per second, beside the field's own simulators."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,13 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 
 
-def simulation_rate(
-    simulate: SimulateConfig | None = None, seconds: float = 4.0, device: torch.device | str = "cpu", peer: bool = True
+def kinematic(
+    _: Path | None = None,
+    *,
+    simulate: SimulateConfig | None = None,
+    seconds: float = 4.0,
+    device: torch.device | str = "cpu",
+    peer: bool = True,
 ) -> dict[str, Any]:
     """Measure the simulation of LiNiO2 patterns at random orientations, ours and diffsims'.
 
@@ -39,7 +45,7 @@ def simulation_rate(
 
     Returns
     -------
-    rates
+    dict
         `patterns_per_s`, `cpu_ms_per_pattern` (over all threads), `threads`, `device`, `size`; with `peer`
         `diffsims_patterns_per_s` and `times_faster`.
     """
@@ -53,8 +59,8 @@ def simulation_rate(
         float(images[-1, -1, -1])  # waits for a GPU
         return batch
 
-    rate, cpu = _rate(ours, seconds)
-    rates: dict[str, Any] = {
+    rate, cpu = _throughput(ours, seconds)
+    figures: dict[str, Any] = {
         "patterns_per_s": rate,
         "cpu_ms_per_pattern": 1e3 * cpu,
         "threads": torch.get_num_threads(),
@@ -62,12 +68,12 @@ def simulation_rate(
         "size": simulate.size,
     }
     if peer:
-        rates["diffsims_patterns_per_s"] = diffsims_rate(simulate, seconds)
-        rates["times_faster"] = rate / rates["diffsims_patterns_per_s"]
-    return rates
+        figures["diffsims_patterns_per_s"] = diffsims_throughput(simulate, seconds)
+        figures["times_faster"] = rate / figures["diffsims_patterns_per_s"]
+    return figures
 
 
-def diffsims_rate(simulate: SimulateConfig, seconds: float) -> float:
+def diffsims_throughput(simulate: SimulateConfig, seconds: float) -> float:
     """Return how many noise-free LiNiO2 patterns per second diffsims' `SimulationGenerator` makes."""
     from diffsims.generators.simulation_generator import SimulationGenerator
     from orix.crystal_map import Phase
@@ -88,7 +94,7 @@ def diffsims_rate(simulate: SimulateConfig, seconds: float) -> float:
             )
         return int(rotation.size)
 
-    return _rate(theirs, seconds)[0]
+    return _throughput(theirs, seconds)[0]
 
 
 BLOCH_THICKNESS_NM = (20.0, 40.0, 60.0, 80.0)
@@ -97,7 +103,9 @@ _BLOCH_ERROR = 0.09  # 1/Å; an orientation of LiNiO2 has about 100 beams within
 _ATOMIC_NUMBERS = {"Li": 3, "O": 8, "Ni": 28}
 
 
-def bloch_rate(seconds: float = 4.0, device: torch.device | str = "cpu", peer: bool = True) -> dict[str, Any]:
+def bloch(
+    _: Path | None = None, *, seconds: float = 4.0, device: torch.device | str = "cpu", peer: bool = True
+) -> dict[str, Any]:
     """Measure the Bloch waves of LiNiO2 at random orientations: 100 beams, four thicknesses, with absorption.
 
     Parameters
@@ -112,7 +120,7 @@ def bloch_rate(seconds: float = 4.0, device: torch.device | str = "cpu", peer: b
 
     Returns
     -------
-    rates
+    dict
         `orientations_per_s`, `cpu_ms_per_orientation` (over all threads), `beams`, `thicknesses`, `threads`, `device`;
         with `peer` `py4dstem_orientations_per_s`, `py4dstem_beams` and `times_faster`, or `py4dstem`, that it is not
         installed.
@@ -137,8 +145,8 @@ def bloch_rate(seconds: float = 4.0, device: torch.device | str = "cpu", peer: b
         counted.append(float((beams.intensity[:, 0] > 0).sum()) / batch)  # waits for a GPU
         return batch
 
-    rate, cpu = _rate(ours, seconds)
-    rates: dict[str, Any] = {
+    rate, cpu = _throughput(ours, seconds)
+    figures: dict[str, Any] = {
         "orientations_per_s": rate,
         "cpu_ms_per_orientation": 1e3 * cpu,
         "beams": float(np.mean(counted)),
@@ -147,14 +155,14 @@ def bloch_rate(seconds: float = 4.0, device: torch.device | str = "cpu", peer: b
         "device": str(simulator.device),
     }
     if peer and importlib.util.find_spec("py4DSTEM") is None:
-        rates["py4dstem"] = "not installed for this interpreter, so not measured"
+        figures["py4dstem"] = "not installed for this interpreter, so not measured"
     elif peer:
-        theirs, beams = py4dstem_rate(simulator.geometry, seconds)
-        rates |= {"py4dstem_orientations_per_s": theirs, "py4dstem_beams": beams, "times_faster": rate / theirs}
-    return rates
+        theirs, beams = py4dstem_throughput(simulator.geometry, seconds)
+        figures |= {"py4dstem_orientations_per_s": theirs, "py4dstem_beams": beams, "times_faster": rate / theirs}
+    return figures
 
 
-def py4dstem_rate(geometry: Geometry, seconds: float) -> tuple[float, float]:
+def py4dstem_throughput(geometry: Geometry, seconds: float) -> tuple[float, float]:
     """Return how many orientations of LiNiO2 per second py4DSTEM's Bloch waves do, and with how many beams."""
     from py4DSTEM.process.diffraction import Crystal
 
@@ -183,11 +191,11 @@ def py4dstem_rate(geometry: Geometry, seconds: float) -> tuple[float, float]:
         counted.append(len(beams.data))
         return 1
 
-    rate, _ = _rate(theirs, seconds)
+    rate, _ = _throughput(theirs, seconds)
     return rate, float(np.mean(counted))
 
 
-def _rate(work: Callable[[], int], seconds: float) -> tuple[float, float]:
+def _throughput(work: Callable[[], int], seconds: float) -> tuple[float, float]:
     """Return units of work per second, and CPU seconds per unit, after one warm-up call."""
     work()
     done, started, used = 0, time.perf_counter(), time.process_time()

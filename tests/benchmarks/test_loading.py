@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.loading_rates import loading_rate, sharing
+from benchmarks.loading import loading_throughput, sharing
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
@@ -32,8 +32,8 @@ def test_processes_share_one_copy(path: Path) -> None:
 
 
 def test_mapped_batches_are_about_as_fast_as_an_array(path: Path) -> None:
-    """The figure that counts is taken on a quiet machine by `stemtune bench loading`; this catches a blunder."""
-    found = loading_rate(path, rounds=5)
+    """The figure that counts is taken on a quiet machine by `make bench NAME=loading`; this catches a blunder."""
+    found = loading_throughput(path, rounds=5)
     assert found["patterns"] == N
     assert found["cpu_ratio"] > 0.6
     assert min(found["mapped_patterns_per_s"], found["memory_patterns_per_s"], found["cold_patterns_per_s"]) > 100
@@ -41,4 +41,4 @@ def test_mapped_batches_are_about_as_fast_as_an_array(path: Path) -> None:
 
 def test_store_smaller_than_a_batch_is_refused(path: Path) -> None:
     with pytest.raises(UserError, match="holds 1600 patterns, fewer than one batch of 2000"):
-        loading_rate(path, batch_size=2000)
+        loading_throughput(path, batch_size=2000)
