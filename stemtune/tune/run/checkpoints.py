@@ -87,9 +87,8 @@ def newest_intact(run: Path) -> tuple[StoredCheckpoint | None, list[str]]:
 
 def ranked(entries: Sequence[StoredCheckpoint], metric: str, mode: str) -> list[StoredCheckpoint]:
     """Return those checkpoints that have a figure, best first."""
-    sign = 1.0 if mode == "min" else -1.0
     having = [entry for entry in entries if not math.isnan(float(entry.metrics.get(metric, math.nan)))]
-    return sorted(having, key=lambda entry: sign * float(entry.metrics[metric]))
+    return sorted(having, key=lambda entry: float(entry.metrics[metric]) * (1 if mode == "min" else -1))
 
 
 def _prune(run: Path, newest: str, metric: str, mode: str) -> None:
@@ -105,16 +104,11 @@ def _prune(run: Path, newest: str, metric: str, mode: str) -> None:
     stay = {last.folder, *(entry.folder for entry in earlier[-1:])}
     stay |= {entry.folder for entry in ranked([*earlier, last], metric, mode)[:1]}
     for folder in _folders(run):
+        gone = folder.with_name(f".{folder.name}.gone")  # so that no half of it is ever taken for a checkpoint
         if folder not in stay:
-            _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder such that no half of it is ever taken for a checkpoint."""
-    gone = folder.with_name(f".{folder.name}.gone")
-    with contextlib.suppress(OSError):
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
 
 def mark_ended(run: Path, status: str) -> None:
@@ -126,10 +120,9 @@ def mark_ended(run: Path, status: str) -> None:
 
 def how_ended(run: Path) -> str:
     """Return the status with which the trial ended; an empty string when it has not."""
-    try:
+    with contextlib.suppress(OSError):
         return (run / ENDED).read_text()
-    except OSError:
-        return ""
+    return ""
 
 
 def remove_partial(run: Path) -> None:

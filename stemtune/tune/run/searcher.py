@@ -32,7 +32,6 @@ from ray.tune.search.optuna import OptunaSearch
 from stemtune._files import whole_file
 from stemtune.config import Scalar
 from stemtune.errors import UserError, masked
-from stemtune.tune.run.scheduler import UNTRAINED
 from stemtune.tune.run.trial import EARLIER
 from stemtune.tune.run.trial_state import driver_state, unpacked
 from stemtune.tune.space.space import SearchSpace
@@ -50,6 +49,9 @@ _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be 
 
 
 FINISHED: str = Searcher.FINISHED  # what Tune is told instead of settings when there are no more
+
+UNTRAINED = ("matched",)
+"""Models that learn nothing: their one report says how good they are, not how good they will become."""
 
 
 class Limiter(ConcurrencyLimiter):  # type: ignore[misc]

@@ -62,10 +62,9 @@ class Clock:
     @classmethod
     def now(cls) -> Clock:
         """Return this moment."""
-        try:
+        boot = ""
+        with contextlib.suppress(OSError):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            boot = ""
         return cls(boot, time.monotonic(), time.time())
 
     def since(self, earlier: Clock) -> float:
@@ -192,10 +191,6 @@ class Reporter:
         self._train_began, self._reporting_s, self._trained_s = began, 0.0, 0.0
         self._devices = world * max(1.0, float(config["sweep"]["gpus_per_worker"]))
 
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
-
     def resume(self, history: list[dict[str, Any]], faults: list[str]) -> None:
         """Go on where a checkpoint left off; `faults` say what is wrong with others."""
         where = f"the trial goes on from epoch {len(history)}" if history else "the trial starts from the beginning"
@@ -215,7 +210,7 @@ class Reporter:
         values = finite(metrics)
         here_s = Clock.now().since(self._began)
         self._first_s = self._first_s or self._start_s + here_s
-        values["epoch"] = self.epoch + 1
+        values["epoch"] = len(self.history) + 1
         values["time/start_s"] = self._start_s
         values["time/first_report_s"] = self._first_s
         values["time/train_s"] = self._trained_s + Clock.now().since(self._train_began) - self._reporting_s
@@ -308,7 +303,6 @@ def _raise_noted(folder: Path) -> None:
 
 def failure(folder: Path, note: str = FAILURE) -> str:
     """Return in one line why the trial in `folder` failed (or what another `note` there says), or an empty string."""
-    try:
+    with contextlib.suppress(OSError, IndexError):
         return (folder / note).read_text().splitlines()[0]
-    except (OSError, IndexError):
-        return ""
+    return ""
