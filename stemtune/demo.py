@@ -49,17 +49,8 @@ MICROSCOPE = "--kv 200 --scale 0.025 --size 128 --thickness 20:80 --precession 0
 def run(out: Path, command: Command) -> None:
     """Run the demonstration in the folder `out`, which an earlier demonstration may have used.
 
-    Parameters
-    ----------
-    out
-        Folder for everything it makes.
-    command
-        What runs a `stemtune` command line, given as words, and returns its exit code.
-
-    Raises
-    ------
-    UserError
-        If `out` holds files that no demonstration made, or a step fails.
+    `command` runs a `stemtune` command line, given as words, and returns its exit code. A `UserError` says that `out`
+    holds files that no demonstration made, or that a step failed.
     """
     out = _fresh(out)
     started = time.monotonic()
@@ -107,12 +98,7 @@ def _step(command: Command, line: str, started: float) -> None:
 def step(command: Command, line: str, of: str, mark: str = "") -> None:
     """Print a `stemtune` command line and run it as one step of a longer run.
 
-    Raises
-    ------
-    UserError
-        When it fails.
-    SystemExit
-        When it was interrupted, which it has said.
+    That it failed is a `UserError`; that it was interrupted, which it has said, a `SystemExit`.
     """
     print(f"\n{mark}$ stemtune {line}", flush=True)
     code = command(shlex.split(line))

@@ -100,7 +100,7 @@ def _report(outcome: SweepOutcome) -> int:
     """Print how a sweep ended and what to type next; return the exit code."""
     from stemtune.tracking import address
     from stemtune.tune.formatting import format_metric
-    from stemtune.tune.run.progress import table
+    from stemtune.tune.run.trial_state import table
 
     print(table(outcome.trials, outcome.metric, outcome.mode))
     if outcome.champion and outcome.model:

@@ -36,11 +36,10 @@ def joined_metrics(lines: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
     plan: list[tuple[bytes, list[bytes]]] = []
     takers: dict[str, list[bytes]] = {}
     for line in lines:
-        try:
+        kind, trial = "", ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
             kind, trial = event["kind"], event.get("trial", "")
-        except (ValueError, KeyError, TypeError):
-            kind, trial = "", ""
         taker = takers.get(trial) if kind == "metrics" else None
         if taker is not None and len(taker) < _JOINED:
             taker.append(line)

@@ -140,8 +140,8 @@ def _differences(answers: list[HostReport]) -> list[str]:
     faults = []
     for other in answers[1:]:
         if other.python != head.python:
-            both = f"Python {other.python}, but the head node {head.python}"
-            faults.append(f"{other.address} has {both}: Ray refuses that")
+            versions = f"Python {other.python}, but the head node {head.python}"
+            faults.append(f"{other.address} has {versions}: Ray refuses that")
         if abs(other.clock - head.clock) > CLOCKS_S:
             faults.append(f"the clock of {other.address} is {other.clock - head.clock:+.0f} s off the head node's")
     return faults

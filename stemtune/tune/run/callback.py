@@ -20,12 +20,10 @@ from stemtune._progress import say
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
 from stemtune.tune.cluster.node_check import nodes_of
-from stemtune.tune.run.checkpoints import how_ended, mark_ended, train_folder
-from stemtune.tune.run.progress import SweepProgress
+from stemtune.tune.run.checkpoints import Snapshots, how_ended, mark_ended, train_folder
 from stemtune.tune.run.ray_trainer import free_groups
-from stemtune.tune.run.snapshots import Snapshots
 from stemtune.tune.run.trial import CORRUPT, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
-from stemtune.tune.run.trial_state import TrialState, driver_state, history, unpacked
+from stemtune.tune.run.trial_state import SweepProgress, TrialState, driver_state, history, unpacked
 from stemtune.tune.space.space import SearchSpace
 
 _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")

@@ -6,7 +6,6 @@ journal of what MLflow is to know, and each trial's checkpoints. With it an inte
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import shutil
 import sys
@@ -19,6 +18,7 @@ from stemtune._files import writable_folder
 from stemtune.config import Config
 from stemtune.errors import Interrupted, UserError, masked
 from stemtune.tracking import NullTracker, Tracker, address, check_server, log_files
+from stemtune.tune.run.checkpoints import check_resumable
 from stemtune.tune.run.manifest import (
     absolute,
     check_name_free,
@@ -31,7 +31,6 @@ from stemtune.tune.run.manifest import (
     sweeps_folder,
     write_manifest,
 )
-from stemtune.tune.run.snapshots import check_resumable
 from stemtune.tune.run.trial import NO_SPACE
 from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, recorded_trials, select_champion
 from stemtune.tune.space.space import SearchSpace
@@ -78,9 +77,8 @@ def run_sweep(
     check_name_free(folder)
     space = absolute(space if trials is None else space.with_trials(trials), Path.cwd())
     manifest = new_manifest(space, name) | ({"study": study} if study else {})
-    with contextlib.ExitStack() as held:
-        store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
-        held.enter_context(single_driver(folder))
+    store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
+    with single_driver(folder):
         check_name_free(folder)  # another driver may have been quicker
         write_manifest(folder, manifest)
         return _run(space, folder, manifest, at_once, tracked, store_hash, resume=False)

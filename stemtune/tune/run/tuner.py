@@ -15,9 +15,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from stemtune.tune.cluster.connect import HEAD, QUIET
 from stemtune.tune.run.callback import SweepCallback
+from stemtune.tune.run.checkpoints import SNAPSHOTS, restore_snapshot
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
 from stemtune.tune.run.searcher import STUDY, UNTRAINED, Limiter, StudySearch, repair_journal
-from stemtune.tune.run.snapshots import FOLDER, restore_snapshot
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
 from stemtune.tune.run.trial_state import driver_state, history
 from stemtune.tune.space.space import SearchSpace
@@ -171,7 +171,7 @@ def restored_tuner(folder: Path, sweep_id: str, trials: int, at_once: int) -> An
     _set_snapshot_interval(trials)
     driver_state(sweep_id).at_once = at_once
     handed_over = restore_snapshot(folder)
-    if not tune.Tuner.can_restore(str(folder)) or ((folder / FOLDER).exists() and not handed_over):
+    if not tune.Tuner.can_restore(str(folder)) or ((folder / SNAPSHOTS).exists() and not handed_over):
         discard(folder)
         return None
     for note in (folder / "train").glob(f"*/{FAILURE}"):  # so that failed trials are tried again
