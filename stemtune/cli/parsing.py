@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from stemtune._parallel import Spread
 from stemtune.config import knobs_of
 from stemtune.config.sections import FORMER_NAMES
 from stemtune.errors import UserError
+
+if TYPE_CHECKING:
+    from stemtune._parallel import Spread
 
 Command = Callable[[argparse.Namespace], int | None]
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"

@@ -21,7 +21,6 @@ from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
 from stemtune.tune.cluster.node_check import nodes_of
 from stemtune.tune.run.checkpoints import Snapshots, how_ended, mark_ended, train_folder
-from stemtune.tune.run.ray_trainer import free_groups
 from stemtune.tune.run.trial import CORRUPT, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
 from stemtune.tune.run.trial_state import SweepProgress, TrialState, driver_state, history, unpacked
 from stemtune.tune.space.space import SearchSpace
@@ -209,6 +208,8 @@ class SweepCallback(Callback):  # type: ignore[misc]
         return now - self._started.get(trial_id, now)
 
     def _free_dead(self, trial_id: str) -> None:
+        from stemtune.tune.run.ray_trainer import free_groups
+
         self._groups.pop(trial_id, None)
         with contextlib.suppress(Exception):  # Ray itself may be gone
             free_groups(train_folder(self.folder, trial_id).name)
