@@ -216,15 +216,9 @@ class SimulatedLoader:
 def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> tuple[Loader, Loader]:
     """Return the loaders of training and validation batches.
 
-    Parameters
-    ----------
-    config
-        `data`, `train.batch_size` (over all ranks together) and `train.seed` are read, and `simulate` where
-        `data.source` is "simulate".
-    rank, world
-        Which of how many data-parallel processes this is.
-    device
-        Where the batches are going, and where patterns are simulated; left out, the current GPU, else the CPU.
+    `data`, `train.batch_size` (over all ranks together) and `train.seed` of `config` are read, and `simulate` where
+    `data.source` is "simulate". This is process `rank` of `world` data-parallel ones. `device` is where the batches are
+    going, and where patterns are simulated; left out, the current GPU, else the CPU.
 
     Raises
     ------
