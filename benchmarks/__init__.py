@@ -25,7 +25,7 @@ def linio2_store(folder: Path, patterns: int = 4096) -> Path:
     from stemtune.config import SimulateConfig
     from stemtune.dataset.simulate import simulate_store
 
-    path = folder / f"{patterns}.h5"
+    path = folder / "linio2.h5"
     if not path.exists():
         simulate_store("linio2", path, patterns, SimulateConfig(), seed=0)
     return path

@@ -54,6 +54,8 @@ def _run(name: str, options: argparse.Namespace) -> None:
         print(f"{name}: {about}", flush=True)
         measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
         with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
+            if options.store:
+                benchmarks.linio2_store(Path(folder), options.store)
             more = {"pythons": options.peer_pythons if options.peers else None} if name == "predict" else {}
             benchmarks.report(measure(Path(folder), **more), options.json)
         return
@@ -82,6 +84,7 @@ def _parser() -> Parser:
     )
     made.add_argument("name", nargs="*", type=_known, metavar="NAME", help=f"{', '.join(NAMES)}; default all speeds")
     made.add_argument("--json", metavar="FILE", help="write the figures there")
+    made.add_argument("--store", type=positive, metavar="N", help="measure speeds on N patterns only, to try them")
     _add_accuracy_options(made)
     group = made.add_argument_group(
         "sweep: real trials on the slots of this machine, their makespan beside their training alone"

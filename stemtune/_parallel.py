@@ -17,9 +17,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import resource_tracker
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stemtune.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -129,14 +132,20 @@ def interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def map_over_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def map_over_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], device: torch.device | None = None
+) -> list[Result]:
     """Return `work` of each of `items`, in their order, on as many threads as torch may use.
 
     torch shares out every single operation and waits for all threads after each, which costs more than it gains for
     the small pieces of one chunk of patterns, and many times more on a busy machine. Here a thread works on whole
     chunks alone. Gradients are not recorded: torch keeps track of them per thread. `work` must not call this function.
+    What lies on another `device` than the CPU is worked on item by item.
     """
     import torch
+
+    if device is not None and device.type != "cpu":
+        return [work(item) for item in items]
 
     _keep_freed_memory()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from stemtune.errors import UserError, did_you_mean
@@ -152,5 +153,32 @@ def _span(value: object) -> Span | None:
         return None
 
 
-def define(kind: str, default: Any, about: str, **limits: Any) -> Any:
+def number(default: float, about: str, limits: str = "(-inf, inf)", unit: str = "", kind: str = "float") -> Any:
+    """Return a field that holds a number within `limits`, "(0, 1]" for instance."""
+    left, low, high, _ = _LIMITS.fullmatch(limits).groups()  # type: ignore[union-attr]
+    bounds = {"low": float(low), "high": float(high), "open_low": left == "(" and low != "-inf"}
+    return _field(kind, default, about, unit=unit, **bounds)
+
+
+def integer(default: int, about: str, limits: str = "(-inf, inf)", unit: str = "") -> Any:
+    """Return a field that holds a whole number; see `number`."""
+    return number(default, about, limits, unit, "int")
+
+
+def span(low: float, high: float, about: str, limits: str, unit: str = "") -> Any:
+    """Return a field that holds a range of numbers within `limits`; see `number`."""
+    return number(Span(low, high), about, limits, unit, "span")  # type: ignore[arg-type]
+
+
+def text(default: bool | str, about: str, choices: tuple[str, ...] = (), kind: str = "text") -> Any:
+    """Return a field that holds text, one of `choices` where there are any."""
+    return _field(kind, default, about, choices=choices)
+
+
+flag, flag_or_path, cuts = (partial(text, kind=kind) for kind in ("flag", "flag_or_path", "cuts"))
+
+_LIMITS = re.compile(r"([(\[])(.+), (.+)([)\]])")
+
+
+def _field(kind: str, default: Any, about: str, **limits: Any) -> Any:
     return field(default=default, metadata={"kind": kind, "about": about, **limits})

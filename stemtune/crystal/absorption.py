@@ -16,21 +16,10 @@ _FALL = 0.6  # 1/Å, scale of the radii: half of them lie nearer than this
 
 
 def absorptive_factors(elements: Sequence[str], u_iso: Tensor, g: Tensor, wavelength_angstrom: float) -> Tensor:
-    """Return the absorptive form factors (N, M) in Å of M atoms at N lengths `g` (1/Å), float64.
+    """Return the absorptive form factors (N, M) in Å of M atoms, by chemical symbol, at N lengths `g` (1/Å), float64.
 
-    They are on the scale of the elastic factors of `scattering`, Debye-Waller factor included: an atom adds
-    `i f'` to its elastic `f exp(-2 pi² U g²)`.
-
-    Parameters
-    ----------
-    elements
-        M chemical symbols.
-    u_iso
-        Mean square displacements (M,) in Å².
-    g
-        Lengths of the scattering vectors.
-    wavelength_angstrom
-        Relativistic wavelength of the electrons.
+    They are on the scale of the elastic factors of `scattering`, Debye-Waller factor included: an atom of mean square
+    displacement U = `u_iso` (M,) in Å² adds `i f'` to its elastic `f exp(-2 pi² U g²)`.
 
     Notes
     -----
@@ -59,12 +48,14 @@ def relativistic_mass_factor(wavelength_angstrom: float) -> float:
 
 def _of_kind(element: str, u_iso: float, g_N: Tensor) -> Tensor:
     """Return the integral (N,) in Å² · 1/Å² for one kind of atom; q is measured from the middle of g."""
+    # Gauss-Legendre nodes on the radius, mapped to [0, inf), and even angles over a quarter of the plane.
     node, weight = np.polynomial.legendre.leggauss(_RADII)
     part = torch.from_numpy((node + 1) / 2)
     radius_R = _FALL * part / (1 - part)
     weight_R = torch.from_numpy(weight / 2) * _FALL / (1 - part) ** 2 * radius_R
     angle_A = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) * (math.pi / 2 / _ANGLES)  # a quarter holds it all
     damping = 2 * math.pi**2 * u_iso
+    # Lengths of q - g/2 and q + g/2, the two scattering vectors, and what is lost between them.
     half_N11 = g_N[:, None, None] / 2
     across_RA = (radius_R[:, None] * angle_A.sin()) ** 2
     along_RA = radius_R[:, None] * angle_A.cos()

@@ -50,22 +50,15 @@ class Phase:
 
     Attributes
     ----------
-    name
-        Formula or name, for people.
-    space_group
-        Number in the International Tables.
+    name, space_group
+        Formula or name, for people; number in the International Tables.
     symmetry
         Of its diffraction, from the symmetry operations of the CIF, so that unusual settings count as they stand.
     lattice
         Å and degrees.
-    elements
-        M chemical symbols, one for each atom of the whole cell.
-    fractional
-        (M, 3) float64 positions in the cell.
-    occupancy
-        (M,) float64.
-    u_iso
-        (M,) float64 mean square displacement in Å²; anisotropic ones count with their mean.
+    elements, fractional, occupancy, u_iso
+        M chemical symbols, one for each atom of the whole cell; their positions (M, 3), occupancies (M,) and mean
+        square displacements (M,) in Å², float64; anisotropic ones count with their mean.
     cif
         The text it was made from.
     """
@@ -107,36 +100,6 @@ class Phase:
 
     def __str__(self) -> str:
         return f"'{self.name}' (Laue class {self.symmetry.laue}, space group {self.space_group}, {self.lattice})"
-
-    @property
-    def a(self) -> float:
-        """Lattice parameter in Å."""
-        return self.lattice.a
-
-    @property
-    def b(self) -> float:
-        """Lattice parameter in Å."""
-        return self.lattice.b
-
-    @property
-    def c(self) -> float:
-        """Lattice parameter in Å."""
-        return self.lattice.c
-
-    @property
-    def alpha(self) -> float:
-        """Lattice angle in degrees."""
-        return self.lattice.alpha
-
-    @property
-    def beta(self) -> float:
-        """Lattice angle in degrees."""
-        return self.lattice.beta
-
-    @property
-    def gamma(self) -> float:
-        """Lattice angle in degrees."""
-        return self.lattice.gamma
 
     @property
     def volume(self) -> float:

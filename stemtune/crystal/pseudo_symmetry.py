@@ -25,27 +25,16 @@ def pseudo_variants(phase: _Crystal, tolerance: float = 0.02) -> list[tuple[str,
     """Return the orientations that a layered oxide is easily mistaken for, as (name, quaternion v), `v * g` for `g`.
 
     The layered oxides (R-3m, hexagonal axes) are rock salt with its cations sorted into layers along one of the four
-    cubic <111>. With c/a near 2√6 the oxygen lattice stays nearly cubic, and so do the strong reflections:
+    cubic <111>. With c/a near 2√6 (within `tolerance`) the oxygen lattice stays nearly cubic, and so do the strong
+    reflections:
 
-    - "90": the layers lie along another <111> of the same oxygen lattice (90 degrees about a cubic axis; c is then
-      70.5 degrees away), three variants;
+    - "90": the layers lie along another <111> of the same oxygen lattice (90 degrees about a cubic axis; c is then 70.5
+      degrees away), three variants;
     - "60 about c": the oxygen stacking is reversed, the spinel twin;
     - "70.5": both at once (70.5 degrees about a cubic <110> across c), three variants.
 
-    Taken over all symmetry equivalents of `g` the seven are a closed set: which of "90 #1" to "90 #3" is which
-    depends on the representative of `g`, that it is one of them does not.
-
-    Parameters
-    ----------
-    phase
-        The crystal.
-    tolerance
-        Largest relative difference of c/a from 2√6.
-
-    Returns
-    -------
-    list
-        Seven pairs; empty for any other phase.
+    Taken over all symmetry equivalents of `g` the seven are a closed set: which of "90 #1" to "90 #3" is which depends
+    on the representative of `g`, that it is one of them does not. For any other phase there are none.
     """
     ideal = 2 * math.sqrt(6)
     if phase.space_group not in (155, 160, 166) or phase.symmetry.proper != "32":

@@ -33,12 +33,7 @@ _SECTORS: dict[str, tuple[float, float, float]] = {
 def random_orientations(n: int, generator: torch.Generator | int | None = None) -> Tensor:
     """Return `n` orientations (n, 4), float64, uniform over all rotations.
 
-    Parameters
-    ----------
-    n
-        How many.
-    generator
-        A torch generator, or a seed for a new one; None draws from torch's own.
+    The generator is one of torch's, or a seed for a new one; None draws from torch's own.
     """
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
@@ -52,15 +47,9 @@ def beam_directions(step_deg: float, symmetry: Symmetry) -> Tensor:
 
     The proper group counts, not the Laue group: a direction and its mirror image give different (mirrored) patterns.
     The directions stand on rings a step apart in the fundamental sector of orix, with an equal number of degrees
-    between neighbours on a ring, so that each covers about `step_deg` squared, D is about
-    41253 / (step_deg² · order), and no direction is further than about 0.8 steps from one of them or its equivalents.
-
-    Parameters
-    ----------
-    step_deg
-        Spacing in degrees.
-    symmetry
-        Of the crystal; 32 gives 1719 directions at 2 degrees.
+    between neighbours on a ring, so that each stands for about `step_deg` squared, D is about 41253 / (step_deg² ·
+    order), and no direction is further than about 0.8 steps from one of them or its equivalents; 32 gives 1719
+    directions at 2 degrees.
     """
     start, width, height = _SECTORS[symmetry.proper]
     rings = max(1, round(height / step_deg))

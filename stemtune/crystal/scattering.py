@@ -35,16 +35,10 @@ def is_known(element: str) -> bool:
 
 
 def scattering_factors(elements: Sequence[str], g_squared: Tensor) -> Tensor:
-    """Return the electron scattering factors (N, M) in Å of M neutral atoms at rest.
+    """Return the electron scattering factors (N, M) in Å of M neutral atoms at rest, by chemical symbol.
 
-    First Born approximation, without the relativistic mass factor.
-
-    Parameters
-    ----------
-    elements
-        M chemical symbols.
-    g_squared
-        (N,) squared length of the scattering vector, 1/Å² (g = 1/d = 2 sin(theta)/wavelength).
+    First Born approximation, without the relativistic mass factor, at N squared lengths of the scattering vector in
+    1/Å² (g = 1/d = 2 sin(theta)/wavelength).
 
     References
     ----------

@@ -147,7 +147,7 @@ def rows_of_crystal(store: Store, phase: Phase, setting: str) -> Rows:
         When its crystal is another than `phase`: another Laue class, or a lattice that differs by more than 3 %.
     """
     number, found = phase_of(store)
-    lengths = [np.array([crystal.a, crystal.b, crystal.c]) for crystal in (found, phase)]
+    lengths = [np.array(crystal.lattice[:3]) for crystal in (found, phase)]
     if found.symmetry.proper != phase.symmetry.proper or (abs(lengths[0] / lengths[1] - 1) > _LATTICE_TOLERANCE).any():
         raise UserError(
             f"`{setting}` is '{store.path}', whose labels are orientations of {found.name}, not of {phase.name}"

@@ -29,7 +29,7 @@ from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_fa
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots
+from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots, per_pattern
 from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
@@ -42,14 +42,8 @@ _GPU_PIECE_BYTES = 1 << 28
 class Beams(NamedTuple):
     """Dynamical beams of B patterns, padded to N each; the first is the direct beam.
 
-    Attributes
-    ----------
-    reflection
-        Row (B, N) of the simulator's `hkl`; -1 is the direct beam, -2 padding.
-    x, y
-        Lab coordinates (B, N) in 1/Å, x right and y up.
-    intensity
-        Intensities (B, T, N) as shares of the incident beam; 0 is padding.
+    `reflection` (B, N) are rows of the simulator's `hkl`, -1 the direct beam, -2 padding; `x` and `y` (B, N) lab
+    coordinates in 1/Å, x right and y up; `intensity` (B, T, N) shares of the incident beam, 0 for padding.
     """
 
     reflection: Tensor
@@ -104,40 +98,26 @@ class BlochSimulator(KinematicSimulator):
         precession_deg: float | Tensor = 0.0,
         convergence_mrad: float | Tensor = 0.0,
     ) -> Beams:
-        """Return the dynamical beams of each orientation at one or several thicknesses.
+        """Return the dynamical beams of orientations (B, 4), lab-to-crystal, at one or several thicknesses.
 
-        Parameters
-        ----------
-        orientation
-            Unit quaternions (B, 4), lab-to-crystal.
-        thickness_nm
-            One number, (T,) for all patterns, or (B, T).
-        precession_deg, convergence_mrad
-            Semi-angles over which the intensities are averaged: one number, or (B,).
-
-        Raises
-        ------
-        UserError
-            For a thickness that is not above 0.
+        The thickness is one number, (T,) for all patterns, or (B, T), in nm, and above 0 (else a `UserError`); the
+        semi-angles over which intensities are averaged are one number, or (B,).
         """
         orientation = orientation.to(self.device)
-        count, kind = len(orientation), torch.float32
+        count, single = len(orientation), orientation.float()
         thickness = torch.as_tensor(thickness_nm, dtype=torch.float64, device=self.device) * 10
         thickness_BT = thickness.expand(count, *(thickness.shape[-1:] or (1,)))
         if not bool((thickness_BT > 0).all()):
             raise UserError("the thickness of a crystal must be above 0")
 
-        def each(value: float | Tensor, unit: float) -> Tensor:
-            return (torch.as_tensor(value, dtype=kind, device=self.device) * unit).expand(count)
-
-        tilt_B2 = torch.stack((each(precession_deg, math.pi / 180), each(convergence_mrad, 1e-3)), dim=1)
+        tilts = per_pattern(single, precession_deg, math.pi / 180), per_pattern(single, convergence_mrad, 1e-3)
+        tilt_B2 = torch.stack(tilts, dim=1)
 
         def work(rows: slice) -> Beams:
             return self._beams(orientation[rows], thickness_BT[rows], tilt_B2[rows])
 
         pieces = [slice(start, start + 64) for start in range(0, count, 64)]
-        parts = map_over_threads(work, pieces) if self.device.type == "cpu" else [work(rows) for rows in pieces]
-        return _joined(parts)
+        return _joined(map_over_threads(work, pieces, self.device))
 
     def spots(
         self,
@@ -178,6 +158,7 @@ class BlochSimulator(KinematicSimulator):
 
     def _beams(self, orientation: Tensor, thickness_BT: Tensor, tilt_B2: Tensor) -> Beams:
         """Return the beams of a chunk of patterns; thickness in Å, semi-angles of precession and convergence in rad."""
+        # Excitation errors of all reflections with the beam straight, and the reflections that take part.
         lab_BRM = self._lab(orientation)
         radius = 1 / self.geometry.wavelength_angstrom
         error_BR = lab_BRM[..., 2] - self.g.square().sum(1).to(lab_BRM) / (2 * radius)
@@ -186,8 +167,10 @@ class BlochSimulator(KinematicSimulator):
         known_BN = reflection_BN.clamp_min(0)
         xy_BN2 = lab_BRM[rows, known_BN, :2] * (reflection_BN >= 0)[..., None]
         error_BN = error_BR[rows, known_BN] * (reflection_BN >= 0)
+        # A tilt of the beam changes the excitation errors only, in proportion to the place on the detector.
         beam_B2J = _tilts(tilt_B2, self.simulate.tilts)
         error_BNJ = (error_BN[..., None] - xy_BN2 @ beam_B2J.to(xy_BN2)).float()
+        # Carry the waves through the crystal, as many patterns at a time as their matrices fit the cache.
         pieces = []
         size = _GPU_PIECE_BYTES if self.device.type != "cpu" else _PIECE_BYTES
         step = max(1, size // (8 * reflection_BN.shape[1] ** 2))
@@ -206,15 +189,14 @@ class BlochSimulator(KinematicSimulator):
 
     def _chosen(self, error_BR: Tensor, swing_B: Tensor) -> Tensor:
         """Return the rows (B, N) of the reflections that take part, the strongest first, after the direct beam's -1."""
+        # The smallest excitation error that any direction of the beam gives a reflection decides.
         length_R = torch.linalg.vector_norm(self.g, dim=1).to(error_BR)
         least_BR = (error_BR.abs() - torch.outer(swing_B.to(error_BR), length_R)).clamp_min(0)
         weight_BR = (self._own.to(error_BR) / (least_BR + 0.002)).where(least_BR <= self.simulate.beam_error, -1.0)
         number = int((weight_BR >= 0).sum(1).max()) if len(error_BR) else 0
         best = weight_BR.topk(min(number, self.simulate.beams - 1), dim=1)
         chosen_BN = best.indices.where(best.values >= 0, -2)
-        return torch.cat(
-            (torch.full_like(chosen_BN[:, :1], -1) if chosen_BN.shape[1] else _direct(error_BR), chosen_BN), 1
-        )
+        return torch.cat((chosen_BN.new_full((len(chosen_BN), 1), -1), chosen_BN), dim=1)
 
     def _matrix(self, reflection_BN: Tensor) -> Tensor:
         """Return the couplings (B, N, N) complex64 between beams, with the mean absorption on the diagonal."""
@@ -238,11 +220,13 @@ def _tilts(tilt_B2: Tensor, count: int) -> Tensor:
 
 def _reachable(phase: Phase, present: Tensor, reach: float) -> tuple[Tensor, Tensor]:
     """Return hkl (R, 3) and g (R, 3) within `reach` that scattering once or twice leads to, `present` ones included."""
+    # A box of hkl, flat, in which every present reflection is marked; differences reach twice as far.
     edge = present.abs().amax(0)
     stride = torch.tensor([(4 * edge[1] + 1) * (4 * edge[2] + 1), 4 * edge[2] + 1, 1])
     middle = int((2 * edge * stride).sum())
     there = torch.zeros(int((4 * edge + 1).prod()), dtype=torch.bool)
     there[(present * stride).sum(1) + middle] = True
+    # All hkl within reach; kept are those that are present, or the sum of two that are.
     every = torch.cartesian_prod(*(torch.arange(-int(n), int(n) + 1) for n in edge))
     g = every.to(torch.float64) @ phase.reciprocal_matrix
     length = torch.linalg.vector_norm(g, dim=1)
@@ -271,6 +255,7 @@ def _couplings(phase: Phase, geometry: Geometry, extent: Tensor, absorbing: bool
 
 def _absorption(phase: Phase, hkl: Tensor, wavelength: float) -> Tensor:
     """Return the Fourier coefficients (N,) complex128 of the absorption in Å, on the scale of structure factors."""
+    # Absorptive form factors on a fine line of |g|, interpolated, then summed over the atoms.
     length = torch.linalg.vector_norm(hkl.to(torch.float64) @ phase.reciprocal_matrix, dim=1)
     line = torch.linspace(0, float(length.max()) + 1e-6, 256, dtype=torch.float64)
     table = absorptive_factors(phase.elements, phase.u_iso, line, wavelength) * phase.occupancy
@@ -284,10 +269,6 @@ def _absorption(phase: Phase, hkl: Tensor, wavelength: float) -> Tensor:
         wave = -2 * math.pi * hkl[rows].to(torch.float64) @ phase.fractional.T
         sums.append(torch.complex((factor * wave.cos()).sum(1), (factor * wave.sin()).sum(1)))
     return torch.cat(sums)
-
-
-def _direct(error_BR: Tensor) -> Tensor:
-    return torch.full((len(error_BR), 1), -1, device=error_BR.device)
 
 
 def _joined(parts: list[Beams]) -> Beams:

@@ -33,17 +33,11 @@ def render(
 ) -> Tensor:
     """Return noise-free patterns (B, S, S) whose sum is 1 up to what falls off the edges.
 
-    Parameters
-    ----------
-    pattern
-        Number of the pattern (M,) that each diffracted spot belongs to.
-    x, y
-        Undistorted lab coordinates (M,) of the spots in 1/Å, y up.
-    intensity
-        Their intensities (M,); only the ratios within a pattern count.
-    conditions, geometry
-        Conditions (B,) and the calibration; the direct beam and the background come from the conditions.
+    The diffracted spots (M,) are given by the number of their `pattern`, undistorted lab coordinates in 1/Å, y up, and
+    intensities, of which only ratios within a pattern count; the direct beam and the background come from the
+    conditions.
     """
+    # Diffracted spots, relative to all of their pattern, brought to their share of the electrons.
     count = len(conditions.dose)
     total = torch.zeros(count, dtype=intensity.dtype, device=intensity.device).index_add_(0, pattern, intensity)
     intensity = intensity / total.clamp_min(1e-30)[pattern]
@@ -53,6 +47,7 @@ def render(
     elastic = 1 - conditions.background
     diffracted = elastic * (1 - conditions.direct_beam)
     weight = torch.cat((intensity[seen] * diffracted[pattern], elastic * conditions.direct_beam))
+    # The direct beam is one spot more of every pattern.
     row, column = torch.cat((row, conditions.centre_px[:, 0])), torch.cat((column, conditions.centre_px[:, 1]))
     pattern = torch.cat((pattern, torch.arange(count, device=pattern.device)))
     image = draw_spots(pattern, row, column, weight, conditions.disk_px, conditions.blur_px, geometry.size)
@@ -78,6 +73,7 @@ def draw_spots(
     `disk_px` and `blur_px` (B,) are the radius and the blur of all spots of one pattern; spots of like extent are
     drawn together.
     """
+    # One radial profile for each pattern, and an even number of pixels that its spots reach.
     count = len(disk_px)
     radius = disk_px.clamp_min(_SMALLEST_DISK)
     sigma = (blur_px**2 + _PIXEL_VARIANCE).sqrt()
@@ -87,10 +83,12 @@ def draw_spots(
     half += half % 2  # fewer kinds of stamps
     own_half = half[pattern]
     near = (row > -own_half) & (row < size - 1 + own_half) & (column > -own_half) & (column < size - 1 + own_half)
+    # A canvas with a margin for spots at the edges, to which spots of like extent are added together.
     margin = 2 * int(half.max())  # a disk whose edge just shows stands half outside
     wide = size + 2 * margin
     canvas = torch.zeros(count * wide * wide, dtype=weight.dtype, device=weight.device)
     extent = torch.where(near, own_half, -1)
+    # Look each pixel of a stamp up in the profile by its distance, and add it to the canvas.
     for extent_px in sorted(set(half.tolist())):
         chosen = _where(extent == extent_px)
         own = pattern[chosen]
@@ -187,11 +185,13 @@ def count_electrons(expected: Tensor, generator: torch.Generator | None) -> Tens
     else:
         uniform = torch.rand(expected.shape, generator=generator, device=expected.device)
     uniform.clamp_min_(2.0**-25)  # a number of exactly 0 would count nothing, however many electrons are expected
+    # A few steps up the cumulative distribution for all pixels ...
     chance = torch.exp(-expected)
     below = chance.clone()
     steps = torch.gt(uniform, below).view(torch.uint8)
     _climb(uniform, expected, chance, below, steps, range(1, _FULL_STEPS + 1))
     counts = steps.to(expected.dtype).view(-1)
+    # ... then more steps for the few that are not there yet, and the expansion for the brightest.
     bright = _where(steps > _FULL_STEPS)
     light = expected.view(-1).index_select(0, bright)
     large = bright[light > _LARGE]

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,13 +63,9 @@ class Spots(NamedTuple):
 class Diffracted(NamedTuple):
     """What B crystals send to the detector, as one flat list over the batch, ordered by pattern.
 
-    Attributes
-    ----------
-    pattern, x, y, intensity
-        Number of the pattern, lab coordinates (1/Å, y up) and intensity of each diffracted beam (M,); only ratios of
-        intensities within a pattern count.
-    direct_beam
-        Share (B,) of the direct beam in what is scattered elastically.
+    `pattern`, `x`, `y` and `intensity` (M,): number of the pattern, lab coordinates (1/Å, y up) and intensity of each
+    diffracted beam, of which only ratios within a pattern count; `direct_beam` (B,): share of the direct beam in what
+    is scattered elastically.
     """
 
     pattern: Tensor
@@ -129,7 +124,8 @@ class KinematicSimulator:
         reach = (geometry.corner_inv_angstrom + simulate.centre_error * geometry.scale_inv_angstrom) * slack
         reach = min(reach, 1.99 / geometry.wavelength_angstrom)
         self._check_memory(reach)
-        self.hkl, self.g, self.strength = _reflections(phase, reach)
+        self.hkl, self.g, factor = phase.reflections(reach)
+        self.strength = factor.abs().square()
         if not len(self.hkl):
             raise UserError(
                 f"no reflection of {phase.name} falls on a pattern of {geometry.size} px at "
@@ -169,34 +165,25 @@ class KinematicSimulator:
             Width (1/Å) of the shape factor when `simulate.shape` is gaussian; the thickness does not matter then.
         """
         orientation = orientation.to(self.device)
-        count = len(orientation)
-
-        def each(value: float | Tensor, unit: float) -> Tensor:
-            return (torch.as_tensor(value, dtype=orientation.dtype, device=self.device) * unit).expand(count)
-
-        thickness, width = each(thickness_nm, 10.0), each(shape_width, 1.0)
+        thickness, width = per_pattern(orientation, thickness_nm, 10.0), per_pattern(orientation, shape_width)
         if not bool((thickness > 0).all() and (width > 0).all()):
             raise UserError("the thickness and the width of the shape factor must be above 0")
         inverse_width = thickness if self.simulate.shape == "sinc2" else 1 / width
-        tilts = each(precession_deg, math.pi / 180), each(convergence_mrad, 1e-3)
+        tilts = (
+            per_pattern(orientation, precession_deg, math.pi / 180),
+            per_pattern(orientation, convergence_mrad, 1e-3),
+        )
         excited = self._excited(orientation, inverse_width, *tilts)
-        return self._padded(excited, self._intensity(excited, inverse_width, *tilts), count)
+        return self._padded(excited, self._intensity(excited, inverse_width, *tilts), len(orientation))
 
     def template_spots(
         self, orientation: Tensor, width: float, max_inv_angstrom: float | None = None, faintest: float = 1e-5
     ) -> Spots:
         """Return the spots (B, K) of templates: intensity |F|² exp(-(s / width)²), no microscope in between.
 
-        Parameters
-        ----------
-        orientation
-            Unit quaternions (B, 4), lab-to-crystal.
-        width
-            Width of the shape factor in 1/Å; a broad one (0.02 to 0.03) matches dynamical patterns best.
-        max_inv_angstrom
-            Leave out reflections beyond this distance from the direct beam.
-        faintest
-            Leave out reflections weaker than this share of the strongest possible one.
+        `width`, that of the shape factor in 1/Å, matches dynamical patterns best when broad (0.02 to 0.03). Reflections
+        beyond `max_inv_angstrom` from the direct beam and those weaker than a share `faintest` of the strongest
+        possible one are left out.
         """
         orientation = orientation.to(self.device)
         inverse_width = torch.full_like(orientation[:, 0], 1 / width)
@@ -213,17 +200,9 @@ class KinematicSimulator:
         """Return simulated patterns (B, size, size), float32, with everything else drawn from `simulate`'s ranges.
 
         Electron counts, or noise-free expected intensities: of the drawn dose if `noise` is off, of sum 1 if
-        `simulate.dose` is 0. Equal generator states give equal patterns; on a CPU, how the patterns are
-        cut into batches makes no difference as long as these are multiples of `CHUNK`.
-
-        Parameters
-        ----------
-        orientation
-            Unit quaternions (B, 4), lab-to-crystal.
-        generator
-            Source of all randomness; one that lives on the simulator's device is fastest.
-        noise
-            Count electrons; otherwise leave the patterns smooth.
+        `simulate.dose` is 0. Equal generator states give equal patterns; on a CPU, how the patterns are cut into
+        batches makes no difference as long as these are multiples of `CHUNK`. A generator that lives on the simulator's
+        device is fastest.
         """
         orientation = orientation.to(self.device, torch.float32)
 
@@ -254,12 +233,7 @@ class KinematicSimulator:
             rows = slice(start, min(start + chunk, count))
             result[rows] = make(rows, torch.Generator(self.device).manual_seed(seed))
 
-        begins = list(zip(starts, seeds, strict=True))
-        if self.device.type == "cpu":
-            map_over_threads(fill, begins)
-        else:
-            for begin in begins:
-                fill(begin)
+        map_over_threads(fill, list(zip(starts, seeds, strict=True)), self.device)
         return result
 
     def expose(
@@ -302,14 +276,17 @@ class KinematicSimulator:
         faintest: float = _FAINTEST,
     ) -> _Excited:
         """Find the reflections whose intensity can exceed `faintest` of the strongest; (B,) settings in 1/Å, rad."""
+        # Crystal axes in the lab, and how high each reflection stands along the beam.
         g, strength = self.g.to(orientation.dtype), self.strength.to(orientation.dtype)
         axes = torch.eye(3, dtype=orientation.dtype, device=self.device)
-        lab = rotations.rotate(rotations.inverse(orientation)[:, None], axes)  # crystal axes in the lab (B, 3, 3)
+        lab = rotations.rotate(rotations.inverse(orientation)[:, None], axes)  # (B, 3, 3)
         length_squared = (g**2).sum(1)
         z = lab[:, :, 2] @ g.T
+        # Excitation error: the distance to the Ewald sphere along the beam.
         radius = 1 / self.geometry.wavelength_angstrom
         across = (length_squared - z**2).clamp_min_(0)
         error = across / (radius + (radius**2 - across).clamp_min_(0).sqrt_()) - z
+        # How far off a reflection may stand before its intensity, for the best tilt of the beam, is below `faintest`.
         above = (strength / (faintest * strength.max())).clamp_min_(1)
         if (shape or self.simulate.shape) == "sinc2":
             extent = above.sqrt() / math.pi
@@ -348,14 +325,9 @@ class KinematicSimulator:
         return Spots(padded(excited.x, 0), padded(excited.y, 0), padded(intensity, 0), padded(excited.reflection, -1))
 
 
-def _reflections(phase: Phase, reach: float) -> tuple[Tensor, Tensor, Tensor]:
-    listed = phase.reflections(reach)
-    factor = torch.as_tensor(np.asarray(listed.structure_factor), dtype=torch.complex128)
-    return (
-        torch.as_tensor(np.asarray(listed.hkl), dtype=torch.int64),
-        torch.as_tensor(np.asarray(listed.g), dtype=torch.float64),
-        factor.abs() ** 2,
-    )
+def per_pattern(orientation: Tensor, value: float | Tensor, unit: float = 1.0) -> Tensor:
+    """Return one number, or one per pattern, times `unit` for each orientation (B, 4), in its type."""
+    return (torch.as_tensor(value, dtype=orientation.dtype, device=orientation.device) * unit).expand(len(orientation))
 
 
 @cache

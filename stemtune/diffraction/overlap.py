@@ -25,14 +25,9 @@ MOST_GRAINS = 3
 class Overlap(NamedTuple):
     """What there is in B patterns beside the strongest grain.
 
-    Attributes
-    ----------
-    weight
-        Share (B, 3) of the beam that passes each grain, the strongest first; they add up to 1, and 0 is no grain.
-    orientation
-        Orientations (B, 2, 4) of the second and third grain, float64; NaN is no grain.
-    thickness_angstrom
-        Their thickness (B, 2) in Å.
+    `weight` (B, 3): share of the beam that passes each grain, the strongest first; they add up to 1, and 0 is no grain.
+    `orientation` (B, 2, 4) float64, NaN for no grain, and `thickness_angstrom` (B, 2) are those of the second and
+    third.
     """
 
     weight: Tensor
@@ -81,10 +76,8 @@ def patterns(
     """
     if overlap is None:
         return simulator.patterns(orientation, generator)
-    first, further = (
-        orientation.to(simulator.device, torch.float32),
-        Overlap(*(v.to(simulator.device) for v in overlap)),
-    )
+    first = orientation.to(simulator.device, torch.float32)
+    further = Overlap(*(values.to(simulator.device) for values in overlap))
 
     def make(rows: slice, own: torch.Generator) -> Tensor:
         part = first[rows]
@@ -108,9 +101,7 @@ def diffracted(
         there = everything[overlap.weight[:, number + 1] > 0]
         if not len(there):
             continue
-        own = Conditions(
-            **{item.name: getattr(conditions, item.name)[there] for item in dataclasses.fields(conditions)}
-        )
+        own = Conditions(**{name: values[there] for name, values in vars(conditions).items()})
         own = dataclasses.replace(own, thickness_angstrom=overlap.thickness_angstrom[there, number].float())
         lit = simulator.diffracted(overlap.orientation[there, number].to(orientation.dtype), own)
         lit = _share(lit, overlap.weight[there, number + 1])

@@ -37,6 +37,7 @@ def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Te
     thickness_BT
         In Å.
     """
+    # The expansion: an ellipse around all eigenvalues says how many terms the longest way through the crystal needs.
     way_BT = 2 * math.pi * thickness_BT.double()
     way_W, place_BT = torch.unique(way_BT, return_inverse=True)  # patterns often share them
     middle_B, focus, vertex, growth = _ellipse(matrix_BNN, error_BNJ, float(way_W.max()))
@@ -47,6 +48,7 @@ def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Te
             "`simulate.thickness`, or set `simulate.absorption` to none"
         )
     kind = matrix_BNN.dtype if len(term_KW) * growth < _LARGEST_SINGLE else torch.complex128
+    # Map the ellipse to the unit one and start with the incident wave: polynomials 0 and 1 of the matrix on it.
     # Waves are rows: a product of few rows with a matrix is several times as fast on a CPU as one with few columns.
     scaled_BNN, term_KBT = (matrix_BNN.mT / focus).to(kind).contiguous(), term_KW.to(kind)[:, place_BT]
     error_BJN = ((error_BNJ - middle_B[:, None, None]) / focus).to(kind).mT.contiguous()
@@ -54,6 +56,7 @@ def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Te
     before[:, :, 0] = 1
     now = torch.baddbmm(error_BJN * before, before, scaled_BNN)
     wave_BTJN = term_KBT[0, :, :, None, None] * before[:, None] + term_KBT[1, :, :, None, None] * now[:, None]
+    # The recurrence T(k + 1) = 2 A T(k) - T(k - 1), each term added with the coefficients of every thickness.
     for term_BT in term_KBT[2:]:
         after = torch.baddbmm(before, now, scaled_BNN, beta=-1, alpha=2).addcmul_(error_BJN, now, value=2)
         wave_BTJN.addcmul_(term_BT[:, :, None, None], after[:, None])

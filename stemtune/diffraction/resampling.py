@@ -18,20 +18,15 @@ SAME_CENTRE_PX = 0.1
 SAME_KV = 0.01
 """Relative difference of two voltages below which nothing is said."""
 
-_LEAST_REACH = 0.5
+_MIN_REACH = 0.5
 _FULL_REACH = 0.95
 
 
 class Resampling:
     """Turns patterns calibrated as `source` into patterns calibrated as `target`.
 
-    Bilinear interpolation; where the target's pixels are larger, as many whole source pixels as fit are averaged
-    first. What lies outside of the source is 0. Intensities are per source pixel, which every model normalises.
-
-    Parameters
-    ----------
-    source, target
-        The two calibrations.
+    Bilinear interpolation; where the target's pixels are larger, as many whole source pixels as fit are averaged first.
+    What lies outside of the source is 0. Intensities are per source pixel, which every model normalises.
 
     Attributes
     ----------
@@ -43,7 +38,7 @@ class Resampling:
     Raises
     ------
     UserError
-        When the source reaches less than half as far (1/Å) as the target: most of what the model looks at is missing.
+        When the source reaches less than half as far (1/Å) as the target.
     """
 
     def __init__(self, source: Geometry, target: Geometry) -> None:
@@ -53,7 +48,7 @@ class Resampling:
         self.needed = source.size != target.size or abs(ratio - 1) > SAME_SCALE or apart > SAME_CENTRE_PX
         self.notes: list[str] = []
         reach = source.radius_inv_angstrom / target.radius_inv_angstrom
-        if reach < _LEAST_REACH:
+        if reach < _MIN_REACH:
             raise UserError(
                 f"the patterns reach {source.radius_inv_angstrom:.2f} 1/Å, but the model looks at "
                 f"{target.radius_inv_angstrom:.2f} 1/Å; check the scale, or use a model made for this camera length"

@@ -29,12 +29,9 @@ class GeometryFit(NamedTuple):
 def fit_geometry(predictions: Predictions, geometry: Geometry) -> GeometryFit:
     """Return what the refined candidates of the indexed patterns say about the calibration `geometry`.
 
-    Returns
-    -------
-    GeometryFit
-        Figures: `median_ncc` of the best candidates, and `fitted` with `scale_inv_angstrom` per pixel (median, and
-        half the distance of the 16th and 84th percentile as `scale_spread`), and the same of the direct beam's place,
-        `centre_px` and `centre_spread_px`; these are None without indexed patterns.
+    Figures are `median_ncc` of the best candidates, and `fitted` with `scale_inv_angstrom` per pixel (median, and half
+    the distance of the 16th and 84th percentile as `scale_spread`), and the same of the direct beam's place,
+    `centre_px` and `centre_spread_px`; these are None without indexed patterns.
     """
     if predictions.ncc is None or predictions.scale is None or predictions.centre_px is None:
         return GeometryFit({}, [])

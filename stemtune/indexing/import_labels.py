@@ -29,15 +29,13 @@ def label_from_map(
 
     Parameters
     ----------
-    store
-        The store, a scan.
+    store, out
+        The store, a scan; and the labelled one, which by default takes its place.
     source
         The map: `.ang`, `.ctf` or `.h5`, see `crystal_map.io.read_map`.
     cifs
         The crystals, as `crystal.phase.phase_from` takes them; without any, those of the store. Each phase that the map
         uses has to be one of them.
-    out
-        The labelled store; left out, it takes the place of `store`.
     frame
         The frame of the map, a key of `crystal_map.frames.FRAMES`, or "auto".
 

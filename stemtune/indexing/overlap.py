@@ -15,25 +15,35 @@ A. P. Dempster, N. M. Laird and D. B. Rubin, J. R. Stat. Soc. B 39 (1977) 1: the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from stemtune._parallel import map_over_threads
 from stemtune.crystal.symmetry import disorientation_deg
+from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
+from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.indexing.phase_choice import PhaseChoice
+from stemtune.indexing.predictor import Predictor
 from stemtune.indexing.spot_check import SpotCheck
 from stemtune.learning.model import DIFFERENT_DEG, Candidates, OrientationModel
 from stemtune.learning.models.polar_templates import PolarView, centred, template_views
 from stemtune.learning.models.spot_features import SpotReader
 
+SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
+"""Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
+
 MIN_GAIN = 0.03
 """What the second template must add to the correlation."""
 
 MIN_Z_SCORE = 2.5
-"""SpotReader (`indexing.spot_check`) that the second crystal's own spots must have."""
+"""Evidence (`indexing.spot_check`) that the second crystal's own spots must have."""
 
 MIN_WEIGHT = 0.1
 """Smallest share of the counts of a second crystal.
@@ -60,12 +70,11 @@ class CrystalPairs(NamedTuple):
 
     Attributes
     ----------
-    orientation
-        The two crystals (B, 2, 4), the stronger first, in the fundamental zone.
-    weight
-        Their shares (B, 2) of the counts of both; 1 and 0 where the signal is too small to look further.
+    orientation, weight
+        The two crystals (B, 2, 4), the stronger first, in the fundamental zone, and their shares (B, 2) of the counts
+        of both; 1 and 0 where the evidence is too small to look further.
     gain
-        What the second adds to the correlation (B,); 0 where the signal is too small to look further.
+        What the second adds to the correlation (B,); 0 where the evidence is too small to look further.
     spot_z_score
         Evidence (B,) that the second's own spots are there, in standard deviations.
     two
@@ -80,16 +89,9 @@ class CrystalPairs(NamedTuple):
 
 
 class OverlapFinder:
-    """Looks for two crystals in patterns.
+    """Looks for two crystals in patterns of the model's geometry.
 
-    Parameters
-    ----------
-    model
-        The model that proposes; patterns are of its geometry.
-    propose
-        Returns a number of answers to centred patterns (B, H, W).
-    device
-        Where the work is done.
+    `propose` returns a number of candidates for centred patterns (B, H, W); the work is done on `device`.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class OverlapFinder:
     @torch.no_grad()
     def find(self, patterns: Tensor, alone: Tensor | None = None) -> CrystalPairs:
         """Return what patterns (B, H, W) of counts hold; `alone` (B, 4) are the model's best answers, where known."""
+        # The second crystal is the best candidate once the spots of the first are taken out.
         counts = centred(patterns, self.geometry, self.view.beam_px)
         alone = self._best(counts) if alone is None else alone.to(counts)
         left = self.without(counts, alone)
@@ -117,6 +120,7 @@ class OverlapFinder:
             self.check(left, second).spot_z_score,
             torch.zeros(len(counts), dtype=torch.bool, device=counts.device),
         )
+        # Where its spots may be there, the first is read again without the second, and the pair is weighed up.
         some = torch.nonzero(found.spot_z_score >= MIN_Z_SCORE)[:, 0]
         if len(some):
             first = self._best(self.without(counts[some], second[some]))
@@ -126,7 +130,7 @@ class OverlapFinder:
                 return self._compare(counts[rows], first[part], second[rows], alone[rows])
 
             parts = [slice(start, start + _BATCH) for start in range(0, len(some), _BATCH)]
-            done = map_over_threads(work, parts) if counts.device.type == "cpu" else [work(part) for part in parts]
+            done = map_over_threads(work, parts, counts.device)
             for values, judged in zip(found, zip(*done, strict=True), strict=True):
                 values[some] = torch.cat(judged)
         return found
@@ -170,12 +174,14 @@ class OverlapFinder:
 
     def weights(self, counts: Tensor, orientation_B24: Tensor) -> Tensor:
         """Return the shares (B, 2) of two crystals in the scattered counts."""
+        # Expected shape of each part, two crystals and a background without angles, in cells weighted by their area.
         area_R1 = self.view.weight.square()[:, None]
         counts_BRA = self.view.cells(counts) * area_R1
         drawn_B2RA = self._drawn(orientation_B24.nan_to_num(0.5)) * area_R1
         ring_B1RA = counts_BRA.mean(-1, keepdim=True).expand_as(counts_BRA)[:, None]  # the background has no angles
         part = torch.cat((drawn_B2RA, ring_B1RA), dim=1).flatten(2)
         part = part / part.sum(-1, keepdim=True).clamp_min(1e-20)
+        # Expectation maximisation of the shares.
         share, given = torch.full_like(part[..., 0], 1 / 3), counts_BRA.flatten(1)
         for _ in range(_STEPS):
             mixed = (share[..., None] * part).sum(1).clamp_min(1e-20)
@@ -203,4 +209,82 @@ class OverlapFinder:
 _EVENED, _WIDE = 0.4, 0.04  # power of the intensities, and width of the spots (1/Å), of the mixture
 
 
-__all__ = ["CrystalPairs", "OverlapFinder"]
+def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> CrystalPairs:
+    """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
+    row."""
+    finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
+    parts: list[CrystalPairs] = []
+    done = 0
+    for patterns in predictor.resampled(rows, "overlaps"):
+        parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
+        done += len(patterns)
+    return CrystalPairs(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
+
+
+def with_overlaps(
+    orientation_map: OrientationMap,
+    predictors: Sequence[Predictor],
+    choice: PhaseChoice,
+    pixel: npt.NDArray[np.intp],
+) -> OrientationMap:
+    """Return a copy of the map that says where patterns hold two crystals of one phase; there the stronger one is the
+    best.
+
+    Parameters
+    ----------
+    predictors
+        One for each phase.
+    choice
+        The predictions for the patterns (m), and which predictor made them.
+    pixel
+        Where each pattern stands (m,).
+    """
+    n = len(orientation_map.phase)
+    second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)
+    answers, confidence = orientation_map.answers.copy(), orientation_map.answer_confidence.copy()
+    ncc = None if orientation_map.ncc is None else orientation_map.ncc.copy()
+    for index, predictor in enumerate(predictors):
+        rows = np.flatnonzero(choice.model == index)
+        if not len(rows):
+            continue
+        found = find_overlaps(predictor, rows, choice.predictions.candidates[rows, 0])
+        two = found.two.numpy()
+        place = pixel[rows[two]]
+        pair = torch.nn.functional.normalize(found.orientation[two].double(), dim=-1)
+        pair = torch.from_numpy(to_scan_frame(pair.numpy(), scan_rotation_deg(orientation_map.attrs)))
+        second[place], weight[place] = pair[:, 1].numpy(), found.weight[two, 1].numpy()
+        # The stronger crystal becomes the best candidate: one of the model's where it named it, else a new one.
+        off = disorientation_deg(pair[:, :1], torch.from_numpy(answers[place]), predictor.model.phase.symmetry).numpy()
+        off = np.nan_to_num(off, nan=np.inf)
+        known = off.min(axis=1) < DIFFERENT_DEG
+        _first(place[known], off.argmin(axis=1)[known], answers, confidence, ncc)
+        new = place[~known]  # one that the model has not named: it says nothing of its confidence
+        answers[new, 0], confidence[new, 0] = pair[~known, 0].numpy(), 0
+        if ncc is not None:
+            ncc[new, 0] = np.nan
+    return dataclasses.replace(
+        orientation_map,
+        answers=answers,
+        answer_confidence=confidence,
+        ncc=ncc,
+        layers={**orientation_map.layers, SECOND_LAYER: second, WEIGHT_LAYER: weight},
+    )
+
+
+def _first(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt.NDArray[Any] | None) -> None:
+    """Let the answer at `place` of `rows` and the best one change places."""
+    for values in columns:
+        if values is not None:
+            values[rows, 0], values[rows, place] = values[rows, place].copy(), values[rows, 0].copy()
+
+
+def overlap_figures(orientation_map: OrientationMap) -> dict[str, Any]:
+    """Return how many pixels hold two crystals, their share of the indexed ones, and the median weight of the second
+    (None without any)."""
+    weight = orientation_map.layers[WEIGHT_LAYER]
+    two = np.isfinite(weight)
+    return {
+        "pixels": int(two.sum()),
+        "share_of_indexed": float(two.sum() / max(int(orientation_map.indexed.sum()), 1)),
+        "median_weight": float(np.median(weight[two])) if two.any() else None,
+    }

@@ -17,15 +17,9 @@ from stemtune.indexing.predictor import Predictions
 class PhaseChoice(NamedTuple):
     """The predictions for n patterns, each by one of m models.
 
-    Attributes
-    ----------
-    predictions
-        By the model that was chosen for each pattern.
-    model
-        Which one (n,); -1 where none of them sees its crystal.
-    explained_intensity
-        `explained_intensity` (n, m) of every model's best candidate, see `indexing.spot_check`; 0 where its crystal is
-        not in the pattern.
+    `predictions` are by the model that was chosen for each pattern, `model` (n,) says which, -1 where none of them sees
+    its crystal; `explained_intensity` (n, m) is that of every model's best candidate (`indexing.spot_check`), 0 where
+    its crystal is not in the pattern.
     """
 
     predictions: Predictions

@@ -38,22 +38,9 @@ class EarlierPredictions(Protocol):
 
 
 class MapPrediction(NamedTuple):
-    """A predicted map and how it came about.
-
-    Attributes
-    ----------
-    orientation_map
-        The map; its `attrs` say how it was made.
-    predictors
-        One for each model.
-    choice
-        The predictions for the patterns of the store, in its order, each by the model whose phase fits best.
-    geometry_fit
-        What refinement says about the calibration.
-    patterns_per_second
-        From reading to candidates.
-    notes
-        What the user ought to know, one sentence each.
+    """A predicted map and how it came about: the `predictors`, one for each model; the `choice` among their predictions
+    for the patterns of the store; what refinement says about the calibration; `patterns_per_second` from reading to
+    candidates; and notes for the user, one sentence each.
     """
 
     orientation_map: OrientationMap

@@ -61,15 +61,10 @@ class Indexer:
     refine
         Whether the model's candidates are fitted to the patterns (`indexing.refine`); their order stays.
 
-    Attributes
-    ----------
-    notes
-        What the user ought to know about patterns and model, one sentence each.
-
     Raises
     ------
     UserError
-        When the patterns do not reach far enough for the model.
+        When the patterns do not reach far enough for the model, or no reflection is in reach.
     """
 
     def __init__(
@@ -84,16 +79,16 @@ class Indexer:
         self.model = model.to(self.device).eval()
         self.alternatives = alternatives
         self.precision = chosen_precision(model.config.train.precision, self.device)
-        self._resampled = Resampling(geometry, model.geometry)
+        self._resample = Resampling(geometry, model.geometry)
         self._check = SpotCheck(model.phase, geometry, self.device)
         self._refiner = Refiner(model.config, model.phase, geometry, self.device, model.spread_deg) if refine else None
-        self.notes = self._resampled.notes
+        self.notes = self._resample.notes  # for the user, one sentence each
 
     @torch.inference_mode()
     def on_device(self, patterns: Tensor) -> tuple[Tensor, ...]:
         """Return the columns of `Predictions` for patterns (B, H, W), still on the device; refined ones are eight."""
         counts = patterns.to(self.device, non_blocking=True)
-        orientation, confidence = self.forward_only(self._resampled(counts), self.alternatives)
+        orientation, confidence = self.forward_only(self._resample(counts), self.alternatives)
         further: tuple[Tensor, ...] = ()
         if self._refiner is not None:
             orientation, *found = self._refiner.refine(counts, Candidates(orientation, confidence))
@@ -105,10 +100,8 @@ class Indexer:
         """Return the scores of orientations (B, 4), on a CPU with a thread to each chunk of patterns."""
         if counts.device.type != "cpu":
             return self._check(counts, orientation)
-        parts = map_over_threads(
-            lambda rows: self._check(*rows),
-            list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True)),  # type: ignore[no-untyped-call]
-        )
+        chunks = list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True))  # type: ignore[no-untyped-call]
+        parts = map_over_threads(lambda rows: self._check(*rows), chunks)
         return SpotScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
@@ -128,24 +121,7 @@ class Indexer:
 
 
 class Predictor(Indexer):
-    """Runs a model over the patterns of a store.
-
-    Parameters
-    ----------
-    model
-        As `Indexer`.
-    store
-        Patterns of any size and calibration that the model's can be resampled from.
-    batch
-        Patterns at a time.
-    alternatives, device, refine
-        As `Indexer`.
-
-    Raises
-    ------
-    UserError
-        When the patterns do not reach far enough for the model.
-    """
+    """Runs a model over the patterns of a store, `batch` at a time; see `Indexer`."""
 
     def __init__(
         self,
@@ -188,7 +164,7 @@ class Predictor(Indexer):
         """Yield the patterns `rows` of the store as the model wants them, batch by batch; the bar says `doing`."""
         with Progress(len(rows), doing, "pattern") as bar:
             for patterns in read_ahead(self.store, rows, self.batch, self.device):
-                yield self._resampled(patterns.to(self.device, non_blocking=True))
+                yield self._resample(patterns.to(self.device, non_blocking=True))
                 bar.update(len(patterns))
 
 

@@ -37,7 +37,7 @@ def label_by_model(
     device: torch.device | str | None = None,
     spread: Spread | None = None,
 ) -> dict[str, Any]:
-    """Label the patterns of a store by what a model answers with confidence.
+    """Label the patterns of a store by what a model predicts with confidence.
 
     Parameters
     ----------
@@ -50,19 +50,19 @@ def label_by_model(
     min_confidence
         Candidates with a lower confidence are no labels.
     refine, batch, device, spread
-        As in `map_folder.predict.predict`.
+        As in `indexing.predict.predict_map`.
 
     Returns
     -------
     dict
         `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The scores kept
-        are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, as well as `answered`, the
-        confidence of those that were not labelled too.
+        are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, and `answered`, the confidence
+        of those that were not labelled too.
 
     Raises
     ------
     UserError
-        For unusable input, or when no answer is confident enough; nothing is written then.
+        For unusable input, or when no candidate is confident enough; nothing is written then.
     """
     if not 0 <= min_confidence <= 1:
         raise UserError(f"--min-confidence is {min_confidence:g}, but a confidence lies in [0, 1]")

@@ -78,17 +78,10 @@ _BATCH = 64
 
 
 class Refinement(NamedTuple):
-    """What the fit found.
-
-    Attributes
-    ----------
-    orientation
-        (B, n, 4) in the fundamental zone; NaN where the answers were.
-    ncc
-        (B, n) correlation, 0 to 1, of the counts with the fitted spots; NaN for answers that were not fitted.
-    scale, centre_px
-        (B,) true over assumed reciprocal length of a pixel, and (B, 2) row and column of the direct beam, both by the
-        best answer; NaN where there is none.
+    """What the fit found: `orientation` (B, n, 4) in the fundamental zone, NaN where the candidates were; `ncc` (B, n)
+    the correlation, 0 to 1, of the counts with the fitted spots, NaN for candidates that were not fitted; by the best
+    candidate `scale` (B,) the true over the assumed reciprocal length of a pixel, and `centre_px` (B, 2) row and column
+    of the direct beam, NaN where there is none.
     """
 
     orientation: Tensor
@@ -98,18 +91,10 @@ class Refinement(NamedTuple):
 
 
 class Refiner:
-    """Fits answers to patterns.
+    """Fits candidates to patterns (setting `model.reach`).
 
-    Parameters
-    ----------
-    config
-        Reads `model.reach`.
-    phase, geometry
-        The crystal and the calibration of the patterns.
-    device
-        Where the work is done.
-    spread_deg
-        How far off, in degrees about each axis, right answers are; `OrientationModel.spread_deg`.
+    Right candidates are `spread_deg` off about each axis, see `OrientationModel.spread_deg`; the work is done on
+    `device`.
     """
 
     def __init__(
@@ -126,26 +111,28 @@ class Refiner:
         self.tilt_J2 = _tilts(TILT_REACH * self.spread, TILT_STEP * self.spread).to(device)
 
     @torch.no_grad()
-    def refine(self, patterns: Tensor, answers: Candidates) -> Refinement:
-        """Return the answers (B, n) fitted to patterns (B, H, W) of counts, in their order."""
-        starts = range(0, len(patterns), _BATCH)
-        parts = [slice(start, start + _BATCH) for start in starts]
+    def refine(self, patterns: Tensor, candidates: Candidates) -> Refinement:
+        """Return the candidates (B, n) fitted to patterns (B, H, W) of counts, in their order."""
 
         def work(rows: slice) -> Refinement:
-            return self._refine(patterns[rows], answers.orientation[rows], answers.confidence[rows])
+            return self._refine(patterns[rows], candidates.orientation[rows], candidates.confidence[rows])
 
-        done = map_over_threads(work, parts) if patterns.device.type == "cpu" else [work(rows) for rows in parts]
+        parts = [slice(start, start + _BATCH) for start in range(0, len(patterns), _BATCH)]
+        done = map_over_threads(work, parts, patterns.device)
         return Refinement(*(torch.cat(column) for column in zip(*done, strict=True)))
 
-    def _refine(self, patterns: Tensor, answer_Bn4: Tensor, confidence_Bn: Tensor) -> Refinement:
+    def _refine(self, patterns: Tensor, start_Bn4: Tensor, confidence_Bn: Tensor) -> Refinement:
+        # Put the direct beam where it should be, then collect counts in windows around every pixel.
         counts, off_B2 = centring(patterns, self.geometry, self.reader.beam_px)
         window = self.reader.windows(counts)
-        orientation_Bn4 = answer_Bn4.float().clone()
+        orientation_Bn4 = start_Bn4.float().clone()
         known_Bn = orientation_Bn4.isfinite().all(-1)
         ncc_Bn = torch.full_like(orientation_Bn4[..., 0], torch.nan)
         scale_B, centre_B2 = torch.full_like(ncc_Bn[:, 0], torch.nan), torch.full_like(off_B2, torch.nan)
+        # Only candidates that may be right are worth a fit; the best one always is.
         fitted_Bn = known_Bn & (confidence_Bn >= MIN_CONFIDENCE_RATIO * confidence_Bn[:, :1])
         fitted_Bn[:, 0] = known_Bn[:, 0]
+        # Fit rank by rank; the best candidate also says where the beam is and how large a pixel.
         for rank in range(fitted_Bn.shape[1]):
             rows = fitted_Bn[:, rank].nonzero()[:, 0]
             if not len(rows):
@@ -162,10 +149,12 @@ class Refiner:
     def _fit(self, window: Tensor, start_B4: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return fitted orientations (B, 4), their ncc (B,), and turn, growth and shift (B, 4) of the spots."""
         place, error, coupling = (part[:, 0] for part in self.reader.predicted(start_B4[:, None]))
+        # First the places: turn, growth and shift, looked for again where they have moved the spots.
         affine = _affine(place)
         moved = place.new_zeros(len(place), 4)
         for _ in range(ROUNDS):
             moved = self._fit_places(self._sample(window, _moved_places(place, affine, moved)), affine, moved)
+        # Then the tilt, by the counts at the fitted places.
         counts_BK = self._sample(window, _moved_places(place, affine, moved))[..., 0].clamp_min(0)
         tilt_B2, ncc_B = self._fit_tilt(counts_BK, place, error, coupling.pow(2 * POWER))
         # Spots turned anticlockwise mean an orientation, which takes the lab to the crystal, turned clockwise.
@@ -187,9 +176,11 @@ class Refiner:
         counts_BK = sampled[..., 0].clamp_min(0)
         # A window and a spot, both Gaussian, show a shift smaller than it is.
         shift_BK2 = sampled[..., 1:3] / (counts_BK + 1)[..., None] * (NARROW * (1 + (SPOT_WIDTH / NARROW) ** 2))
+        # Weights: counts above the surroundings, saturating, and less the farther they are off.
         above_BK = (counts_BK - (NARROW / WIDE) ** 2 * sampled[..., 3]).clamp_min(0)
         near_BK = (1 - (sampled[..., 1:3] / (counts_BK + 1)[..., None]).square().sum(-1)).clamp_min(0).square()
         weight = (near_BK * above_BK / (1 + above_BK / SATURATION_COUNTS))[..., None, None]
+        # Normal equations; the priors keep the unknowns near 0 where counts say little.
         stiff = (SPOT_WIDTH / affine.new_tensor([self.spread, SCALE_SPREAD, CENTRE_SPREAD, CENTRE_SPREAD])).square()
         normal = torch.einsum("bkij,bkil->bjl", weight * affine, affine) + torch.diag(stiff)
         right = torch.einsum("bkij,bki->bj", weight * affine, shift_BK2) - stiff * moved
@@ -198,12 +189,15 @@ class Refiner:
 
     def _fit_tilt(self, counts_BK: Tensor, place: Tensor, error: Tensor, strength_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tilts (B, 2), rotation vectors in radians, and the best correlation (B,)."""
+        # Excitation error of every spot after every tilt.
         x, y = place.unbind(-1)
         off_BKJ = error[..., None] - y[..., None] * self.tilt_J2[:, 0] + x[..., None] * self.tilt_J2[:, 1]
         off_BKJ = off_BKJ.square_()
         across_BK = place.square().sum(-1)
+        # Compressed counts of unit length.
         counts_BK = counts_BK.pow(GAMMA)
         counts_BK = counts_BK / counts_BK.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        # Correlation with the predicted intensities at every tilt, for every precession that is tried.
         scores = []
         for precession_deg in PRECESSIONS_DEG:
             width_BK = ERROR_WIDTH**2 + math.radians(precession_deg) ** 2 / 2 * across_BK
@@ -212,6 +206,7 @@ class Refiner:
             length_BJ = torch.einsum("bk,bkj->bj", height_BK.square(), fall_BKJ.square()).sqrt()
             scores.append(torch.einsum("bk,bkj->bj", counts_BK * height_BK, fall_BKJ) / length_BJ)
         score_BPJ = torch.stack(scores, dim=1)
+        # The mean tilt by likelihood and prior.
         prior_J = self.tilt_J2.square().sum(-1) / (2 * self.spread**2)
         share_BJ = (SHARPNESS * score_BPJ - prior_J).flatten(1).softmax(-1).view_as(score_BPJ).sum(1)
         return share_BJ @ self.tilt_J2, score_BPJ.amax((1, 2))

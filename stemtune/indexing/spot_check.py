@@ -81,16 +81,7 @@ def is_crystal(scores: SpotScores) -> Tensor:
 
 
 class SpotCheck:
-    """Compares patterns with the spots of given orientations.
-
-    Parameters
-    ----------
-    phase
-        The crystal.
-    geometry
-        Calibration of the patterns.
-    device
-        Where the work is done.
+    """Compares patterns of one calibration with the spots of given orientations, on `device`.
 
     Raises
     ------

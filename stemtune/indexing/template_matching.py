@@ -91,22 +91,11 @@ class Matches(NamedTuple):
 
 
 class TemplateLabeller:
-    """Matches patterns of one calibration with the templates of some phases.
+    """Matches patterns of the calibration of `store` with the templates of some phases, by the settings called
+    `SETTINGS`.
 
-    Parameters
-    ----------
-    phases
-        The crystals that a pattern may be of.
-    store
-        Its calibration is that of the patterns.
-    config
-        The settings called `SETTINGS`.
-    refine
-        Whether the best answer is fitted to the pattern (`indexing.refine`).
-    calibration
-        Makes matching's own confidence a probability; left out, it stays as it is.
-    device
-        Where to work; left out, the GPU if there is one.
+    With `refine` the best candidate is fitted to the pattern (`indexing.refine`). `calibration` makes matching's own
+    confidence a probability; left out, it stays as it is.
 
     Raises
     ------
@@ -262,19 +251,15 @@ def label_by_templates(
 
     Parameters
     ----------
-    store
-        The store.
+    store, out, refine, batch, device, spread
+        As `indexing.pseudo_labels.label_by_model`.
     cifs
         The phases, as `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's.
-    out
-        The labelled store; left out, it takes the place of `store`.
     settings
         Settings of matching (`SETTINGS`) that differ from the defaults, or from those of the model.
     model_folder
-        A model of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of
-        its confidence count.
-    refine, batch, device, spread
-        As in `map_folder.predict.predict`; the workers of `spread` have to see the store.
+        A model of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of its
+        confidence count.
 
     Returns
     -------

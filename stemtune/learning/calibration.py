@@ -83,15 +83,11 @@ class Calibration:
 
 
 class Reliability(NamedTuple):
-    """Patterns binned by confidence, from low to high.
+    """Patterns binned by confidence, from low to high: number of patterns, mean confidence and share right (b,) of each
+    bin.
 
-    Attributes
-    ----------
-    patterns, confidence, right
-        (b,) number of patterns, mean confidence and share of right answers of each bin.
-    by_chance
-        The expected calibration error that confidences which are true probabilities show on average with these bins:
-        a share of few patterns is never exactly its probability.
+    `by_chance` is the expected calibration error that confidences which are true probabilities show on average with
+    these bins: a share of few patterns is never exactly its probability.
     """
 
     patterns: npt.NDArray[np.int64]
@@ -107,17 +103,10 @@ class Reliability(NamedTuple):
 
 
 def reliability(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BINS) -> Reliability:
-    """Return how often answers of about the same confidence are right.
+    """Return how often candidates (n,) of about the same confidence are right.
 
     Bins hold equally many patterns each (as far as equal confidences, which stay together, allow), since bins of equal
     width leave most of them nearly empty and make the error depend on a few patterns; 15 of them as usual.
-
-    Parameters
-    ----------
-    confidence, right
-        (n,) confidence of each best answer, and whether it is right.
-    bins
-        How many.
 
     References
     ----------

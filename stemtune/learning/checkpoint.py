@@ -57,18 +57,8 @@ def describe(model: OrientationModel, metrics: dict[str, float], store_hash: str
 
 
 def save_model(model: OrientationModel, folder: str | os.PathLike[str], metrics: dict[str, float], store: str) -> None:
-    """Write a model folder, whole or not at all.
-
-    Parameters
-    ----------
-    model
-        The model; its persistent tensors are written as they are.
-    folder
-        The folder to write or replace.
-    metrics
-        Figures of the last evaluation.
-    store
-        Hash of the training store; empty when there is none.
+    """Write a model folder, whole or not at all: persistent tensors, `metrics` of the last evaluation, and the hash of
+    the training store (empty when there is none).
     """
     with whole_folder(folder) as part:
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}

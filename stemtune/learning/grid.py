@@ -26,15 +26,9 @@ from stemtune.learning.model import DIFFERENT_DEG, Candidates
 class Labels(NamedTuple):
     """Soft labels of B orientations on a grid.
 
-    Attributes
-    ----------
-    cell
-        (B, K) int64, flat index d * A + a of the cells around the truth.
-    weight
-        (B, K) share of each cell; sums to 1.
-    offset
-        (B, K, 3) rotation vector in radians from the cell to the truth, in the lab frame:
-        truth ~ cell * exp(offset).
+    `cell` (B, K) int64 are flat indices d * A + a of the cells around the truth, `weight` (B, K) their shares, which
+    sum to 1, `offset` (B, K, 3) the rotation vectors from cell to truth in radians, in the lab frame: truth ~ cell *
+    exp(offset).
     """
 
     cell: Tensor
@@ -82,23 +76,20 @@ def most_probable(
 ) -> Candidates:
     """Return the `n` most probable different orientations of weighted candidates.
 
-    The likeliest candidates gather the probability of those around them; the one that gathers most is an answer (the
+    The likeliest candidates gather the probability of those around them; the one that gathers most is taken (the
     weighted mean of what it gathered), what it gathered is struck off, and so on.
 
     Parameters
     ----------
-    g_BM4
-        (B, M, 4) candidates, unit quaternions.
-    probability_BM
-        (B, M) their probabilities, together at most 1; a candidate of probability 0 is no answer.
-    n
-        Number of answers.
-    symmetry
-        Which orientations are equal.
+    g_BM4, probability_BM
+        Candidates (B, M, 4), unit quaternions, and their probabilities (B, M), together at most 1; one of probability 0
+        is never taken.
+    n, symmetry
+        How many, and which orientations are equal.
     radius_deg
-        Disorientation within which candidates belong to one answer, at least the 5 degrees between two answers.
+        Disorientation within which candidates belong together, at least the 5 degrees between two that are taken.
     leaders
-        How many of the likeliest candidates left may become the next answer: time and memory grow with it.
+        How many of the likeliest candidates left may be taken next: time and memory grow with it.
     """
     operations = symmetry.operations_like(g_BM4)
     border = math.cos(math.radians(radius_deg) / 2.0)
@@ -141,16 +132,14 @@ def _mean(pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor, operations_S4: Tens
 
 
 class Grid(nn.Module):
-    """Cells over all orientations that differ under a symmetry, with labels for training and answers from scores.
+    """Cells over all orientations that differ under a symmetry, with labels for training and orientations from scores.
 
     Parameters
     ----------
     symmetry
         Its proper group says which orientations are equal.
-    step_deg
-        Spacing of the beam directions in degrees.
-    angles
-        Number of in-plane angles over the full turn; the default spaces them by `step_deg` as well.
+    step_deg, angles
+        Spacing of the beam directions in degrees, and number of in-plane angles, by default as far apart.
 
     Attributes
     ----------
@@ -186,18 +175,12 @@ class Grid(nn.Module):
         return multiply(self.base[cell // count], about_beam(-self.angle[cell % count]))
 
     def encode(self, orientation: Tensor, softness: float = 0.5) -> Labels:
-        """Spread each true orientation over the cells around it.
+        """Spread each true orientation (B, 4) over the cells around it.
 
-        The distance of a cell is the true disorientation angle, found through every symmetry operation, so the
-        cells beyond a sector border or the end of the turn, and the several equal cells on a symmetry axis,
-        share in the label as they should.
-
-        Parameters
-        ----------
-        orientation
-            (B, 4) unit quaternions.
-        softness
-            Standard deviation of the Gaussian weights in grid steps; 0 keeps the nearest cell only.
+        The distance of a cell is the true disorientation angle, found through every symmetry operation, so the cells
+        beyond a sector border or the end of the turn, and the several equal cells on a symmetry axis, share in the
+        label as they should. `softness` is the standard deviation of the Gaussian weights in grid steps; 0 keeps the
+        nearest cell only.
         """
         reach = max(1, math.ceil(2.0 * softness))
         directions, angles = self.shape
@@ -234,16 +217,8 @@ class Grid(nn.Module):
     ) -> Candidates:
         """Return the `n` best orientations that are more than 5 degrees apart: `most_probable` of the best cells.
 
-        Parameters
-        ----------
-        logits_BDA
-            (B, D, A) logits over the cells; their softmax is taken as probability.
-        n
-            Number of answers.
-        offset
-            Maps cells (B, M) to rotation vectors (B, M, 3) in radians, in the lab frame.
-        candidates
-            Cells looked at per answer.
+        The softmax of the logits (B, D, A) is taken as probability; `candidates` cells are looked at per orientation.
+        `offset` maps cells (B, M) to rotation vectors (B, M, 3) in radians, in the lab frame.
         """
         probability_BM, cell_BM = self._best_cells(logits_BDA, n, candidates)
         g_BM4 = self.orientation(cell_BM)

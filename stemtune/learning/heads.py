@@ -29,18 +29,10 @@ RANK = 64
 
 
 class GridReadout(nn.Module):
-    """Loss and answers of logits on a grid of orientations, with an optional learned offset inside a cell.
+    """Loss and candidates of logits on a grid of orientations, with an optional learned offset inside a cell.
 
-    A model whose own output is already (B, D, A), `polar` for instance, uses this without `GridHead`.
-
-    Parameters
-    ----------
-    grid
-        The cells.
-    softness
-        Width of the soft labels in grid steps.
-    features
-        Length F of the features that the offset is predicted from; 0 for no offset.
+    A model whose own output is already (B, D, A) uses this without `GridHead`. `softness` is the width of the soft
+    labels in grid steps; `features` the length F of what the offset is predicted from, 0 for no offset.
     """
 
     def __init__(self, grid: Grid, softness: float = 0.5, features: int = 0) -> None:
@@ -95,21 +87,13 @@ class GridReadout(nn.Module):
 
 
 class GridHead(nn.Module):
-    """Map from features to the logits of a grid, read out by `GridReadout`.
+    """Map from features to the logits of a grid, read out by `GridReadout`; settings `head.softness` and
+    `head.residual`.
 
     A logit is the sum of three linear parts: one for the beam direction, one for the in-plane angle, and a product:
     the features give a vector of length 64 per in-plane angle, and each direction scores it. The first two learn
     quickly from few patterns what they can; the product shares what belongs to a direction among all angles, and it
     stays small on fine grids, where a dense layer would not (300,000 cells at 2 degrees).
-
-    Parameters
-    ----------
-    grid
-        The cells.
-    features
-        Length of the feature vector.
-    softness, residual
-        Settings `head.softness` and `head.residual`.
     """
 
     def __init__(self, grid: Grid, features: int, softness: float = 0.5, residual: bool = True) -> None:
@@ -138,19 +122,10 @@ class GridHead(nn.Module):
 
 
 class SingleHead(nn.Module):
-    """One orientation from a linear map: the base of the regression heads.
+    """One orientation from a linear map to `numbers` numbers: the base of the regression heads.
 
     A second output, trained on the head's own hits and misses, gives the confidence: the probability that the
-    answer is within 5 degrees. It learns from detached features and so does not change the regression.
-
-    Parameters
-    ----------
-    features
-        Length of the feature vector.
-    numbers
-        Length of the representation.
-    symmetry
-        Which orientations are equal.
+    orientation is within 5 degrees. It learns from detached features and so does not change the regression.
     """
 
     def __init__(self, features: int, numbers: int, symmetry: Symmetry) -> None:
@@ -219,16 +194,9 @@ class SixDHead(SingleHead):
 class EulerHead(SingleHead):
     """Bunge angles as fractions of their ranges under a squared error: the reference study's choice.
 
-    The label is the equal orientation inside the ranges the symmetry leaves (`euler_ranges_deg`); the jumps at
-    their ends stay, which is why this head is no default. `clamp` cuts the output to the ranges, so that an output
-    outside gets no gradient.
-
-    Parameters
-    ----------
-    features, symmetry
-        As in `SingleHead`.
-    clamp
-        Setting `head.clamp`.
+    The label is the equal orientation inside the ranges the symmetry leaves (`euler_ranges_deg`); the jumps at their
+    ends stay, which is why this head is no default. `clamp` (`head.clamp`) cuts the output to the ranges, so that an
+    output outside gets no gradient.
     """
 
     ranges: Tensor

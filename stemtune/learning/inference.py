@@ -31,16 +31,9 @@ def predict_candidates(
 ) -> Candidates:
     """Return the model's `n` best different orientations of patterns (B, H, W), with calibrated confidences.
 
-    Parameters
-    ----------
-    model
-        The model, in evaluation mode; its `calibration` and the setting `model.test_time` act here.
-    patterns
-        Counts of any numeric type on the model's device, of the model's geometry.
-    n
-        Number of answers.
-    precision
-        Number format of the forward pass; None means float32.
+    The model is in evaluation mode; its `calibration` and the setting `model.test_time` act here. Patterns are counts
+    of any numeric type, on the model's device and of its geometry; `precision` is the number format of the forward
+    pass, None for float32.
     """
     _, found = predict_raw(model, patterns, n, precision)
     return Candidates(found.orientation, model.calibration(found.confidence))
@@ -70,10 +63,10 @@ def view_of(patterns_BHW: Tensor, quarters: int, mirrored: bool) -> Tensor:
 
 
 def merged(views: list[Candidates], n: int, model: OrientationModel) -> Candidates:
-    """Return the `n` best answers to the patterns from the answers to each of their `VIEWS`.
+    """Return the `n` best orientations of the patterns from the candidates of each of their `VIEWS`.
 
-    Every answer is brought back to the pattern as it was, and counts with its confidence, shared among the views:
-    answers within 5 degrees of each other become one, and their confidences add up.
+    Every candidate is brought back to the pattern as it was, and counts with its confidence, shared among the views:
+    those within 5 degrees of each other become one, and their confidences add up.
     """
     orientation, confidence = [], []
     for (quarters, mirrored), found in zip(VIEWS, views, strict=True):

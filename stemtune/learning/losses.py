@@ -13,17 +13,10 @@ from stemtune.crystal.symmetry import Symmetry, disorientation_deg
 
 
 def symmetric_angle(prediction: Tensor, truth: Tensor, symmetry: Symmetry) -> Tensor:
-    """Return the angle (B,) in radians from `prediction` to the nearest orientation equal to `truth`.
+    """Return the angle (B,) in radians from `prediction` (B, 4) to the nearest orientation equal to `truth` (B, 4).
 
-    Every equal orientation is as good as another, so the minimum over them is the loss; its gradient has length
-    one wherever the two differ, which a squared angle does not have near the end nor a squared sine at 180 degrees.
-
-    Parameters
-    ----------
-    prediction, truth
-        (B, 4) unit quaternions.
-    symmetry
-        Its proper group says which orientations are equal.
+    Every equal orientation is as good as another, so the minimum over them is the loss; its gradient has length one
+    wherever the two differ, which a squared angle does not have near the end nor a squared sine at 180 degrees.
     """
     return torch.deg2rad(disorientation_deg(prediction, truth, symmetry))
 

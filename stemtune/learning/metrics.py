@@ -36,14 +36,8 @@ WORST = {
 
 
 def pseudo_symmetric(answer: Tensor, truth: Tensor, phase: Phase) -> Tensor:
-    """Tell (B,) which answers lie within 5 degrees of a pseudo-symmetric variant of the truth.
-
-    Parameters
-    ----------
-    answer, truth
-        (B, 4) orientations.
-    phase
-        The crystal; without pseudo-symmetry nothing is.
+    """Return (B,) which orientations `answer` (B, 4) lie within 5 degrees of a pseudo-symmetric variant of the truth
+    (B, 4).
     """
     near = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
     for _, variant in pseudo_variants(phase):
@@ -91,15 +85,11 @@ def calibrated(answered: Tensor) -> Calibration:
 def judge(
     model: OrientationModel, loader: Loader, device: torch.device, precision: torch.dtype | None = None
 ) -> Tensor:
-    """Return how good the model's best answer to each validation pattern is.
+    """Return how good the model's best candidate for each validation pattern is: (6, N) over all data-parallel workers.
 
-    Returns
-    -------
-    Tensor
-        (6, N) over the patterns of all data-parallel workers: disorientation from the truth in degrees, the same
-        modulo the beam-180 ambiguity, whether the answer is near a pseudo-symmetric variant of the truth (0 or 1),
-        the mean loss of its batch, the model's own confidence, and the milliseconds that the model took for it, its
-        share of its batch.
+    The rows are the disorientation from the truth in degrees, the same modulo the beam-180 ambiguity, whether the
+    candidate is near a pseudo-symmetric variant of the truth (0 or 1), the mean loss of its batch, the model's own
+    confidence, and the milliseconds that the model took for it, its share of its batch.
     """
     training = model.training
     model.eval()

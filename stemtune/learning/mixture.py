@@ -39,12 +39,8 @@ _NODES = 16  # of the integral over the ball of 5 degrees
 def log_density(cosine: Tensor, kappa: Tensor) -> Tensor:
     """Return log f of the cosine of the rotation angle: the isotropic matrix Fisher density, 1 on average over SO(3).
 
-    Parameters
-    ----------
-    cosine
-        Cosine of the angle to the centre.
-    kappa
-        Concentration, above 0; the standard deviation of each rotation component is 1 / sqrt(2 kappa) radians.
+    The concentration `kappa` is above 0; the standard deviation of each rotation component is 1 / sqrt(2 kappa)
+    radians.
     """
     x = 2.0 * kappa.double()  # I0 and I1 differ by 1 part in 2 x: single precision would lose it
     normaliser: Tensor = (torch.special.i0e(x) - torch.special.i1e(x)).log()
@@ -61,18 +57,9 @@ def mass_within(angle_deg: float, kappa: Tensor) -> Tensor:
 
 
 class MixtureHead(nn.Module):
-    """A mixture density over orientations from linear maps; trained by its likelihood.
+    """A mixture density over orientations from linear maps of F `features`, trained by its likelihood.
 
-    The components start spread over all different orientations, so that some of them are near any truth.
-
-    Parameters
-    ----------
-    features
-        Length F of the feature vector.
-    symmetry
-        Which orientations are equal.
-    components
-        Number K of components, `head.components`.
+    The K `components` start spread over all different orientations, so that some of them are near any truth.
     """
 
     def __init__(self, features: int, symmetry: Symmetry, components: int) -> None:

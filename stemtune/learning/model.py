@@ -42,28 +42,20 @@ class Candidates(NamedTuple):
 class OrientationModel(nn.Module):
     """A model from diffraction patterns to crystal orientations.
 
-    The preparation of the pattern (`prepare`) is part of the model, so that training and prediction cannot
-    differ in it. A subclass defines `forward`, `loss` and `candidates`.
-
-    Parameters
-    ----------
-    config
-        Every setting of the run; the model reads `model`, `head` and `data.gamma`.
-    phase
-        The crystal; its symmetry decides which orientations are equal.
-    geometry
-        Where the patterns the model is made for stand in reciprocal space.
+    The preparation of the pattern (`prepare`) is part of the model, so that training and prediction cannot differ in
+    it. A subclass defines `forward`, `loss` and `candidates`. The model reads the settings `model`, `head` and
+    `data.gamma`; `geometry` is that of the patterns it is made for.
 
     Attributes
     ----------
     trainable
         False for a model that has nothing to learn; the epoch loop then evaluates it once.
     spread_deg
-        How far off its right answers are, in degrees about each axis; refinement looks that far around them.
+        How far off its right candidates are, in degrees about each axis; refinement looks that far around them.
     input_size
         Width and height of the pattern after preparation, in pixels.
     calibration
-        Makes the model's own confidence a probability; `stemtune.learning.inference` applies it, `candidates` does not.
+        Makes the model's own confidence a probability; `learning.inference` applies it, `candidates` does not.
     """
 
     trainable: bool = True
@@ -78,21 +70,11 @@ class OrientationModel(nn.Module):
         self.input_size = config.model.input_size or geometry.size
 
     def prepare(self, patterns: Tensor) -> Tensor:
-        """Return patterns as the network sees them.
+        """Return patterns (B, H, W) of counts as the network sees them: (B, 1, S, S) float32.
 
-        Counts below zero (and NaN) become zero; the pattern is resampled to `model.input_size`, raised to the
-        power `data.gamma`, and shifted and scaled to mean 0 and standard deviation 1. A constant pattern,
-        vacuum for instance, becomes zero everywhere.
-
-        Parameters
-        ----------
-        patterns
-            (B, H, W) counts of any numeric type.
-
-        Returns
-        -------
-        Tensor
-            (B, 1, S, S) float32.
+        Counts below zero (and NaN) become zero; the pattern is resampled to `model.input_size`, raised to the power
+        `data.gamma`, and shifted and scaled to mean 0 and standard deviation 1. A constant pattern, vacuum for
+        instance, becomes zero everywhere.
         """
         x_B1HW = patterns.to(torch.float32).nan_to_num(nan=0.0, posinf=0.0).clamp_min(0.0).unsqueeze(1)
         size = self.input_size
@@ -140,15 +122,7 @@ class Backbone(nn.Module):
 
 
 class Network(OrientationModel):
-    """A backbone that turns the pattern into features, and a head that turns features into an orientation.
-
-    Parameters
-    ----------
-    backbone
-        (B, 1, S, S) -> (B, F).
-    head
-        Has `forward` (B, F) -> raw output, `loss` and `candidates` (`stemtune.learning.heads`).
-    """
+    """A backbone (B, 1, S, S) -> (B, F) that turns the pattern into features, and a head of `heads` on them."""
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry, backbone: Backbone, head: nn.Module) -> None:
         super().__init__(config, phase, geometry)

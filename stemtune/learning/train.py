@@ -32,23 +32,18 @@ BEST_BY = "val/disorientation_median_deg"
 
 
 def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict[str, float]:
-    """Train a model and write the best epoch's model folder to `out`.
+    """Train a model and write the best epoch's model folder to `out`; return the metrics of that epoch.
 
     Parameters
     ----------
     config
         Every setting; `train.batch_size` is shared by all workers.
     out
-        The model folder; a model that stands there is replaced, a folder with anything else in it is refused. It
-        appears when training has ended well, and not before.
+        The model folder; a model that is there is replaced, a folder with anything else in it is refused. It appears
+        when training has ended well, and not before.
     workers
-        Data-parallel processes on this machine: one GPU each where there are as many, else CPU processes that share
-        the cores.
-
-    Returns
-    -------
-    dict
-        The metrics of the kept epoch.
+        Data-parallel processes on this machine: one GPU each where there are as many, else CPU processes that share the
+        cores.
 
     Raises
     ------
@@ -70,15 +65,7 @@ def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict
 
 
 class BestEpoch:
-    """Takes the report of each epoch: prints a line and keeps the best epoch's model.
-
-    Parameters
-    ----------
-    folder
-        Where the best epoch's checkpoint is kept.
-    epochs
-        Epochs of the run, for the printed line.
-    """
+    """Takes the report of each of `epochs` epochs: prints a line and keeps the best one's checkpoint in `folder`."""
 
     def __init__(self, folder: Path, epochs: int) -> None:
         self.folder, self.epochs = folder, epochs

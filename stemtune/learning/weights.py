@@ -104,16 +104,9 @@ def _reachable(address: str) -> bool:
 
 
 def start_from(model: OrientationModel, pretrained: bool | str) -> None:
-    """Load into `model` what fits of published weights, a weights file or another model's folder.
+    """Load into `model` what fits of published weights, a weights file or another model's folder (`model.pretrained`).
 
     What does not fit (a head of another grid, a stage that is not there) keeps its start; the log says which.
-
-    Parameters
-    ----------
-    model
-        The model to change.
-    pretrained
-        `model.pretrained`: True for timm's hub, or a path.
 
     Raises
     ------

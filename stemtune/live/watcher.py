@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stemtune._files import existing, whole_file, writable_folder
+from stemtune._progress import Progress
 from stemtune.errors import Interrupted, UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.live.growing_file import ENDINGS, QUIET_S, NotIncremental, open_growing
@@ -61,6 +62,7 @@ class _Entry:
     still_since: float = field(default_factory=time.monotonic)
     drawn: float = 0.0
     recent: deque[tuple[float, int]] = field(default_factory=deque)
+    progress: Progress | None = None
     writing: Future[dict[str, Any]] | None = None
     partial: bool = False
 
@@ -113,6 +115,9 @@ class Watch:
         self.board.show([self._status(entry) for entry in self.entries.values()])
 
     def close(self) -> None:
+        for entry in self.entries.values():
+            if entry.progress:
+                entry.progress.close(finished=False)
         self._writer.shutdown(wait=True)
 
     def _discover(self) -> None:
@@ -173,6 +178,13 @@ class Watch:
         now = time.monotonic()
         if worked:
             entry.recent.append((now, scan.done - before))
+            if entry.progress:
+                entry.progress.update(scan.done - before)
+            else:
+                entry.progress = Progress(scan.total, entry.name, "frame", scan.done)
+        if entry.progress and (scan.whole or scan.stalled):
+            entry.progress.close(scan.whole)
+            entry.progress = None
         if scan.whole or now - entry.drawn > _DRAW_S:
             scan.draw()
             entry.drawn = now

@@ -18,7 +18,7 @@ from stemtune.crystal_map.io.ang import write_ang
 from stemtune.crystal_map.io.ctf import write_ctf
 from stemtune.crystal_map.io.orix_h5 import write_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.indexing.overlap_layers import SECOND_LAYER, overlap_figures
+from stemtune.indexing.overlap import SECOND_LAYER, overlap_figures
 from stemtune.indexing.phase_choice import phase_figures
 from stemtune.plot.figures import draw_scalar
 from stemtune.plot.grains import draw_grains, draw_grod, draw_kam

@@ -18,7 +18,7 @@ from stemtune.analysis.evaluation.evaluate import compare
 from stemtune.analysis.evaluation.ground_truth import map_of_labels
 from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.indexing.overlap_layers import with_overlaps
+from stemtune.indexing.overlap import with_overlaps
 from stemtune.indexing.phase_choice import check_distinct
 from stemtune.indexing.predict import EarlierPredictions, predict_map
 from stemtune.indexing.source import name_of, opened

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.indexing.overlap_layers import WEIGHT_LAYER
+from stemtune.indexing.overlap import WEIGHT_LAYER
 from stemtune.indexing.phase_choice import phase_figures
 from stemtune.plot.figures import NEUTRAL, draw_scalar, framed, save, show
 

@@ -41,7 +41,7 @@ def test_every_measurement_has_its_function() -> None:
 
 
 def test_prediction_is_told_in_times_of_pyxem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    simulate_store("linio2", tmp_path / "4096.h5", 8, SimulateConfig(), seed=0)
+    simulate_store("linio2", tmp_path / "linio2.h5", 8, SimulateConfig(), seed=0)
     figures = {"patterns_per_second": 60.0, "ratio": 1}
     monkeypatch.setattr(prediction, "prediction_throughput", lambda store, model, **_: dict(figures))
     monkeypatch.setattr(peers, "find", lambda peer, pythons: ("python", "0.21") if pythons else None)

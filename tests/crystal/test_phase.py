@@ -122,7 +122,7 @@ def test_linio2_is_the_crystal_of_the_design() -> None:
     assert (phase.name, phase.space_group, phase.symmetry.laue, phase.symmetry.proper) == ("LiNiO2", 166, "-3m", "32")
     assert sorted(phase.elements) == ["Li"] * 3 + ["Ni"] * 3 + ["O"] * 6
     assert phase.volume == pytest.approx(101.8, abs=0.05)
-    assert (phase.a, phase.c, phase.gamma) == (2.878, 14.19, 120)
+    assert (phase.lattice.a, phase.lattice.c, phase.lattice.gamma) == (2.878, 14.19, 120)
     expected = np.array([atom[1:] for atom in LINIO2_ATOMS]) % 1
     for element, place in zip(phase.elements, phase.fractional.numpy(), strict=True):
         apart = np.abs(expected - place)
@@ -190,7 +190,7 @@ def test_the_crystal_frame_is_that_of_orix(text: str) -> None:
     directions = Miller(uvw=hkl.numpy(), phase=orix_phase(phase)).data
     assert np.allclose((hkl.double() @ phase.lattice.matrix()).numpy(), directions, atol=1e-12)
     a, c_star = phase.lattice.matrix()[0], phase.reciprocal_matrix[2]
-    assert torch.allclose(a / phase.a, torch.tensor([1.0, 0, 0]).double())
+    assert torch.allclose(a / phase.lattice.a, torch.tensor([1.0, 0, 0]).double())
     assert torch.allclose(c_star / c_star.norm(), torch.tensor([0, 0, 1.0]).double(), atol=1e-12)
 
 

@@ -96,7 +96,7 @@ def test_only_layered_oxides_have_variants(shared_data: Path) -> None:
     for other in ("cif/Ni.cif", "cathode/Li2MnO3.cif"):
         assert pseudo_variants(Phase.from_cif(shared_data / other)) == []
     stretched = Phase.from_cif_text(linio2().cif.replace("14.19", "15.19"))
-    assert stretched.c == 15.19
+    assert stretched.lattice.c == 15.19
     assert pseudo_variants(stretched) == []
 
 

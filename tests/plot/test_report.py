@@ -23,7 +23,7 @@ from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal_map.orientation_map import orix_phase
 from stemtune.diffraction.geometry import Geometry
-from stemtune.indexing.overlap_layers import WEIGHT_LAYER
+from stemtune.indexing.overlap import WEIGHT_LAYER
 from stemtune.plot.pole_figures import density, lambert, on_sphere, poles
 from stemtune.plot.report import report, write_report
 

@@ -33,7 +33,7 @@ def components(ellipse: Ellipse) -> np.ndarray:
 def test_shells_of_linio2_are_its_spacings() -> None:
     """|g| of a hexagonal cell by the textbook formula; (001) and (100) are absent in R-3m."""
     length, strength = rings(linio2(), 0.6)
-    a, c = linio2().a, linio2().c
+    a, c = linio2().lattice.a, linio2().lattice.c
     expected = [
         np.sqrt(4 / 3 * (h * h + h * k + k * k) / a**2 + (m / c) ** 2)
         for h, k, m in ((0, 0, 3), (1, 0, 1), (0, 0, 6), (1, 0, 2), (1, 0, 4), (1, 0, 5))

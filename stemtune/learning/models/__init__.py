@@ -1,7 +1,6 @@
 """The architectures, by name: one entry in `BACKBONES` or `MODELS` makes another one known everywhere.
 
-Each entry loads its module only when it is used, so that a trial does not pay for timm unless it needs it.
-A new name is also to be added to `stemtune.config.MODEL_NAMES`.
+A new name is also to be added to `stemtune.config.MODEL_NAMES`. timm is loaded only by what is built from it.
 """
 
 from __future__ import annotations
@@ -12,52 +11,23 @@ from stemtune.config import Config, ModelConfig
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError, did_you_mean
+from stemtune.learning.heads import make_head
 from stemtune.learning.model import Backbone, Network, OrientationModel
+from stemtune.learning.models.cnn import Cnn
+from stemtune.learning.models.densenet import DenseNet
+from stemtune.learning.models.matched import Matched
+from stemtune.learning.models.polar import Polar
+from stemtune.learning.models.rerank import Rerank
+from stemtune.learning.models.swin import Swin
+from stemtune.learning.weights import start_from
 
-
-def _cnn(config: ModelConfig, size: int) -> Backbone:
-    from stemtune.learning.models.cnn import Cnn
-
-    return Cnn(config, size)
-
-
-def _densenet(config: ModelConfig, size: int) -> Backbone:
-    from stemtune.learning.models.densenet import DenseNet
-
-    return DenseNet(config, size)
-
-
-def _swin(config: ModelConfig, size: int) -> Backbone:
-    from stemtune.learning.models.swin import Swin
-
-    return Swin(config, size)
-
-
-def _matched(config: Config, phase: Phase, geometry: Geometry) -> OrientationModel:
-    from stemtune.learning.models.matched import Matched
-
-    return Matched(config, phase, geometry)
-
-
-def _polar(config: Config, phase: Phase, geometry: Geometry) -> OrientationModel:
-    from stemtune.learning.models.polar import Polar
-
-    return Polar(config, phase, geometry)
-
-
-def _rerank(config: Config, phase: Phase, geometry: Geometry) -> OrientationModel:
-    from stemtune.learning.models.rerank import Rerank
-
-    return Rerank(config, phase, geometry)
-
-
-BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": _cnn, "densenet": _densenet, "swin": _swin}
+BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": Cnn, "densenet": DenseNet, "swin": Swin}
 """Feature extractors that any head can sit on: (settings, pattern size in pixels) -> backbone."""
 
 MODELS: dict[str, Callable[[Config, Phase, Geometry], OrientationModel]] = {
-    "matched": _matched,
-    "polar": _polar,
-    "rerank": _rerank,
+    "matched": Matched,
+    "polar": Polar,
+    "rerank": Rerank,
 }
 """Whole models that bring their own head."""
 
@@ -88,13 +58,9 @@ def build(config: Config, phase: Phase, geometry: Geometry, start: bool = True) 
     if name in MODELS:
         model = MODELS[name](config, phase, geometry)
     else:
-        from stemtune.learning.heads import make_head
-
         backbone = BACKBONES[name](config.model, config.model.input_size or geometry.size)
         head = make_head(config.head, phase.symmetry, backbone.features)
         model = Network(config, phase, geometry, backbone, head)
     if start and config.model.pretrained not in (False, "") and model.trainable:
-        from stemtune.learning.weights import start_from
-
         start_from(model, config.model.pretrained)
     return model

@@ -47,14 +47,9 @@ Part = TypeVar("Part")
 
 
 class Proposals(NamedTuple):
-    """The best answers of the matched filter with their scores.
-
-    Attributes
-    ----------
-    orientation, score
-        (B, n, 4) as in `Candidates`, and their correlations (B, n), best first; NaN and -inf where there are no more.
-    clear
-        (B,) from 0, no crystal, to 1, by the best correlation.
+    """The best candidates of the matched filter: `orientation` (B, n, 4) as in `Candidates`, and their correlations
+    `score` (B, n), best first; NaN and -inf where there are no more. `clear` (B,) is 0 to 1, no crystal to crystal, by
+    the best.
     """
 
     orientation: Tensor
@@ -65,13 +60,9 @@ class Proposals(NamedTuple):
 class Matched(OrientationModel):
     """Polar matched filter over a bank of kinematic templates.
 
-    Settings: `model.grid_step`, `angles`, `radii`, `reach`, `template_power`, `template_width`, `template_spot`
-    and `data.gamma`. A score is a correlation coefficient, between -1 and 1. `inner` is that of `PolarView`.
-
-    Attributes
-    ----------
-    view, grid
-        The polar view and the cells that are scored.
+    Settings: `model.grid_step`, `angles`, `radii`, `reach`, `template_power`, `template_width`, `template_spot` and
+    `data.gamma`. A score is a correlation coefficient, between -1 and 1. `view` and `grid` are the polar view and the
+    cells that are scored, `inner` is that of `PolarView`.
     """
 
     trainable = False
@@ -112,11 +103,8 @@ class Matched(OrientationModel):
     def forward(self, patterns: Tensor) -> dict[str, Tensor]:
         """Score patterns (B, H, W) of any numeric type.
 
-        Returns
-        -------
-        dict
-            `peak` (B, D), the best score of each direction at low angular resolution (float32); `spectrum`
-            (B, F, R, 2), what `candidates` scores the best directions with.
+        Returns `peak` (B, D), the best score of each direction at low angular resolution (float32), and `spectrum`
+        (B, F, R, 2), what `candidates` scores the best directions with.
         """
         parts = _in_parts(self._first_stage, patterns)
         return {name: torch.cat([part[name] for part in parts]) for name in ("peak", "spectrum")}

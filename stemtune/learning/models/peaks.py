@@ -32,16 +32,11 @@ RIVALS = 5
 
 
 class Maxima(NamedTuple):
-    """The different answers in some scores, best first.
+    """The different orientations with the highest scores, best first.
 
-    Attributes
-    ----------
-    orientation
-        (B, n, 4) unit quaternions in the fundamental zone, more than 5 degrees apart; NaN where there are no more.
-    score
-        (B, r) the scores of these and of further rivals, r >= n; -inf where there are no more.
-    around
-        (B, r, K J) the scores of the cells around each.
+    `orientation` (B, n, 4) are unit quaternions in the fundamental zone, more than 5 degrees apart, NaN where there are
+    no more; `score` (B, r) the scores of these and of further rivals, r >= n, -inf where there are no more; `around`
+    (B, r, K J) the scores of the cells around each.
     """
 
     orientation: Tensor
@@ -50,16 +45,10 @@ class Maxima(NamedTuple):
 
 
 class Peaks(nn.Module):
-    """Finds the tops of scores over a grid.
+    """Finds the maxima of scores over the cells of a grid.
 
-    Parameters
-    ----------
-    grid
-        The cells that are scored.
-    frequencies
-        How many angular frequencies F the scores hold, counted from 0.
-    refined
-        Whether answers move inside their cells, to the top of a parabola through the scores around.
+    The scores hold `frequencies` angular frequencies F, counted from 0. Where `refined`, orientations move inside their
+    cells, to the top of a parabola through the scores around.
     """
 
     near_index: Tensor
@@ -92,19 +81,17 @@ class Peaks(nn.Module):
     def tops(
         self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int, rivals: int = 0
     ) -> Maxima:
-        """Return the `n` best answers among shortlisted directions, ranked by their refined scores.
+        """Return the `n` best orientations among shortlisted directions, ranked by their refined scores.
 
         Parameters
         ----------
         direction_BT, rows_BTA
             The directions and their scores at all in-plane angles.
         spectrum_of
-            Maps directions (B, N) to the angular spectra (B, N, F, 2) of their scores: the score at an angle is
-            the sum of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
-        n
-            Number of answers.
-        rivals
-            Number of scores to return where that is more than `n`; 0 means `RIVALS`.
+            Maps directions (B, N) to the angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum
+            of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
+        n, rivals
+            Number of orientations; and of scores, where that is more than `n` (0 means `RIVALS`).
         """
         is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
         score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)

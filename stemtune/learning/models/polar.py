@@ -46,16 +46,8 @@ class PolarConvolutions(nn.Module):
     """Convolutions over radius and angle, circular along the angle, added to what they are given.
 
     They see the radius as a channel of its own, since what is noise and what is signal depends on it. The last one
-    starts at zero.
-
-    Parameters
-    ----------
-    width, depth
-        Channels, and number of convolutions (at least 2); 1 or fewer leaves the pattern as it is.
-    kernel_size
-        Along the angle, and 3 along the radius.
-    dropout
-        Share of channels dropped before the last convolution.
+    starts at zero. There are `depth` of them (1 or fewer leaves the pattern as it is), of `width` channels and
+    `kernel_size` along the angle, 3 along the radius; `dropout` is the share of channels dropped before the last.
     """
 
     def __init__(self, width: int, depth: int, kernel_size: int, dropout: float) -> None:

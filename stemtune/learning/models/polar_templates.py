@@ -30,30 +30,16 @@ _FAINTEST = 1e-4  # template spots weaker than this share of the strongest refle
 class PolarView(nn.Module):
     """Patterns in polar coordinates, prepared for comparison.
 
-    The ring of cells from `inner` to `outer` leaves out the direct beam and reaches into the detector's corners;
-    what lies outside the detector counts as empty. A cell holds the mean of the pattern over its area, raised to
-    the power `data.gamma`: averaging first is what makes single electrons count little and spots much.
-    Every ring's mean is subtracted, and with it an amorphous background. The result is weighted: cells count with
-    their area (the square root of it on either side of a product), and it has length one, so that the plain dot
-    product of two views is their correlation coefficient.
+    The ring of cells from `inner` to `outer` leaves out the direct beam and reaches into the detector's corners; what
+    lies outside the detector counts as empty. A cell holds the mean of the pattern over its area, raised to the power
+    `data.gamma`: averaging first is what makes single electrons count little and spots much. Every ring's mean is
+    subtracted, and with it an amorphous background. The result is weighted: cells count with their area (the square
+    root of it on either side of a product), and it has length one, so that the plain dot product of two views is their
+    correlation coefficient.
 
-    Parameters
-    ----------
-    config
-        Reads `model.angles`, `model.radii`, `model.reach`, `model.centring` and `data.gamma`.
-    phase
-        Its `inner_radius` is where the ring of cells begins, unless `inner` says otherwise.
-    geometry
-        Calibration of the patterns.
-    inner
-        Inner radius in 1/Å, for phases that are to be compared with each other in the same cells.
-
-    Attributes
-    ----------
-    radius
-        (R,) radii of the cells' centres in 1/Å.
-    angle
-        (A,) their angles in radians, anticlockwise from x with y up.
+    Settings: `model.angles`, `radii`, `reach`, `centring` and `data.gamma`. `inner` is the inner radius in 1/Å, for
+    phases that are to be compared in the same cells; by default the phase's `inner_radius`. `radius` (R,) in 1/Å and
+    `angle` (A,) in radians, anticlockwise from x with y up, are those of the cells' centres.
     """
 
     radius: Tensor
@@ -211,15 +197,10 @@ def inner_radius(phase: Phase, geometry: Geometry) -> float:
 
 
 def template_views(config: Config, phase: Phase, geometry: Geometry, view: PolarView, orientation: Tensor) -> Tensor:
-    """Return the prepared views (D, R, A), float32, of kinematic templates.
+    """Return the prepared views (D, R, A), float32, of kinematic templates of orientations (D, 4).
 
     A spot is a Gaussian of sigma `model.template_spot` with height |F|² exp(-(s / width)²) to the power
     `model.template_power`: the broad shape factor and the small power stand in for dynamical scattering.
-
-    Parameters
-    ----------
-    orientation
-        (D, 4) unit quaternions.
     """
     settings = config.model
     simulator = KinematicSimulator(phase, geometry, config.simulate)
@@ -240,18 +221,9 @@ def template_views(config: Config, phase: Phase, geometry: Geometry, view: Polar
 class Neighbours(NamedTuple):
     """The beam directions next to each direction of a grid, equal directions beyond the sector's border included.
 
-    Cell (d, a) and the cell of neighbour k at angle `a - turn[d, k]` differ by the rotation vector
-    `tilt[d, k]` across the beam, in the lab frame of in-plane angle zero:
-    `s * base[direction] * Rz(turn) = base[d] * exp(tilt)` for some symmetry operation s.
-
-    Attributes
-    ----------
-    direction
-        (D, K) int64.
-    turn
-        (D, K) radians.
-    tilt
-        (D, K, 2) radians, components along lab x and y.
+    Cell (d, a) and the cell of neighbour k at angle `a - turn[d, k]` differ by the rotation vector `tilt[d, k]` across
+    the beam, in the lab frame of in-plane angle zero: `s * base[direction] * Rz(turn) = base[d] * exp(tilt)` for some
+    symmetry operation s. `direction` (D, K) int64, `turn` (D, K) and `tilt` (D, K, 2) in radians, along lab x and y.
     """
 
     direction: Tensor

@@ -49,12 +49,8 @@ _TOLERANCE_DEG = 0.3  # errors below this count with their square, larger ones w
 class Rerank(OrientationModel):
     """The matched filter's candidates, chosen and corrected by a trained network.
 
-    Settings: those of `matched`, and `model.width`, the features per spot.
-
-    Attributes
-    ----------
-    matched, reader, rerankers
-        What proposes; what reads the spots of each proposal; the networks of the first and the second pass.
+    Settings: those of `matched`, and `model.width`, the features per spot. `matched` proposes, `reader` reads the spots
+    of each proposal, `rerankers` are the networks of the first and the second pass.
     """
 
     spread_deg = 0.07  # wider ones make refinement worse where the beam precesses by more than 0.7 degrees
@@ -69,12 +65,9 @@ class Rerank(OrientationModel):
     def forward(self, patterns: Tensor) -> dict[str, Tensor]:
         """Score the candidates of patterns (B, H, W) of any numeric type.
 
-        Returns
-        -------
-        dict
-            `first` (B, M, 4), `first_score` (B, M) and `first_correction` (B, M, 3): the candidates, their scores and
-            corrections (rotation vectors in radians: truth ~ g * exp(correction)); `orientation` (B, T, 4), `score`
-            and `correction`: the best of them, corrected and scored again; `clear` (B,) as in `Proposals`.
+        Returns `first` (B, M, 4), `first_score` (B, M) and `first_correction` (B, M, 3): the candidates, their scores
+        and corrections (rotation vectors in radians: truth ~ g * exp(correction)); `orientation` (B, T, 4), `score` and
+        `correction`: the best of them, corrected and scored again; `clear` (B,) as in `Proposals`.
         """
         return self.decide(*self.propose(patterns))
 

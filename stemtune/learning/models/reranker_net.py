@@ -21,12 +21,7 @@ _VECTORS = 16
 class RerankerNet(nn.Module):
     """Scores candidates by their spot features, and says how far they are from the truth.
 
-    Parameters
-    ----------
-    width
-        Features per spot.
-    extra
-        Numbers known of each candidate besides its spots.
+    It has `width` features per spot, and is given `extra` numbers on each candidate besides its spots.
     """
 
     def __init__(self, width: int, extra: int) -> None:

@@ -37,15 +37,9 @@ _NEAR = 0.003  # 1/Å; excitation errors below this make no difference to which 
 class WindowCounts(NamedTuple):
     """Counts of B patterns collected in windows around every pixel, and over the whole pattern.
 
-    Attributes
-    ----------
-    window
-        (B, 4, H, W): counts in the narrow window, their first moments to the right and up in units of its width, and
-        counts in the wide window.
-    direct, rest
-        (B,) counts inside and outside the direct beam's place.
-    peak
-        (B, P, 4) of the brightest peaks: x right and y up in 1/Å, counts in the narrow and in the wide window.
+    `window` (B, 4, H, W): counts in the narrow window, their first moments to the right and up in units of its width,
+    and counts in the wide window. `direct` and `rest` (B,): counts inside and outside the direct beam's place. `peak`
+    (B, P, 4) of the brightest peaks: x right and y up in 1/Å, counts in the narrow and in the wide window.
     """
 
     window: Tensor
@@ -57,14 +51,8 @@ class WindowCounts(NamedTuple):
 class SpotFeatures(NamedTuple):
     """Features of the spots of M orientations.
 
-    Attributes
-    ----------
-    feature
-        (B, M, K, F) invariants of every predicted spot.
-    place
-        (B, M, K, 2) where it is predicted: x right and y up, 1/Å.
-    peak
-        (B, M, P, F') invariants of every peak of the pattern.
+    `feature` (B, M, K, F): invariants of every predicted spot; `place` (B, M, K, 2): where it is predicted, x right and
+    y up in 1/Å; `peak` (B, M, P, F'): invariants of every peak of the pattern.
     """
 
     feature: Tensor
@@ -79,10 +67,9 @@ class SpotReader(nn.Module):
     ----------
     phase, geometry
         The crystal and the calibration of the patterns.
-    spots
-        How many spots of each orientation are looked at: those with the largest U_g / (|s_g| + 0.003 1/Å).
-    reach
-        Outer radius of the spots, in half widths of the pattern.
+    spots, reach
+        How many spots of each orientation are looked at, those with the largest U_g / (|s_g| + 0.003 1/Å); and their
+        outer radius in half widths of the pattern.
 
     Attributes
     ----------

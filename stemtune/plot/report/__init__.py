@@ -19,7 +19,7 @@ from stemtune.analysis.grain_analysis import Analysis
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
-from stemtune.indexing.overlap_layers import WEIGHT_LAYER
+from stemtune.indexing.overlap import WEIGHT_LAYER
 from stemtune.plot.figures import length_text, round_length
 from stemtune.plot.grains import class_colours, edge_lines, grain_colours, highest_deg
 from stemtune.plot.ipf import DIRECTIONS, MEANING, map_colours, present_phases

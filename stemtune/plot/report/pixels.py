@@ -11,7 +11,7 @@ import torch
 
 from stemtune.crystal.rotations import to_euler_deg
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.indexing.overlap_layers import WEIGHT_LAYER
+from stemtune.indexing.overlap import WEIGHT_LAYER
 
 ANGLE_STEP_DEG = 0.01
 """To how much angles are rounded: 360 degrees in a 16-bit number."""
