@@ -29,7 +29,7 @@ from stemtune.scan.plan import Plan, Sample, plan
 from stemtune.scan.readers import Scan, read_scan
 
 BLOCK = 8
-"""Scan positions along the edge of a group: neighbours in one block never stand on both sides of a split."""
+"""Scan positions along the edge of a group: neighbours in one block are never on both sides of a split."""
 
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that corrections are planned from
@@ -54,23 +54,18 @@ def ingest(
 
     Parameters
     ----------
-    scan
-        A file that `scan.readers` reads as a stack of patterns, or a scan that has been opened.
-    out
-        The store.
-    kv
-        Acceleration voltage in kV; left out, the file's.
-    scale
-        1/Å per pixel of the file; left out, the file's. Bragg peaks are drawn at this scale.
+    scan, out
+        A file that `scan.readers` reads as a stack of patterns, or a scan that has been opened; and the store.
+    kv, scale
+        Acceleration voltage in kV and 1/Å per pixel of the file; left out, the file's. Bragg peaks are drawn at it.
     centre
         (row, column) of the direct beam in pixels, also as text "y,x"; or "auto", a fit over the scan. A fit that
         agrees with the centre in the file's axes within 0.25 px gives way to it.
     shape
         (rows, columns) of the scan, also as text "ny,nx", for a file that is only a stack of frames.
-    size
-        Width and height of the stored patterns; left out, the shorter edge of the measured ones.
-    keep
-        The part of the scan to keep, as text "0:ny,0:nx".
+    size, keep
+        Width and height of the stored patterns, else the shorter edge of the measured ones; rows and columns of the
+        scan to keep, as text "0:ny,0:nx".
     dataset
         Which array of an HDF5 or .npz file is the scan, where there are several.
     **corrections

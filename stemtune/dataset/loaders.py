@@ -39,25 +39,18 @@ class StoreLoader:
 
     Parameters
     ----------
-    store
-        The opened store.
-    rows
-        Row numbers (N,) to draw from, in order of use where `shuffled` is False.
+    store, rows, phase
+        The opened store, row numbers (N,) to draw from, in order of use where not `shuffled` (in a random order, new in
+        each epoch), and the crystal that their orientations belong to.
     batch_size
         Patterns per batch on this rank.
-    phase
-        The crystal that the orientations of `rows` belong to.
-    seed
-        Seed of order and augmentation.
+    seed, augmentation
+        Seed of order and augmentation; see `stemtune.dataset.augment`.
     rank, world
         Which of how many data-parallel processes this is. All of them together see every row once.
     training
         True: only whole batches, the same number on every rank, augmented. False: every row, in batches of which
         the last may be smaller.
-    shuffled
-        Whether the order is random, and new in each epoch.
-    augmentation
-        See `stemtune.dataset.augment`.
     device
         Where the batches are going: for a GPU they come in pinned memory, or on it where they are interpolated.
     portion

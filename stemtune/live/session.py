@@ -139,10 +139,7 @@ class LiveScan:
     def turn(self) -> bool:
         """Look at the file and answer what has landed, at most `RUN` frames; return whether there were any.
 
-        Raises
-        ------
-        UserError
-            When the file never will be a scan, or the options do not suit it.
+        A `UserError` says that the file never will be a scan, or that the options do not suit it.
         """
         now = time.monotonic()
         try:
