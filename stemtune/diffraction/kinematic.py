@@ -60,7 +60,7 @@ class Spots(NamedTuple):
     hkl_index: Tensor
 
 
-class Diffracted(NamedTuple):
+class DiffractedBeams(NamedTuple):
     """What B crystals send to the detector, as one flat list over the batch, ordered by pattern.
 
     `pattern`, `x`, `y` and `intensity` (M,): number of the pattern, lab coordinates (1/Å, y up) and intensity of each
@@ -75,7 +75,7 @@ class Diffracted(NamedTuple):
     direct_beam: Tensor
 
 
-class _Excited(NamedTuple):
+class _ExcitedReflections(NamedTuple):
     """Reflections near the Ewald sphere, one flat list (M,) over a batch, ordered by pattern."""
 
     pattern: Tensor
@@ -193,7 +193,7 @@ class KinematicSimulator:
         intensity = intensity * torch.exp(-((excited.error / width) ** 2))
         if max_inv_angstrom is not None:
             inside = torch.hypot(excited.x, excited.y) <= max_inv_angstrom
-            excited, intensity = _Excited(*(part[inside] for part in excited)), intensity[inside]
+            excited, intensity = _ExcitedReflections(*(part[inside] for part in excited)), intensity[inside]
         return self._padded(excited, intensity, len(orientation))
 
     def patterns(self, orientation: Tensor, generator: torch.Generator | None = None, noise: bool = True) -> Tensor:
@@ -246,7 +246,7 @@ class KinematicSimulator:
         return self.detect(self.diffracted(orientation, conditions), conditions, generator, noise)
 
     def detect(
-        self, lit: Diffracted, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
+        self, lit: DiffractedBeams, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
     ) -> Tensor:
         """Return what the detector makes (B, size, size), float32, of diffracted beams under given conditions (B,)."""
         conditions = dataclasses.replace(conditions, direct_beam=lit.direct_beam)
@@ -257,14 +257,14 @@ class KinematicSimulator:
         detector.block(image, conditions, self.simulate.dead_pixels, generator)
         return detector.count_electrons(image, generator) if noise and counted else image
 
-    def diffracted(self, orientation: Tensor, conditions: Conditions) -> Diffracted:
-        """Return what orientations (B, 4) send to the detector under given conditions (B,); see `Diffracted`."""
+    def diffracted(self, orientation: Tensor, conditions: Conditions) -> DiffractedBeams:
+        """Return what orientations (B, 4) send to the detector under given conditions (B,); see `DiffractedBeams`."""
         inverse_width = conditions.thickness_angstrom if self.simulate.shape == "sinc2" else 1 / conditions.shape_width
         tilts = conditions.precession_rad, conditions.convergence_rad
         excited = self._excited(orientation, inverse_width, *tilts)
         intensity = self._intensity(excited, inverse_width, *tilts)
         powered = intensity ** conditions.intensity_power[excited.pattern]
-        return Diffracted(excited.pattern, excited.x, excited.y, powered, conditions.direct_beam)
+        return DiffractedBeams(excited.pattern, excited.x, excited.y, powered, conditions.direct_beam)
 
     def _excited(
         self,
@@ -274,7 +274,7 @@ class KinematicSimulator:
         convergence: Tensor,
         shape: str | None = None,
         faintest: float = _FAINTEST,
-    ) -> _Excited:
+    ) -> _ExcitedReflections:
         """Find the reflections whose intensity can exceed `faintest` of the strongest; (B,) settings in 1/Å, rad."""
         # Crystal axes in the lab, and how high each reflection stands along the beam.
         g, strength = self.g.to(orientation.dtype), self.strength.to(orientation.dtype)
@@ -296,9 +296,11 @@ class KinematicSimulator:
         allowed.addr_(precession + convergence, length_squared.sqrt())
         pattern, reflection = (error.abs() < allowed).nonzero(as_tuple=True)
         place = torch.einsum("mi,mij->mj", g[reflection], lab[pattern][:, :, :2])
-        return _Excited(pattern, reflection, place[:, 0], place[:, 1], error[pattern, reflection])
+        return _ExcitedReflections(pattern, reflection, place[:, 0], place[:, 1], error[pattern, reflection])
 
-    def _intensity(self, excited: _Excited, inverse_width: Tensor, precession: Tensor, convergence: Tensor) -> Tensor:
+    def _intensity(
+        self, excited: _ExcitedReflections, inverse_width: Tensor, precession: Tensor, convergence: Tensor
+    ) -> Tensor:
         """Return |F|² times the shape factor (M,), averaged over the beam's directions."""
         around, aside = (part.to(excited.error) for part in _beams(_BEAMS))
         across = torch.hypot(excited.x, excited.y)
@@ -311,7 +313,7 @@ class KinematicSimulator:
             factor = reduced.square_().neg_().exp_().mean(1)
         return self.strength.to(factor.dtype)[excited.reflection] * factor
 
-    def _padded(self, excited: _Excited, intensity: Tensor, count: int) -> Spots:
+    def _padded(self, excited: _ExcitedReflections, intensity: Tensor, count: int) -> Spots:
         number = torch.bincount(excited.pattern, minlength=count)
         first = torch.cumsum(number, 0) - number
         slot = torch.arange(len(excited.pattern), device=self.device) - first[excited.pattern]

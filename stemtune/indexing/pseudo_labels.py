@@ -1,8 +1,8 @@
-"""`stemtune label --method model`: a model's confident answers become labels, to train on in the next round.
+"""`stemtune label --method model`: a model's confident candidates become labels, to train on in the next round.
 
 A model that was pretrained on simulation and reads some measured patterns with confidence teaches itself the detector,
 the background and the intensities of the others. It also learns its own mistakes where it is confident of them, so
-only answers above a calibrated confidence are kept, and patterns without the predicted spots never are (`indexing`).
+only candidates above a calibrated confidence are kept, and patterns without the predicted spots never are (`indexing`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stemtune.indexing.predictor import Predictor
 from stemtune.learning.checkpoint import load_model
 
 MIN_CONFIDENCE = 0.9
-"""Smallest confidence, the probability of being within 5 degrees, of an answer that becomes a label."""
+"""Smallest confidence, the probability of being within 5 degrees, of a candidate that becomes a label."""
 
 
 def label_by_model(

@@ -117,7 +117,7 @@ class GridHead(nn.Module):
         return self.readout.loss(output, orientation)
 
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the answers of `GridReadout`."""
+        """Return the candidates of `GridReadout`."""
         return self.readout.candidates(output, n)
 
 
@@ -157,7 +157,7 @@ class SingleHead(nn.Module):
         return self.error(numbers, truth).mean() + 0.1 * confidence
 
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the one orientation this head has; further answers are NaN with confidence 0."""
+        """Return the one orientation this head has; further candidates are NaN with confidence 0."""
         best_B4 = reduce_to_fundamental_zone(self.orientation(output["numbers"].float()), self.symmetry)
         orientation = best_B4.new_full((len(best_B4), n, 4), math.nan)
         confidence = best_B4.new_zeros((len(best_B4), n))
