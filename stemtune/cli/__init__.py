@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         options = _parser().parse_args(argv)
+        options.run_command = main  # for commands that consist of others
         return options.call(options) or 0
     except UserError as mistake:
         print(f"stemtune: {mistake}", file=sys.stderr)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from stemtune.cli.parsing import Parser, command, finite, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
-from stemtune.crystal_map.frames import AUTO, describe_frames
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,11 +82,15 @@ def _map_options(parser: Parser) -> None:
         " Bruker, ASTAR, MTEX), .h5 (orix, pyxem, py4DSTEM); each of its phases must be one of --cif or of the store's",
     )
     parser.add_argument("--frame", metavar="NAME", help="the frame of the map's angles; default auto; see below")
-    parser.epilog = (
-        f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
-        "\n\nframes (x, y: lab axes on the map, whose rows run down, with z to the source; X, Z: crystal axes):"
-        f"\n{describe_frames()}"
-    )
+    parser.epilog = f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
+    parser.more_help = _frames
+
+
+def _frames() -> str:
+    from stemtune.crystal_map.frames import describe_frames
+
+    where = "x, y: lab axes on the map, whose rows run down, with z to the source; X, Z: crystal axes"
+    return f"\nframes ({where}):\n{describe_frames()}\n"
 
 
 def _label_from(options: argparse.Namespace) -> None:
@@ -106,6 +109,7 @@ def _label_from(options: argparse.Namespace) -> None:
             f"{given[0]} has nothing to do with a map made elsewhere; leave it out with --from {options.map}"
         )
     from stemtune.cli.inspect import describe
+    from stemtune.crystal_map.frames import AUTO
     from stemtune.indexing.import_labels import label_from_map
 
     done = label_from_map(options.store, options.map, options.cif, options.out, frame=options.frame or AUTO)

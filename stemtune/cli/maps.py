@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stemtune.cli.parsing import (
     command,
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from stemtune.cli.parsing import Commands, Parser
 
-LOGGED = ("report.html", "*.png", "summary.json")
-"""What of a map folder is logged to MLflow."""
+LOGGED = ("report.html", "*.png", "summary.json")  # what of a map folder is logged to MLflow
 
 
 def predict(commands: Commands) -> None:
@@ -55,15 +54,7 @@ def predict(commands: Commands) -> None:
             **scan_arguments(options),
         )
         folder = Path(options.out)
-        print(
-            f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed, at"
-            f" {summary['patterns_per_second']:,.0f} patterns/s; look at {folder / 'report.html'}, figures in"
-            f" {folder / 'summary.json'}"
-        )
-        for row in summary.get("phases", ()):
-            print(f"{row['pixels']:8,} pixels ({row['share']:.1%}) are {row['name']}")
-        if options.overlap:
-            print(f"{summary['overlaps']['pixels']:8,} pixels hold two crystals")
+        _print_summary(summary, folder)
         if options.overlay:
             from stemtune.plot.overlay import overlay_positions
 
@@ -94,6 +85,18 @@ def predict(commands: Commands) -> None:
     parser.add_argument("--clean", action="store_true", help="mend the map by what neighbours say, see stemtune clean")
     _clean_options(parser)
     _grain_options(parser)
+
+
+def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+    print(
+        f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed, at"
+        f" {summary['patterns_per_second']:,.0f} patterns/s; look at {folder / 'report.html'}, figures in"
+        f" {folder / 'summary.json'}"
+    )
+    for row in summary.get("phases", ()):
+        print(f"{row['pixels']:8,} pixels ({row['share']:.1%}) are {row['name']}")
+    if "overlaps" in summary:
+        print(f"{summary['overlaps']['pixels']:8,} pixels hold two crystals")
 
 
 def _work_options(parser: Parser) -> None:
@@ -152,6 +155,9 @@ def watch(commands: Commands) -> None:
         )
         for name, state in states.items():
             print(f"{name}: {state}")
+        failed = [name for name, state in states.items() if state == "failed"]
+        if options.once and failed:
+            raise UserError(f"{len(failed)} of {len(states)} scans failed ({', '.join(failed)}); see above")
 
     parser = command(
         commands,
@@ -184,15 +190,14 @@ def watch(commands: Commands) -> None:
 
 def serve(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.live.server import Limits, Served, serve_until_stopped, token_from
+        from stemtune.live.server import Limits, serve_until_stopped, token_from
 
         token = token_from(options.token_file)
-        from stemtune.live.service import answered, checked, prepare
         from stemtune.tracking import resolve_model
 
         folder = str(Path(resolve_model(options.model)).absolute())
         serve_until_stopped(
-            Served(prepare, folder, checked, answered),
+            folder,
             token,
             options.host,
             options.port,

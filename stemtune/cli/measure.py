@@ -137,10 +137,9 @@ def evaluate(commands: Commands) -> None:
 
 def demo(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.cli import main
         from stemtune.demo import run
 
-        run(Path(options.out), main)
+        run(Path(options.out), options.run_command)
 
     parser = command(
         commands,
@@ -154,10 +153,17 @@ def demo(commands: Commands) -> None:
 
 def study(commands: Commands) -> None:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.cli import main
         from stemtune.study import run
 
-        page = run(options.name, Path(options.out), main, options.small, options.only, options.share, options.seeds)
+        page = run(
+            options.name,
+            Path(options.out),
+            options.run_command,
+            options.small,
+            options.only,
+            options.share,
+            options.seeds,
+        )
         print(f"report: {page}")
 
     parser = command(

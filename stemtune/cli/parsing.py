@@ -22,6 +22,12 @@ Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
+    more_help: Callable[[], str] | None = None
+    """Returns what stands below the help, where that takes a heavy import."""
+
+    def format_help(self) -> str:
+        return super().format_help() + (self.more_help() if self.more_help else "")
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message}; see {self.prog} --help")
 

@@ -1,4 +1,4 @@
-"""Batches: what a loader yields, what every loader is, and how batches are fetched ahead or brought to another size."""
+"""Batches: what a loader yields, what every loader is, and loaders that change or mix the batches of others."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.resampling import Resampling
+from stemtune.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -57,15 +59,7 @@ class Loader(Protocol):
 
 
 class Portion(NamedTuple):
-    """This rank's part of the patterns that all ranks together use in one training step.
-
-    Attributes
-    ----------
-    step
-        Patterns of a step over all ranks.
-    start, stop
-        Which of them are this rank's.
-    """
+    """This rank's part, from `start` to before `stop`, of the `step` patterns that all ranks use in a training step."""
 
     step: int
     start: int
@@ -82,7 +76,7 @@ class Portion(NamedTuple):
         return self.stop - self.start
 
 
-class Resampled:
+class ResampledLoader:
     """The batches of another loader as a detector of the calibration `target` shows them.
 
     Raises
@@ -92,27 +86,12 @@ class Resampled:
     """
 
     def __init__(self, loader: Loader, target: Geometry) -> None:
-        self.loader, self._target = loader, target
+        self.loader, self.geometry, self.phase = loader, target, loader.phase
+        self.batches_per_epoch = loader.batches_per_epoch
         self.resampling = Resampling(loader.geometry, target)
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Number of batches that `epoch` yields on this rank."""
-        return self.loader.batches_per_epoch
-
-    @property
-    def geometry(self) -> Geometry:
-        """The calibration that patterns are brought to."""
-        return self._target
-
-    @property
-    def phase(self) -> Phase:
-        """The crystal that the orientations belong to."""
-        return self.loader.phase
-
-    @property
     def source_sha256(self) -> str:
-        """Hash of the store that the patterns come from; empty for simulated ones."""
         return self.loader.source_sha256
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -122,6 +101,58 @@ class Resampled:
                 yield Batch(self.resampling(batch.patterns), batch.orientation)
 
 
-def fitted(loader: Loader, target: Geometry) -> Loader:
+def resampled_to(loader: Loader, target: Geometry) -> Loader:
     """Return `loader`, resampled to the calibration `target` where its own differs by more than can be overlooked."""
-    return Resampled(loader, target) if Resampling(loader.geometry, target).needed else loader
+    return ResampledLoader(loader, target) if Resampling(loader.geometry, target).needed else loader
+
+
+def mixed_portions(size: int, mix: float, rank: int, world: int) -> tuple[Portion, Portion]:
+    """Return this rank's part of the main and of the other patterns of a step.
+
+    All ranks together take `round(mix * size)` other patterns in every step, whatever their number, and each rank
+    `size / world` patterns in all.
+
+    Raises
+    ------
+    UserError
+        When `mix` is above 0, but rounds to none or to all of the batch.
+    """
+    other = round(mix * size)
+    if mix > 0 and not 0 < other < size:
+        raise UserError(
+            f"`data.mix` is {mix:g}, which is {other} patterns of a batch of {size}; raise `train.batch_size`, or set"
+            " data.mix=0"
+        )
+    main, each = Portion.of(size - other, rank, world), size // world
+    return main, Portion(other, rank * each - main.start, (rank + 1) * each - main.stop)
+
+
+class MixedLoader:
+    """Batches that take so many patterns from the loader `main` and so many from `other`, as their portions say.
+
+    An epoch is an epoch of the main loader; the other one has to yield as many batches.
+    """
+
+    def __init__(self, main: Loader, other: Loader) -> None:
+        self.main, self.other = main, other
+        self.batches_per_epoch, self.geometry, self.phase = main.batches_per_epoch, main.geometry, main.phase
+
+    @property
+    def source_sha256(self) -> str:
+        return self.main.source_sha256
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `epoch`, the main loader's patterns first."""
+        with closing(self.main.epoch(epoch)) as first, closing(self.other.epoch(epoch)) as second:  # type: ignore[type-var]
+            for main, other in zip(first, second, strict=True):
+                yield _concatenated(main, other)
+
+
+def _concatenated(first: Batch, second: Batch) -> Batch:
+    """Return one batch of both; float32 where their counts are of different types, on a GPU where one of them is."""
+    patterns = [first.patterns, second.patterns]
+    device = next((part.device for part in patterns if part.is_cuda), patterns[0].device)
+    if patterns[0].dtype != patterns[1].dtype:
+        patterns = [part.to(torch.float32) for part in patterns]
+    orientation = [part.to(device) for part in (first.orientation, second.orientation)]
+    return Batch(torch.cat([part.to(device) for part in patterns]), torch.cat(orientation))

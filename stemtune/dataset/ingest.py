@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,8 @@ import numpy.typing as npt
 
 from stemtune._parallel import prefetch
 from stemtune._progress import Progress
-from stemtune.dataset.fingerprint import Fingerprint
-from stemtune.dataset.schema import replaceable_store
+from stemtune._version import __version__
+from stemtune.dataset.schema import CONTENT_SHA256, replaceable_store
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
@@ -31,6 +34,7 @@ BLOCK = 8
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that corrections are planned from
 _SAMPLE_BYTES = 128 * 2**20  # and the most memory that they may take, as float64
+_HASHED_BYTES = 2**20  # read at a time
 _CALIBRATING = ("kv", "scale", "centre", "shape", "size", "keep", "dataset")
 
 
@@ -118,31 +122,33 @@ def ingest(
         "command": "ingest",
         "options": {"scan": str(source.path), **given, **corrections},
     }
-    with StoreWriter(
-        out, math.prod(extent), geometry, dtype=dtype, attrs=attrs, calibration=planned.evidence
-    ) as writer:
-        _copy(source, window, done, writer)
+    how: dict[str, Any] = {"dtype": dtype, "attrs": attrs, "calibration": planned.evidence, "hashed": False}
+    with StoreWriter(out, math.prod(extent), geometry, **how) as writer:
+        digest = _copy(source, window, done, writer)
+        writer.amend("origin_sha256", digest)
+        content = json.dumps([digest, list(window), given, corrections, __version__], default=str)
+        writer.amend(CONTENT_SHA256, np.bytes_(hashlib.sha256(content.encode()).hexdigest()))
     return {"patterns": math.prod(extent), **facts, **geometry.to_dict()}
 
 
-def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) -> None:
-    """Write the patterns of a window of a scan block by block, and the file's sha256.
+def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) -> str:
+    """Write the patterns of a window of a scan block by block, and return the sha256 of the scan's files.
 
     The next block is read, and the file hashed as far as it has been copied, while a block is written.
     """
     columns = window.right - window.left
-    fingerprint, copied = Fingerprint(source.path, source.parts), 0
+    file_hash, copied = ScanHash(source.path, source.parts), 0
     with (
         ThreadPoolExecutor(1) as hashing,
         closing(prefetch(blocks(source, window), 1)) as coming,
         Progress(writer.n, "ingest", "pattern") as progress,
     ):
-        hashed = hashing.submit(fingerprint.advance, 0.0)
+        hashed = hashing.submit(file_hash.advance, 0.0)
         for row, column, block in coming:
             hashed.result()  # no further behind than a block, or the file would have to come from the disk again
             rows, width = block.shape[:2]
             copied += rows * width
-            hashed = hashing.submit(fingerprint.advance, copied / writer.n)
+            hashed = hashing.submit(file_hash.advance, copied / writer.n)
             place = np.argwhere(np.ones((rows, width))) + np.array((row - window.top, column - window.left))
             patterns = done(block.reshape(-1, *source.pattern_shape), place)
             run = len(place) if width == columns else width  # positions that follow each other in the store
@@ -152,7 +158,7 @@ def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) 
                 writer.write(start, patterns[first : first + run], position=where, group=scan_group(where, columns))
             progress.update(rows * width)
         hashed.result()
-        writer.amend("origin_sha256", fingerprint.finish())
+    return file_hash.finish()
 
 
 def corrected_at(
@@ -279,3 +285,46 @@ def pair(value: Any, flag: str, whole: bool = True) -> tuple[Any, Any]:
     if whole and min(first, second) < 1:
         raise UserError(f"{flag} is '{value}', but both numbers must be 1 or more")
     return first, second
+
+
+class ScanHash:
+    """The sha256 of a scan's files, taken piece by piece beside the copying, so that each byte leaves the disk once.
+
+    `path` is the file, or the folder that some formats are, `parts` further files of the same scan. With them, or for
+    a folder, names are hashed too.
+    """
+
+    def __init__(self, path: Path, parts: Sequence[Path] = ()) -> None:
+        files = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path, *parts]
+        self._total, self._read = sum(part.stat().st_size for part in files), 0
+        self._pieces, self._digest = _pieces(path, parts), hashlib.sha256()
+
+    def advance(self, share: float) -> None:
+        """Go on until this share of the bytes, 0 to 1, is done."""
+        while self._read < share * self._total and (piece := next(self._pieces, None)) is not None:
+            self._digest.update(piece)
+            self._read += len(piece)
+
+    def finish(self) -> str:
+        """Do what is left and return the digest in hexadecimal digits."""
+        for piece in self._pieces:
+            self._digest.update(piece)
+        return self._digest.hexdigest()
+
+
+def file_sha256(path: Path, parts: Sequence[Path] = ()) -> str:
+    """Return the sha256 of a file, or of all files in a folder by name (some formats are folders)."""
+    return ScanHash(path, parts).finish()
+
+
+def _pieces(path: Path, parts: Sequence[Path]) -> Iterator[bytes | memoryview]:
+    """Yield names and contents; a piece is overwritten by the next one."""
+    folder = path.is_dir()
+    for part in sorted(path.rglob("*")) if folder else [path, *parts]:
+        if folder or parts:
+            yield (part.relative_to(path).as_posix() if folder else part.name).encode()
+        if part.is_file():
+            piece = memoryview(bytearray(_HASHED_BYTES))
+            with part.open("rb", buffering=0) as file:
+                while count := file.readinto(piece):
+                    yield piece[:count]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,13 +21,13 @@ from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
 from stemtune.dataset.augment import augment
-from stemtune.dataset.batches import Batch, Loader, Portion, fitted
-from stemtune.dataset.mixing import MixedLoader, portions
+from stemtune.dataset.batches import Batch, Loader, MixedLoader, Portion, mixed_portions, resampled_to
 from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, split_rows
 from stemtune.dataset.store import Store
 from stemtune.diffraction import overlap
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.diffraction.memory import memory_bytes
 from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
@@ -85,7 +84,8 @@ class StoreLoader:
         portion: Portion | None = None,
         steps: int | None = None,
     ) -> None:
-        self.store, self.rows, self.batch_size, self._phase = store, rows, batch_size, phase
+        self.store, self.rows, self.batch_size, self.phase = store, rows, batch_size, phase
+        self.geometry = store.geometry
         self.seed, self.rank, self.world = seed, rank, world
         self.training, self.shuffled, self.augmentation = training, shuffled, augmentation
         self.device = torch.device(device)
@@ -96,24 +96,12 @@ class StoreLoader:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches that `epoch` yields on this rank."""
         if self.training:
             return len(self.rows) // self.portion.step if self.steps is None else self.steps
         return math.ceil(len(self.rows[self.rank :: self.world]) / self.batch_size)
 
     @property
-    def geometry(self) -> Geometry:
-        """Calibration of the store."""
-        return self.store.geometry
-
-    @property
-    def phase(self) -> Phase:
-        """The crystal that the orientations belong to."""
-        return self._phase
-
-    @property
     def source_sha256(self) -> str:
-        """Hash of the store."""
         return self.store.sha256
 
     def rows_of(self, epoch: int) -> list[Rows]:
@@ -140,7 +128,7 @@ class StoreLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of epoch `epoch`, fetched ahead of their use by a thread."""
         plan = [np.sort(rows) for rows in self.rows_of(epoch)]
-        fits = self.store.path.stat().st_size <= _memory_bytes() // 2
+        fits = self.store.path.stat().st_size <= memory_bytes() // 2
         through = self._cold and fits and 2 * len(self.rows) >= self.store.n
         hint = not fits or (self._cold and not through)
 
@@ -167,22 +155,9 @@ class StoreLoader:
 class SimulatedLoader:
     """Batches of patterns that are simulated when they are asked for, of uniformly random orientations.
 
-    Where `simulate.overlap` is above 0, some show further grains; the orientation is that of the strongest.
-
-    Parameters
-    ----------
-    simulator
-        Makes the patterns, on its own device.
-    patterns
-        Patterns in an epoch, over all ranks.
-    batch_size
-        Patterns per batch on this rank.
-    seed, rank, world
-        As in `StoreLoader`.
-    training
-        True: fresh patterns in every epoch. False: the same ones, made once and kept.
-    portion
-        In training, this rank's part of a step, as in `StoreLoader`.
+    Where `simulate.overlap` is above 0, some show further grains; the orientation is that of the strongest. An epoch
+    has `patterns` over all ranks: in `training` fresh ones every time, else the same, made once and kept. The rest is
+    as in `StoreLoader`; the device is the simulator's.
     """
 
     def __init__(
@@ -198,31 +173,18 @@ class SimulatedLoader:
         portion: Portion | None = None,
     ) -> None:
         self.simulator, self.patterns, self.batch_size = simulator, patterns, batch_size
+        self.geometry, self.phase = simulator.geometry, simulator.phase
         self.seed, self.rank, self.world, self.training = seed, rank, world, training
         self.portion = portion or Portion(batch_size * world, rank * batch_size, (rank + 1) * batch_size)
         self._kept: list[Batch] = []
 
+    source_sha256 = ""
+
     @property
     def batches_per_epoch(self) -> int:
-        """Number of batches that `epoch` yields on this rank."""
         if self.training:
             return self.patterns // self.portion.step
         return len(range(self.rank, math.ceil(self.patterns / self.batch_size), self.world))
-
-    @property
-    def geometry(self) -> Geometry:
-        """Calibration of the patterns."""
-        return self.simulator.geometry
-
-    @property
-    def phase(self) -> Phase:
-        """The crystal that is simulated."""
-        return self.simulator.phase
-
-    @property
-    def source_sha256(self) -> str:
-        """Empty: there is no store."""
-        return ""
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of epoch `epoch`, simulated ahead of their use by a thread."""
@@ -282,11 +244,11 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
     _check_middle(store, config.data.augment)
     number, phase = phase_of(store)
     learnable = store.labelled & (store.phase == number)
-    train, validation = split_rows(store, learnable, config.data, told=rank == 0)
+    train, validation = split_rows(store, learnable, config.data, verbose=rank == 0)
     train = confident_rows(store, train, config.data)
     common: dict[str, Any] = {"seed": config.train.seed, "rank": rank, "world": world, "device": device}
     shuffled = config.data.order == "shuffled"
-    own, other = portions(size, config.data.mix, rank, world)
+    own, other = mixed_portions(size, config.data.mix, rank, world)
     if own.step > len(train):
         raise UserError(f"`train.batch_size` is {size}, but '{store.path}' has {len(train)} patterns to train on")
     augmented = {"augmentation": config.data.augment, **common}
@@ -306,7 +268,7 @@ def _further(config: Config, main: StoreLoader, portion: Portion, augmented: dic
         _check_middle(store, config.data.augment)
         rows = rows_of_crystal(store, main.phase, "data.mix_store")
         other = StoreLoader(store, rows, each, main.phase, portion=portion, steps=steps, **augmented)
-        return fitted(other, main.geometry)
+        return resampled_to(other, main.geometry)
     geometry = main.geometry
     simulate = dataclasses.replace(
         config.simulate, kv=geometry.kv, size=geometry.size, scale=geometry.scale_inv_angstrom
@@ -324,7 +286,7 @@ def _validating(
         return StoreLoader(store, rows, batch_size, phase, **judged)
     other = Store.open(config.data.validation_store)
     rows = rows_of_crystal(other, phase, "data.validation_store")
-    return fitted(StoreLoader(other, rows, batch_size, phase, **judged), store.geometry)
+    return resampled_to(StoreLoader(other, rows, batch_size, phase, **judged), store.geometry)
 
 
 def _simulated(config: Config, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader]:
@@ -355,7 +317,3 @@ def _check_middle(store: Store, augmentation: str) -> None:
 
 def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -30,8 +30,9 @@ SPLITS = ("train", "validation", "test")
 LABELLED = "labelled"
 """Attribute of a store that says in JSON how its labels were made."""
 
-PATTERNS_SHA256 = "patterns_sha256"
-"""The attribute with the hash of all patterns; stores up to version 0.1 have none."""
+CONTENT_SHA256 = "content_sha256"
+"""The attribute with the hash of all patterns, or of the files that they are read from and of what is done to them;
+stores up to version 0.1 have none."""
 
 PATTERN_TYPES = ("uint8", "uint16", "float32")
 

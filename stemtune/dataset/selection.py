@@ -24,11 +24,11 @@ CONFIDENCE = "confidence"
 """The score that every store has; others have the names that the labeller gave them."""
 
 _RANDOM_SHARES = (0.8, 0.9)  # where, of labels in random order, training ends and validation ends
-_ALIKE = 0.03  # relative difference of two lattices below which they may be the same crystal
+_LATTICE_TOLERANCE = 0.03  # relative difference of two lattices below which they may be the same crystal
 
 
 def split_rows(
-    store: Store, learnable: npt.NDArray[np.bool_], data: DataConfig, told: bool = True
+    store: Store, learnable: npt.NDArray[np.bool_], data: DataConfig, verbose: bool = True
 ) -> tuple[Rows, Rows]:
     """Return the rows of `store` to train on and to validate on.
 
@@ -41,7 +41,7 @@ def split_rows(
     data
         `data.split` and `data.guard` are read. Where the split goes by groups, patterns of a scan that are at most
         `data.guard` rows and columns away from a labelled one of validation or test are not trained on.
-    told
+    verbose
         Whether the user is warned of a random split, on stderr.
 
     Raises
@@ -50,7 +50,7 @@ def split_rows(
         When a split has no labelled patterns, or the guard band leaves none.
     """
     if data.split == "random":
-        if told:
+        if verbose:
             print(
                 "warning: `data.split` is random: neighbours in the scan stand on both sides, so validation flatters"
                 " the model",
@@ -167,7 +167,7 @@ def rows_of_crystal(store: Store, phase: Phase, setting: str) -> Rows:
     """
     number, found = phase_of(store)
     lengths = [np.array(crystal.lattice[:3]) for crystal in (found, phase)]
-    if found.symmetry.proper != phase.symmetry.proper or (abs(lengths[0] / lengths[1] - 1) > _ALIKE).any():
+    if found.symmetry.proper != phase.symmetry.proper or (abs(lengths[0] / lengths[1] - 1) > _LATTICE_TOLERANCE).any():
         raise UserError(
             f"`{setting}` is '{store.path}', whose labels are orientations of {found.name}, not of {phase.name}"
         )

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from stemtune._files import existing
 from stemtune.dataset.schema import (
     COLUMNS,
+    CONTENT_SHA256,
     LABELLED,
     OVERLAP,
-    PATTERNS_SHA256,
     SPLITS,
     check_layout,
     make_splits,
@@ -290,7 +290,7 @@ class Store:
         for name in (*COLUMNS, *(OVERLAP if self.overlap_weight is not None else ())):
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         digest.update(self.take(_spread(self.n)).tobytes())
-        digest.update(str(self.attrs.get(PATTERNS_SHA256, "")).encode())
+        digest.update(str(self.attrs.get(CONTENT_SHA256, "")).encode())
         return digest.hexdigest()
 
     def describe(self) -> tuple[str, dict[str, str]]:
@@ -299,7 +299,7 @@ class Store:
         made = " ".join(str(attrs[key]) for key in ("origin", "command") if attrs.get(key))
         digest = attrs.get("origin_sha256")
         sums = self.take(spread_evenly(self.n, 256)).sum(axis=(1, 2), dtype=np.float64)
-        hashed = "sha256" if attrs.get(PATTERNS_SHA256) else f"fingerprint (of {_SAMPLED} patterns and all labels)"
+        hashed = "sha256" if attrs.get(CONTENT_SHA256) else f"fingerprint (of {_SAMPLED} patterns and all labels)"
         facts = {
             "scan": describe_positions(self.scan_shape, self.step_nm) if self.scan_shape else "",
             "calibration": f"{geometry.kv:g} kV (wavelength {geometry.wavelength_angstrom:.5f} Å), "

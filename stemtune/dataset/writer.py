@@ -2,7 +2,7 @@
 
 All arrays and attributes are laid out, at their places in the file, before the first pattern is written. From then
 on only numbers inside the arrays change, so the file stays intact HDF5 whenever the process is killed. What is written
-is hashed while it is written: `patterns_sha256` is the hash of the hashes of all patterns, in their order.
+is hashed while it is written: `content_sha256` is the hash of the hashes of all patterns, in their order.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from stemtune._files import replaceable_file, whole_file
 from stemtune._version import __version__
 from stemtune.dataset.schema import (
     COLUMNS,
+    CONTENT_SHA256,
     OVERLAP,
     PATTERN_TYPES,
-    PATTERNS_SHA256,
     SCHEMA,
     UNFINISHED,
     attribute_form,
@@ -74,6 +74,8 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         Whether rows may have several grains: the columns of `schema.OVERLAP` are kept too.
     calibration
         Arrays that show how the patterns were calibrated, kept in the group `calibration` under their names.
+    hashed
+        Whether the patterns are hashed; where what they are read from is hashed already, `amend` sets `content_sha256`.
     """
 
     def __init__(
@@ -87,13 +89,14 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         split_seed: int = 0,
         overlap: bool = False,
         calibration: Mapping[str, npt.NDArray[Any]] | None = None,
+        hashed: bool = True,
     ) -> None:
         self.path, self.n, self.geometry, self.dtype = Path(path), n, geometry, np.dtype(dtype)
         if n < 1:
             raise UserError(f"a store of {n} patterns is asked for, but it needs at least 1")
         if self.dtype.name not in PATTERN_TYPES:
             raise ValueError(f"patterns are {self.dtype}, but a store holds {', '.join(PATTERN_TYPES)}")
-        self._split_seed = split_seed
+        self._split_seed, self._hashed = split_seed, hashed
         self._columns = {**COLUMNS, **(OVERLAP if overlap else {})}
         self._calibration = dict(calibration or {})
         self._attrs = {
@@ -137,7 +140,7 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
             file["group"][...] = np.arange(self.n)
             for name, value in {**self._attrs, "schema": UNFINISHED}.items():
                 set_attribute(file, name, value)
-            file.attrs[PATTERNS_SHA256] = np.bytes_("0" * 64)
+            file.attrs[CONTENT_SHA256] = np.bytes_("0" * 64)  # of fixed length: text would move when it is changed
             stack.pop_all()
         return file
 
@@ -183,24 +186,26 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         data = self._data["patterns"]
         if block.dtype != data.dtype or not block.size:
             data[start : start + len(block)] = block
-            self._hash(start, data[start : start + len(block)])
+            if self._hashed:
+                self._hash(start, data[start : start + len(block)])
             return
         if start < 0 or start + len(block) > self.n or block.shape[1:] != data.shape[1:]:
             raise ValueError(f"patterns of shape {block.shape} do not fit {data.shape} from row {start} on")
         block = np.ascontiguousarray(block)
-        hashing = _hasher().submit(self._hash, start, block)
+        hashing = _hasher().submit(self._hash, start, block) if self._hashed else None
         left = block.reshape(-1).view(np.uint8).data
         place, descriptor = data.id.get_offset() + start * block[0].nbytes, self._file.id.get_vfd_handle()
         while left:
             written = os.pwrite(descriptor, left, place)
             left, place = left[written:], place + written
-        hashing.result()
+        if hashing is not None:
+            hashing.result()
 
     def _hash(self, start: int, block: npt.NDArray[Any]) -> None:
         digests = [hashlib.sha256(pattern.data).digest() for pattern in np.ascontiguousarray(block)]
         self._hashes[start : start + len(block)] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
-    def amend(self, name: str, text: str) -> None:
+    def amend(self, name: str, text: str | bytes) -> None:
         """Change an attribute that the writer was made with to a text of the same length."""
         self._file.attrs.modify(name, text)
 
@@ -221,10 +226,11 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
         if not self.done.all():
             raise RuntimeError(f"{int((~self.done).sum())} of {self.n} rows of the store were never written")
         self._deal()
-        rows = np.flatnonzero(~self._hashes.any(axis=1))  # those of a run before this one are read again
-        for start in np.unique(rows // _HASHED_ROWS) * _HASHED_ROWS:
-            self._hash(start, self._data["patterns"][start : start + _HASHED_ROWS])
-        self._file.attrs.modify(PATTERNS_SHA256, np.bytes_(hashlib.sha256(self._hashes.tobytes()).hexdigest()))
+        if self._hashed:
+            rows = np.flatnonzero(~self._hashes.any(axis=1))  # those of a run before this one are read again
+            for start in np.unique(rows // _HASHED_ROWS) * _HASHED_ROWS:
+                self._hash(start, self._data["patterns"][start : start + _HASHED_ROWS])
+            self.amend(CONTENT_SHA256, np.bytes_(hashlib.sha256(self._hashes.tobytes()).hexdigest()))
         self._file.attrs.modify("schema", SCHEMA)  # in its place: nothing else in the file moves
 
     def _deal(self) -> None:

@@ -42,16 +42,10 @@ _FAINTEST = 1e-5  # reflections weaker than this share of the strongest possible
 
 
 class Spots(NamedTuple):
-    """Diffraction spots of B patterns, padded to K each.
+    """Spots of B patterns, padded to K each.
 
-    Attributes
-    ----------
-    x, y
-        Lab coordinates (B, K) in 1/Å, x right and y up.
-    intensity
-        Intensity (B, K) in Å² (|F|² times the shape factor); 0 is padding.
-    hkl_index
-        Row (B, K) of the reflection in the simulator's `hkl`; -1 is padding.
+    `x` and `y` (B, K) are lab coordinates in 1/Å, x right and y up; `intensity` (B, K), 0 for padding; `hkl_index` (B,
+    K) the row of each reflection in the simulator's `hkl`, -1 for padding.
     """
 
     x: Tensor
@@ -90,10 +84,8 @@ class KinematicSimulator:
 
     Parameters
     ----------
-    phase
-        The crystal.
-    geometry
-        Size, scale, voltage and centre of the patterns; it takes precedence over those in `simulate`.
+    phase, geometry
+        The crystal; size, scale, voltage and centre of the patterns, which take precedence over those in `simulate`.
     simulate
         Ranges of everything else.
     device
@@ -101,12 +93,9 @@ class KinematicSimulator:
 
     Attributes
     ----------
-    hkl
-        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out.
-    g
-        Their reciprocal vectors (N, 3) in the crystal frame, 1/Å, float64.
-    strength
-        Their |F|² (N,), float64.
+    hkl, g, strength
+        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out; their reciprocal
+        vectors (N, 3) in the crystal frame, 1/Å, and |F|² (N,), float64.
 
     Raises
     ------
@@ -153,16 +142,11 @@ class KinematicSimulator:
         convergence_mrad: float | Tensor = 0.0,
         shape_width: float | Tensor = 0.01,
     ) -> Spots:
-        """Return the spots of each orientation (B, 4) before the detector does anything to them.
+        """Return the spots of orientations (B, 4), lab-to-crystal, before the detector does anything to them.
 
-        Parameters
-        ----------
-        orientation
-            Unit quaternions, lab-to-crystal; their type (float64, float32) is the type of the answer.
-        thickness_nm, precession_deg, convergence_mrad
-            One number, or one per pattern (B,).
-        shape_width
-            Width (1/Å) of the shape factor when `simulate.shape` is gaussian; the thickness does not matter then.
+        Thickness, semi-angles and `shape_width` (1/Å; of a gaussian `simulate.shape`, where the thickness does not
+        matter) are one number, or one per pattern (B,). The type of the orientations (float64, float32) is that of the
+        spots.
         """
         orientation = orientation.to(self.device)
         thickness, width = per_pattern(orientation, thickness_nm, 10.0), per_pattern(orientation, shape_width)

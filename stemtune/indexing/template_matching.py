@@ -77,10 +77,8 @@ SCORES = ("Q", "R", "spot_z_score", "explained_intensity")
 
 
 class Matches(NamedTuple):
-    """Labels of B patterns.
-
-    `orientation` (B, 4) and `phase` (B,) of the best candidate whether indexed or not, `confidence` (B,), `indexed`
-    (B,), and `scores`, each (B,), by name.
+    """Labels of B patterns: `orientation` (B, 4) and `phase` (B,) of the best candidate whether indexed or not, its
+    `confidence` (B,), `indexed` (B,), and `scores`, each (B,), by name.
     """
 
     orientation: Tensor

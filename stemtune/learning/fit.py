@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stemtune._files import shipped_or
 from stemtune._progress import Progress
 from stemtune.config import Config, OptimConfig
-from stemtune.dataset.batches import Batch, Loader, Resampled, fitted
+from stemtune.dataset.batches import Batch, Loader, ResampledLoader, resampled_to
 from stemtune.dataset.loaders import loaders
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
@@ -96,20 +96,10 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """Model, optimiser and step count of a run, and the passes over the data.
+    """Model, optimiser and step count of a run, and the passes over the data, `steps_per_epoch` optimiser steps each.
 
-    Parameters
-    ----------
-    config
-        Every setting.
-    model
-        The model, its weights at their start.
-    steps_per_epoch
-        Optimiser steps in an epoch.
-    device
-        Where it trains.
-    world
-        Data-parallel workers; above 1 the process group must be initialised.
+    The weights of `model` are at their start; with `world` data-parallel workers above 1 the process group must be
+    initialised.
     """
 
     def __init__(
@@ -216,12 +206,8 @@ def resample_to_pretrained(
     """Return the loaders, resampled to the calibration of the model that `model.pretrained` starts from, if it is one.
 
     Its weights know patterns of that size and scale only. The trained model keeps that calibration, and prediction
-    resamples to it as well. A line on stderr says so if `verbose`.
-
-    Raises
-    ------
-    UserError
-        When the patterns reach less than half as far (1/Å) as that model looks.
+    resamples to it as well; a line on stderr says so if `verbose`. Patterns that reach less than half as far (1/Å) as
+    that model looks are a `UserError`.
     """
     start = config.model.pretrained
     folder = shipped_or(start) if isinstance(start, str) and start else None
@@ -229,10 +215,10 @@ def resample_to_pretrained(
         return train, validation
     target = Geometry.from_dict(read_description(folder)["geometry"])
     try:
-        train, validation = fitted(train, target), fitted(validation, target)
+        train, validation = resampled_to(train, target), resampled_to(validation, target)
     except UserError as mistake:
         raise UserError(f"`model.pretrained` is '{start}', but {mistake}") from None
-    if isinstance(train, Resampled) and verbose:
+    if isinstance(train, ResampledLoader) and verbose:
         print(f"note: {train.resampling.notes[0]}, that of `model.pretrained`", file=sys.stderr)
     return train, validation
 
@@ -246,15 +232,15 @@ def fit(
     world: int = 1,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Train a model and report after every epoch.
+    """Train a model, report after every epoch, and return the metrics of the last.
 
     Parameters
     ----------
     config
         Every setting of the run; `train.batch_size` is shared by all workers.
     report
-        Called on every worker after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers)
-        and, on rank 0, the checkpoint folder, which the next epoch replaces.
+        Called on every worker after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers) and,
+        on rank 0, the checkpoint folder, which the next epoch replaces.
     folder
         Where rank 0 writes its checkpoint folder `checkpoint/`.
     resume
@@ -263,11 +249,6 @@ def fit(
         Which of how many data-parallel workers this is; above 1 the process group must be initialised.
     device
         Where to train; the default is the process's GPU, or the CPU.
-
-    Returns
-    -------
-    dict
-        The metrics of the last epoch.
 
     Raises
     ------

@@ -38,40 +38,31 @@ QUIET_S = 1.0
 ENDINGS = (".npy", ".mib", ".h5", ".hdf5", ".emd", ".nxs")
 """Endings of files that can be read while they grow."""
 
-_LOOK_AHEAD = 256  # frames beyond those known to be whole that are searched for the last one begun
+_SEARCHED = 256  # frames beyond those known to be whole that are searched for the last one begun
+_GLANCED = 4  # of them that are looked at every time; the others when these hold something, and now and then
 _MIB_TYPES = {"U08": ">u1", "U16": ">u2", "U32": ">u4"}
 _COUNTER = "frames_written"
 
 
-class NotYet(Exception):
+class NotReady(Exception):
     """The file cannot be read now, but may be later; the message says what is waited for."""
 
 
-class NotGrowing(Exception):
+class NotIncremental(Exception):
     """The file is of a kind that is read when it is finished."""
 
 
-class Growing:
+class GrowingFile:
     """A scan file that may still grow; `look` brings what is known of it up to date.
 
-    Parameters
-    ----------
-    path
-        The file.
-    shape
-        Rows and columns of the scan, for a file that is only a stack of frames.
-    dataset
-        Which array of an HDF5 file is the scan, where there are several.
-    stall_s
-        How long a file must be left alone before nothing more is expected of it: frames of zeros at the end of one of
-        full size are then frames, and the rows of one without a last row are all there is.
+    `shape` and `dataset` are those of `read_scan`. When a file has been left alone for `stall_s`, nothing more is
+    expected of it: frames of zeros at the end of one of full size are then frames, and the rows of one without a last
+    row are all there is.
 
     Attributes
     ----------
     layout
         Rows, columns, height and width of the scan when it is whole, as far as is known; None before anything is.
-    dtype
-        Type of the pixels.
     frames
         How many frames can be read, in the order of the scan.
     open_ended
@@ -87,6 +78,7 @@ class Growing:
         self.frames = 0
         self.open_ended = False
         self._size, self._modified, self._seen = -1, -1, time.monotonic()
+        self._searched = -math.inf
 
     @property
     def total(self) -> int:
@@ -103,9 +95,9 @@ class Growing:
 
         Raises
         ------
-        NotYet
+        NotReady
             When nothing can be said now; what was known before stays.
-        NotGrowing
+        NotIncremental
             When the file is of a kind that is not read while it grows.
         UserError
             When it never will be a scan.
@@ -129,8 +121,7 @@ class Growing:
     def scan(self, rows: int) -> Scan:
         """Return the first `rows` rows as a scan, with whatever calibration the file has."""
         assert self.layout is not None
-        frames = Frames((rows, *self.layout[1:]), self.dtype, self.read)
-        return Scan(self.path, lazily(frames), (1.0, 1.0), "", None, None, None)
+        return Scan(self.path, lazily(Frames((rows, *self.layout[1:]), self.dtype, self.read)))
 
     def _look(self) -> None:
         raise NotImplementedError
@@ -139,15 +130,24 @@ class Growing:
         """Return how many frames are whole in a file of full size that does not say, by the last that is not zero."""
         if self.frames >= total or self.quiet_s() > self.stall_s:
             return total
-        end = min(total, self.frames + _LOOK_AHEAD)
-        filled = np.flatnonzero(self.read(self.frames, end).reshape(end - self.frames, -1).any(axis=1))
-        last = self.frames + int(filled[-1]) + 1 if len(filled) else self.frames
+        last = at = self.frames
+        end, step = min(total, self.frames + _SEARCHED), _GLANCED
+        # On in growing steps while there is something; blank frames are looked behind only now and then.
+        while at < end:
+            filled = np.flatnonzero(self.read(at, min(at + step, end)).any(axis=(1, 2)))
+            if len(filled):
+                last = at + int(filled[-1]) + 1
+            elif time.monotonic() - self._searched < QUIET_S:
+                break
+            at, step = at + step, 2 * step
+        else:
+            self._searched = time.monotonic()
         if last > self.frames and (last < total or self.quiet_s() < QUIET_S):
             last -= 1
         return last
 
 
-class GrowingNpy(Growing):
+class GrowingNpy(GrowingFile):
     """A numpy file to which frames are appended, or into which they are written."""
 
     def _look(self) -> None:
@@ -157,11 +157,11 @@ class GrowingNpy(Growing):
             except UserError:
                 if self.quiet_s() > QUIET_S:
                     raise
-                raise NotYet("its header") from None
+                raise NotReady("its header") from None
             self._offset = file.tell()
         rows, columns = arrays.stack_shape(self.path.name, lengths, self.shape)
         if fortran:
-            raise NotGrowing
+            raise NotIncremental
         first = self.layout is None
         height, width = lengths[-2:]
         self.layout = (rows, columns, height, width)
@@ -172,29 +172,27 @@ class GrowingNpy(Growing):
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
         assert self.layout is not None
-        pixels = math.prod(self.layout[2:])
-        at = self._offset + first * pixels * self.dtype.itemsize
-        found = np.fromfile(self.path, dtype=self.dtype, count=(end - first) * pixels, offset=at)
-        if len(found) < (end - first) * pixels:
-            raise NotYet("frames that were there before")
-        return found.reshape(-1, *self.layout[2:])
+        try:
+            return arrays.frames_at(self.path, self._offset, first, end, self.layout[2:], self.dtype)
+        except EOFError:
+            raise NotReady("frames that were there before") from None
 
 
-class GrowingMib(Growing):
+class GrowingMib(GrowingFile):
     """Merlin's .mib; rows come from the last to the first, as rosettasciio reads them."""
 
     def _look(self) -> None:
         with self.path.open("rb") as file:
             words = file.read(64).split(b",")
             if len(words) < 7:
-                raise NotYet("its first header")
+                raise NotReady("its first header")
             try:
                 self._header, width, height = (int(words[place]) for place in (2, 4, 5))
                 kind = words[6].decode()
             except ValueError:
                 raise UserError(f"{self.path.name} cannot be read: its first bytes are no header of Merlin's") from None
             if kind not in _MIB_TYPES:
-                raise NotGrowing
+                raise NotIncremental
             self.dtype = np.dtype(_MIB_TYPES[kind])
             self._frame = self._header + height * width * self.dtype.itemsize
             self.layout = (*self._scan_shape(), height, width)
@@ -209,18 +207,18 @@ class GrowingMib(Growing):
         """Return rows and columns as given, or by the .hdr as rosettasciio understands it."""
         if self.shape is not None:
             return self.shape
-        told: dict[str, str] = {}
+        header: dict[str, str] = {}
         beside = self.path.with_suffix(".hdr")
         if beside.is_file():
             lines = beside.read_text(errors="replace").splitlines()
-            told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            header = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         try:
-            columns, frames = (int(told[f"Frames {name} (Number)"]) for name in ("per Trigger", "in Acquisition"))
+            columns, frames = (int(header[f"Frames {name} (Number)"]) for name in ("per Trigger", "in Acquisition"))
         except (KeyError, ValueError):
             columns = frames = 0
         if columns < 2 or frames < columns:
             if self.quiet_s() < self.stall_s:
-                raise NotYet("its .hdr, for it does not say how many rows and columns are scanned; or give --shape")
+                raise NotReady("its .hdr, for it does not say how many rows and columns are scanned; or give --shape")
             raise UserError(f"{self.path.name} does not say how many rows and columns are scanned; give --shape ny,nx")
         return frames // columns, columns
 
@@ -228,7 +226,7 @@ class GrowingMib(Growing):
         assert self.layout is not None
         raw = np.fromfile(self.path, np.uint8, (end - first) * self._frame, offset=first * self._frame)
         if len(raw) < (end - first) * self._frame:
-            raise NotYet("frames that were there before")
+            raise NotReady("frames that were there before")
         counts = np.ascontiguousarray(raw.reshape(end - first, self._frame)[:, self._header :]).view(self.dtype)
         upright = counts.reshape(end - first, *self.layout[2:])[:, ::-1]
         return np.ascontiguousarray(upright, dtype=self.dtype.newbyteorder("="))
@@ -238,7 +236,7 @@ class GrowingMib(Growing):
         return replace(super().scan(rows), parts=(beside,) if beside.is_file() else ())
 
 
-class GrowingHdf5(Growing):
+class GrowingHdf5(GrowingFile):
     """An array of an HDF5 file: resized, filled, or filled and counted."""
 
     _was_open = False
@@ -249,6 +247,8 @@ class GrowingHdf5(Growing):
             data = file[name]
             self.dtype = data.dtype
             counter = data.attrs.get(_COUNTER, data.parent.get(_COUNTER, data.parent.attrs.get(_COUNTER)))
+            if not isinstance(counter, np.generic | int) and getattr(counter, "shape", None) not in ((), (1,)):
+                counter = None  # something else of that name
             grows = data.maxshape[0] is None and counter is None
             self._name, self._flat = name, data.ndim == 3
             there = math.prod(data.shape[:-2])
@@ -276,21 +276,21 @@ class GrowingHdf5(Growing):
     def _place(self, file: h5py.File) -> str:
         """Return the path of the scan in the file."""
         if (not self.dataset and hdf5.other_reader(self.path, file)) or "schema" in file.attrs:
-            raise NotGrowing
+            raise NotIncremental
         try:
             kind, name = hdf5.array_in(self.path.name, file, self.dataset)
         except UserError:
             if self.quiet_s() > QUIET_S:
                 raise
-            raise NotYet("the array of its frames") from None
+            raise NotReady("the array of its frames") from None
         if kind != "array" or file[name].ndim > 4:
-            raise NotGrowing
+            raise NotIncremental
         return name
 
     def _opened(self) -> h5py.File:
         """Open the file for reading without a lock, if its writer lets others read it."""
         if _written_now(self.path):
-            raise NotYet("the program that writes it to close it, for it does not write in SWMR mode")
+            raise NotReady("the program that writes it to close it, for it does not write in SWMR mode")
         for swmr in (False, True):
             try:
                 return h5py.File(self.path, "r", swmr=swmr, locking=False)
@@ -298,7 +298,7 @@ class GrowingHdf5(Growing):
                 reason = problem
         if self.quiet_s() > QUIET_S and "signature not found" in str(reason):
             raise UserError(f"{self.path.name} cannot be read: {failure_reason(reason)}")
-        raise NotYet(f"it to become readable ({failure_reason(reason)})")
+        raise NotReady(f"it to become readable ({failure_reason(reason)})")
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
         assert self.layout is not None
@@ -313,9 +313,9 @@ class GrowingHdf5(Growing):
                     found = data[top:bottom].reshape(-1, *self.layout[2:])[first - top * columns : end - top * columns]
                 steady = file.swmr_mode or self.path.stat().st_mtime_ns == before
         except (OSError, KeyError, RuntimeError) as problem:
-            raise NotYet(f"it to become readable ({failure_reason(problem)})") from None
+            raise NotReady(f"it to become readable ({failure_reason(problem)})") from None
         if not steady or len(found) < end - first:
-            raise NotYet("the program that writes it")
+            raise NotReady("the program that writes it")
         return np.asarray(found)
 
     def scan(self, rows: int) -> Scan:
@@ -323,9 +323,9 @@ class GrowingHdf5(Growing):
             return hdf5.array_scan(self.path, file[self._name], super().scan(rows).data)
 
 
-def growing(
+def open_growing(
     path: Path, shape: tuple[int, int] | None = None, dataset: str | None = None, stall_s: float = 10.0
-) -> Growing | None:
+) -> GrowingFile | None:
     """Return the file as one that may still grow; None for a kind that is read when it is finished."""
     ending = path.suffix.lower()
     if ending not in ENDINGS:

@@ -1,8 +1,7 @@
 """A model behind Ray Serve: requests are let in by a token, put together to batches, and turned away when too many.
 
-What is served is a function of a module, as in `processes.Spread`; this room knows only HTTP, arrays and Ray. POST a
-stack of frames (n, height, width) or one frame to `/`, as the bytes of a .npy file or, where msgpack is installed, as
-a map of `shape`, `dtype` and `data`; `Authorization: Bearer TOKEN`. The answer is JSON, or with
+POST a stack of frames (n, height, width) or one frame to `/`, as the bytes of a .npy file or, where msgpack is
+installed, as a map of `shape`, `dtype` and `data`; `Authorization: Bearer TOKEN`. The answer is JSON, or with
 `Accept: application/x-npy` the bytes of a .npy file with a field for each column.
 """
 
@@ -11,54 +10,41 @@ from __future__ import annotations
 import hashlib
 import hmac
 import io
+import itertools
 import json
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stemtune._files import refuse_readable
+from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+from stemtune.indexing.predictor import Indexer
+from stemtune.learning.checkpoint import load_model
+from stemtune.scan.blocks import stored_type, valid_counts
 
 TOKEN = "STEMTUNE_TOKEN"
 """The environment's variable that holds the token."""
 
-LARGEST_MIB = 64
+MAX_MIB = 64
 """Largest body of a request."""
 
-_LEAST_TOKEN = 16  # characters
+_MIN_TOKEN = 16  # characters
+_CALIBRATIONS = 8  # that are kept ready
+_MAX_FRAMES = 4096  # of a request
 _NPY, _MSGPACK = "application/x-npy", "application/msgpack"
 
 Columns = Mapping[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is served: three functions of a module, which travel to Ray by name.
-
-    Attributes
-    ----------
-    prepare
-        Makes the state from `given`, once.
-    given
-        What it is made from.
-    check
-        Returns what `work` needs of an array and the query of a request, or raises a `UserError`, which becomes a 400.
-    work
-        Returns the columns of the answers to several requests, in their order.
-    """
-
-    prepare: Callable[[Any], Any]
-    given: Any
-    check: Callable[[Any, npt.NDArray[Any], Mapping[str, str]], Any]
-    work: Callable[[Any, list[Any]], list[Columns]]
 
 
 @dataclass(frozen=True)
@@ -73,10 +59,7 @@ class Limits:
 def token_from(file: str | os.PathLike[str] | None) -> str:
     """Return the token of the environment's `STEMTUNE_TOKEN`, or of `file`, which is made where it does not exist.
 
-    Raises
-    ------
-    UserError
-        When there is neither, others may read the file, or the token is too short to be one.
+    A `UserError` says that there is neither, that others may read the file, or that the token is too short to be one.
     """
     if file is None:
         token = os.environ.get(TOKEN, "").strip()
@@ -102,41 +85,26 @@ def token_from(file: str | os.PathLike[str] | None) -> str:
 
 
 def _long_enough(token: str, place: str) -> str:
-    if len(token) < _LEAST_TOKEN or not token.isascii():
-        raise UserError(f"the token in {place} must be of {_LEAST_TOKEN} ASCII characters or more")
+    if len(token) < _MIN_TOKEN or not token.isascii():
+        raise UserError(f"the token in {place} must be of {_MIN_TOKEN} ASCII characters or more")
     return token
 
 
 def serve_until_stopped(
-    served: Served,
+    folder: str,
     token: str,
     host: str = "127.0.0.1",
     port: int = 8500,
     limits: Limits | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until Ctrl-C, on a Ray of our own.
+    """Serve the model in `folder` to whoever shows the `token` until Ctrl-C, on a Ray of our own.
 
-    Parameters
-    ----------
-    served
-        What is served.
-    token
-        What requests have to show.
-    host, port
-        Where to listen; the default is this machine alone.
-    limits
-        How much is taken in.
-    ready
-        Is told the address once requests are answered.
-
-    Raises
-    ------
-    UserError
-        When Ray Serve is not installed, or the port is taken.
+    It listens at `host` and `port`, by default for this machine alone, and calls `ready` with the address once
+    requests are answered. A `UserError` says that Ray Serve is not installed, or that the port is taken.
     """
     serve = _ray_serve()
-    _free(host, port)
+    _check_port(host, port)
     import ray
 
     from stemtune.tune.cluster.connect import connect
@@ -145,7 +113,7 @@ def serve_until_stopped(
     cpus = max(1, int(connect(local=True).get("CPU", 1)))
     try:
         serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
-        serve.run(_application(served, token, limits or Limits(), cpus), name="stemtune", route_prefix="/")
+        serve.run(_application(folder, token, limits or Limits(), cpus), name="stemtune", route_prefix="/")
         if ready is not None:
             ready(f"http://{host}:{port}/")
         while True:
@@ -163,19 +131,19 @@ def _ray_serve() -> Any:
     return serve
 
 
-def _free(host: str, port: int) -> None:
+def _check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            probe.bind((host, port))
         except OSError as problem:
             raise UserError(f"cannot listen at {host}:{port}: {problem.strerror}; choose another --port") from None
 
 
-def _application(served: Served, token: str, limits: Limits, cpus: int) -> Any:
+def _application(folder: str, token: str, limits: Limits, cpus: int) -> Any:
     serve = _ray_serve()
-    shown = hashlib.sha256(token.encode()).digest()  # the token itself does not travel
+    digest = hashlib.sha256(token.encode()).digest()  # the token itself does not travel
 
     @serve.deployment(  # type: ignore[untyped-decorator, unused-ignore]
         max_ongoing_requests=2 * limits.batch,
@@ -183,40 +151,124 @@ def _application(served: Served, token: str, limits: Limits, cpus: int) -> Any:
         ray_actor_options={"num_cpus": cpus},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
-    class Answering:
+    class Endpoint:
         def __init__(self) -> None:
             import torch
 
             torch.set_num_threads(cpus)
-            self.state = served.prepare(served.given)
+            self.service = Service(folder)
+            self.service.warm_up()
 
         @serve.batch(max_batch_size=limits.batch, batch_wait_timeout_s=limits.wait_s)  # type: ignore[untyped-decorator, unused-ignore]
-        async def together(self, asked: list[Any]) -> list[Columns]:
+        async def together(self, requests: list[Request]) -> list[Columns]:
             import asyncio
 
-            return await asyncio.get_running_loop().run_in_executor(None, served.work, self.state, asked)
+            return await asyncio.to_thread(self.service.answer, requests)
 
         async def __call__(self, request: Any) -> Any:
+            import asyncio
+
             from starlette.responses import Response
 
             try:
-                if not allowed(request.headers.get("authorization"), shown):
+                if not allowed(request.headers.get("authorization"), digest):
                     raise Refused(401, "show the token: Authorization: Bearer TOKEN")
                 if request.method != "POST":
                     raise Refused(405, "POST frames as a .npy")
-                if int(request.headers.get("content-length") or 0) > LARGEST_MIB * 2**20:
-                    raise Refused(413, f"a request may have {LARGEST_MIB} MiB; send fewer frames at a time")
-                array = parsed(await request.body(), request.headers.get("content-type") or "")
-                asked = served.check(self.state, array, dict(request.query_params))
+                body = await limited(request.stream(), request.headers.get("content-length"))
+                array = parsed(body, request.headers.get("content-type") or "")
+                # In a thread: a calibration that is new takes a while, and other requests are let in meanwhile.
+                checked = await asyncio.to_thread(self.service.check, array, dict(request.query_params))
             except Refused as refusal:
                 return Response(f"{refusal}\n", refusal.status, media_type="text/plain")
             except UserError as mistake:
                 return Response(f"{mistake}\n", 400, media_type="text/plain")
-            body, kind = written(await self.together(asked), request.headers.get("accept") or "")
+            body, kind = written(await self.together(checked), request.headers.get("accept") or "")
             return Response(body, media_type=kind)
 
-    deployment: Any = Answering
+    deployment: Any = Endpoint
     return deployment.bind()
+
+
+class Request(NamedTuple):
+    """Frames (n, size, size) of one request, as a store has them, and what answers them."""
+
+    frames: npt.NDArray[Any]
+    indexer: Indexer
+
+
+class Service:
+    """The model in a folder, and what it takes to answer frames of several calibrations, used by several threads."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = load_model(folder)
+        self._lock = threading.Lock()
+        self._kept = lru_cache(_CALIBRATIONS)(lambda geometry: Indexer(self.model, geometry, alternatives=1))
+
+    def indexer(self, geometry: Geometry) -> Indexer:
+        """Return what answers frames of this calibration; the latest few are kept, and none is made twice."""
+        with self._lock:
+            return self._kept(geometry)
+
+    def warm_up(self) -> None:
+        """Let the model answer something, so that the first request does not wait for what is made at that."""
+        size = self.model.geometry.size
+        frames = np.random.default_rng(0).poisson(1.0, (2, size, size)).astype(np.uint16)
+        self.indexer(self.model.geometry).index(frames)
+
+    def check(self, frames: npt.NDArray[Any], query: Mapping[str, str]) -> Request:
+        """Return the frames of a request, ready to be answered.
+
+        The direct beam is in the middle of each. `scale` (1/Å per pixel) and `kv` of the query say how they are
+        calibrated; left out, they are as the model's. A `UserError` says what the model cannot answer.
+        """
+        if frames.ndim == 2:
+            frames = frames[None]
+        if frames.ndim != 3 or frames.shape[1] != frames.shape[2] or not 8 <= frames.shape[1] <= 2048:
+            shape = " x ".join(map(str, frames.shape)) or "none"
+            raise UserError(f"frames must be (n, size, size) of 8 to 2048 pixels, but these are {shape}")
+        if not 1 <= len(frames) <= _MAX_FRAMES:
+            raise UserError(f"a request has 1 to {_MAX_FRAMES} frames, but this one has {len(frames)}")
+        if not valid_counts(frames):
+            raise UserError("counts must be finite and 0 or more")
+        unknown = sorted(set(query) - {"scale", "kv"})
+        if unknown:
+            raise UserError(f"'{unknown[0]}' is no part of a request; scale and kv are")
+        own = self.model.geometry
+        if frames.shape[1] != own.size and "scale" not in query:
+            raise UserError(f"frames of {frames.shape[1]} px need ?scale=, for the model's have {own.size} px")
+        scale = _number(query, "scale", own.scale_inv_angstrom, (0, 1))
+        geometry = Geometry(frames.shape[1], scale, _number(query, "kv", own.kv, (20, 1500)))
+        indexer = self.indexer(geometry)  # refuses what the model cannot look at
+        return Request(np.ascontiguousarray(frames, dtype=stored_type(frames.dtype)), indexer)
+
+    def answer(self, requests: list[Request]) -> list[Columns]:
+        """Return `orientation` (n, 4), `confidence` (n,) and `indexed` (n,) for each request, in their order."""
+        found: list[Columns] = [{} for _ in requests]
+        keys = [(request.indexer, request.frames.dtype) for request in requests]
+        for key in dict.fromkeys(keys):
+            # Frames of one calibration and type are answered together, and given back apart.
+            chosen = [number for number, own in enumerate(keys) if own == key]
+            answers = key[0].index(np.concatenate([requests[number].frames for number in chosen]))
+            ends = itertools.accumulate(len(requests[number].frames) for number in chosen)
+            for number, end in zip(chosen, ends, strict=True):
+                own = slice(end - len(requests[number].frames), end)
+                found[number] = {
+                    "orientation": answers.candidates[own, 0],
+                    "confidence": answers.confidence[own, 0],
+                    "indexed": answers.indexed[own],
+                }
+        return found
+
+
+def _number(query: Mapping[str, str], name: str, default: float, between: tuple[float, float]) -> float:
+    try:
+        value = float(query.get(name, default))
+    except ValueError:
+        value = float("nan")
+    if not between[0] < value <= between[1]:
+        raise UserError(f"{name} is '{query[name]}', but must be a number above {between[0]} and up to {between[1]}")
+    return value
 
 
 class Refused(Exception):
@@ -227,28 +279,36 @@ class Refused(Exception):
         self.status = status
 
 
-def allowed(header: str | None, shown: bytes) -> bool:
-    """Return whether an Authorization header shows the token with the sha256 `shown`."""
+def allowed(header: str | None, digest: bytes) -> bool:
+    """Return whether an Authorization header shows the token with the sha256 `digest`."""
     kind, _, token = (header or "").partition(" ")
     given = hashlib.sha256(token.strip().encode(errors="replace")).digest()
-    return hmac.compare_digest(given, shown) and kind.lower() == "bearer"
+    return hmac.compare_digest(given, digest) and kind.lower() == "bearer"
+
+
+async def limited(stream: AsyncIterable[bytes], length: str | None) -> bytes:
+    """Return the body of a request, which is refused as soon as it is too large, whatever `length` it states."""
+    body = bytearray()
+    stated = int(length) if length and length.isdecimal() else 0
+    if stated <= MAX_MIB * 2**20:
+        async for part in stream:
+            body += part
+            if len(body) > MAX_MIB * 2**20:
+                break
+    if max(stated, len(body)) > MAX_MIB * 2**20:
+        raise Refused(413, f"a request may have {MAX_MIB} MiB; send fewer frames at a time")
+    return bytes(body)
 
 
 def parsed(body: bytes, kind: str) -> npt.NDArray[Any]:
-    """Return the array in the body of a request; nothing in it is run.
-
-    Raises
-    ------
-    UserError
-        When it holds none, or one that is no array of numbers.
-    """
+    """Return the array in the body of a request; nothing in it is run. A `UserError` says that it holds none."""
     try:
         if kind.startswith(_MSGPACK):
             import msgpack
 
-            told = msgpack.unpackb(body)
-            dtype = np.dtype(str(told["dtype"]))
-            array = np.frombuffer(told["data"], dtype=dtype).reshape([int(length) for length in told["shape"]])
+            packed = msgpack.unpackb(body)
+            dtype = np.dtype(str(packed["dtype"]))
+            array = np.frombuffer(packed["data"], dtype=dtype).reshape([int(length) for length in packed["shape"]])
         else:
             array = np.load(io.BytesIO(body), allow_pickle=False)
     except ImportError:

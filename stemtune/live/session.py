@@ -30,7 +30,7 @@ from stemtune.dataset.ingest import kept_window, pair, plan_for
 from stemtune.errors import UserError
 from stemtune.indexing.predictor import Indexer, Predictions, Predictor, joined
 from stemtune.learning.model import OrientationModel
-from stemtune.live.growing_file import Growing, NotYet
+from stemtune.live.growing_file import GrowingFile, NotReady
 from stemtune.map_folder.predict import predict
 from stemtune.plot.ipf import ipf_colours
 from stemtune.scan.blocks import Window, stored_type, valid_counts
@@ -39,17 +39,17 @@ from stemtune.scan.corrections import CorrectionOptions, Corrections
 RUN = 64
 """Frames that are answered at a time: few enough that other scans do not wait long for their turn."""
 
-_PLANNED_FROM = 48  # frames that the corrections are found in
-_TRIED_ON = 16  # times as many rows, after which the first rows are no longer to blame
+_PLAN_FRAMES = 48  # frames that the corrections are found in
+_MAX_GROWTH = 16  # of the rows that they are found in, before a failure is the scan's own
 _MARKS = 4  # numbers that a pattern is recognised by
-_SAME = 1e-5  # relative difference of two marks below which the patterns are the same
-_PIXELS = 320  # least edge of the live picture
+_TOLERANCE = 1e-5  # relative difference of two marks below which the patterns are the same
+_MIN_PICTURE_PX = 320  # least edge of the live picture
 _EMPTY = (0.12, 0.13, 0.16)
 _CORRECTING = ("descan", "ellipse", "bad_pixels", "beam_stop", "background", "flip", "scan_rotation", "calibrate")
 
 
 @dataclass(frozen=True)
-class How:
+class LiveOptions:
     """How scans are answered: the model and its folder, `refine` as in `predict`, and `calibration` as `ingest`."""
 
     model: OrientationModel
@@ -58,7 +58,7 @@ class How:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def wanted(self) -> CorrectionOptions:
+    def corrections(self) -> CorrectionOptions:
         """The corrections; a descan surface through a few rows says nothing of the rest."""
         given = {name: self.calibration.get(name) for name in _CORRECTING}
         return replace(CorrectionOptions.of(given), descan="off")
@@ -86,33 +86,20 @@ class How:
 
 
 class LiveScan:
-    """A scan that is answered as it lands.
-
-    Parameters
-    ----------
-    file
-        The scan's file.
-    room
-        The folder of what has been answered; `map.png` in it is the picture so far.
-    how
-        How to answer.
+    """A scan that is answered as it lands; `cache` holds what has been answered, and `map.png`, the picture so far.
 
     Attributes
     ----------
-    done
-        How many frames, of those that are kept, have been answered.
-    landed
-        How many of them are on the disk.
+    landed, done, anew
+        How many frames, of those that are kept, are on the disk; have been answered; were answered again at the end.
     waiting
-        What is waited for, in words; empty while frames come.
+        What is waited for, for people; empty while frames come.
     latency_s
         Of each run of frames, how long its oldest line had to wait at most.
-    anew
-        How many frames were answered again when the scan was whole.
     """
 
-    def __init__(self, file: Growing, room: Path, how: How) -> None:
-        self.file, self.room, self.how = file, room, how
+    def __init__(self, file: GrowingFile, cache: Path, options: LiveOptions) -> None:
+        self.file, self.cache, self.options = file, cache, options
         self.done = self.landed = self.anew = 0
         self.waiting = ""
         self.latency_s: deque[float] = deque(maxlen=10_000)
@@ -162,7 +149,7 @@ class LiveScan:
             self.file.look()
             self._landed(now)
             return self._answered_some()
-        except NotYet as reason:
+        except NotReady as reason:
             self.waiting = f"waits for {reason}"
             return False
 
@@ -170,7 +157,7 @@ class LiveScan:
         """Take note of the frames that are new, and of when the file was last looked at without them."""
         if self.file.layout is None:
             return
-        self._window = kept_window(self.how.calibration.get("keep"), self.file.layout[:2])
+        self._window = kept_window(self.options.calibration.get("keep"), self.file.layout[:2])
         landed = int(np.searchsorted(self._places(0, self.total), self.file.frames))
         if landed > self.landed:
             self._landings.append((landed, self._looked if self._looked is not None else math.inf))
@@ -204,7 +191,7 @@ class LiveScan:
         if not self._recalled:
             self._recall()
         columns = self.shape[1]
-        self._rows = min(self._rows or -(-_PLANNED_FROM // columns), self.shape[0])
+        self._rows = min(self._rows or -(-_PLAN_FRAMES // columns), self.shape[0])
         there = self.landed // columns
         if self.file.quiet_s() > self.file.stall_s:  # no more will come
             self._rows = min(self._rows, there)
@@ -212,21 +199,21 @@ class LiveScan:
             self.waiting = self.waiting or f"waits for the first {self._rows} rows, to find the beam in them"
             return False
         top, left, _, right = self._window
-        given = {name: self.how.calibration.get(name) for name in ("kv", "scale", "size")}
-        centre = self.how.calibration.get("centre") or "auto"
+        given = {name: self.options.calibration.get(name) for name in ("kv", "scale", "size")}
+        centre = self.options.calibration.get("centre") or "auto"
         scan = self.file.scan(top + self._rows)
         try:
             planned, geometry = plan_for(
-                scan, Window(top, left, top + self._rows, right), self.how.wanted, **given, centre=centre
+                scan, Window(top, left, top + self._rows, right), self.options.corrections, **given, centre=centre
             )
         except UserError as problem:
-            if self._rows >= min(self.shape[0], _TRIED_ON * _PLANNED_FROM // columns + 1):
+            if self._rows >= min(self.shape[0], _MAX_GROWTH * _PLAN_FRAMES // columns + 1):
                 raise
             self._rows *= 2
             self.waiting = f"waits for {self._rows} rows, because in those that are there: {problem}"
             return False
         self._corrections = planned.corrections
-        self._indexer = Indexer(self.how.model, geometry, refine=self.how.refine)
+        self._indexer = Indexer(self.options.model, geometry, refine=self.options.refine)
         self.waiting = ""
         self._recall_parts()
         return True
@@ -236,7 +223,7 @@ class LiveScan:
         places = self._places(first, end)
         counts = self.file.read(int(places[0]), int(places[-1]) + 1)[places - places[0]]
         if not valid_counts(counts):
-            raise UserError(f"{self.file.path.name} has counts that are negative or no numbers; mend the file")
+            raise UserError(f"{self.file.path.name} has counts that are negative or no numbers; correct the file")
         counts = np.ascontiguousarray(counts, dtype=stored_type(counts.dtype))
         place = np.stack(np.divmod(np.arange(first, end), self.shape[1]), axis=1)
         return self._corrections(counts, place), place
@@ -246,10 +233,10 @@ class LiveScan:
         assert self._indexer is not None
         started = time.perf_counter()
         patterns, place = self._patterns(first, end)
-        answered, marks = self._indexer.index(patterns), marks_of(patterns)
+        answered, marks = self._indexer.index(patterns), pattern_marks(patterns)
         self._seconds += time.perf_counter() - started
         columns = {name: value for name, value in answered._asdict().items() if value is not None}
-        with whole_file(self.room / f"{first:09d}-{end:09d}.npz") as part, part.open("wb") as file:
+        with whole_file(self.cache / f"{first:09d}-{end:09d}.npz") as part, part.open("wb") as file:
             np.savez(file, marks=marks, seconds=time.perf_counter() - started, **columns)
         self._take(answered, marks, place)
         self.done = end
@@ -269,7 +256,7 @@ class LiveScan:
             if before is not None:
                 self._picture[: len(before)] = before
         best = np.where(answered.indexed[:, None], answered.candidates[:, 0], np.nan)
-        self._picture[place[:, 0], place[:, 1]] = ipf_colours(best, self.how.model.phase)
+        self._picture[place[:, 0], place[:, 1]] = ipf_colours(best, self.options.model.phase)
 
     def draw(self) -> None:
         """Bring the picture, IPF along the beam, up to date: grey is not indexed, dark not there yet."""
@@ -277,9 +264,9 @@ class LiveScan:
             return
         from matplotlib.image import imsave
 
-        grow = max(1, -(-_PIXELS // max(self._picture.shape[:2])))
+        grow = max(1, -(-_MIN_PICTURE_PX // max(self._picture.shape[:2])))
         large = self._picture.repeat(grow, axis=0).repeat(grow, axis=1)
-        with whole_file(self.room / "map.png") as part:
+        with whole_file(self.cache / "map.png") as part:
             imsave(part, np.clip(large, 0, 1))
         self._drawn = self.done
 
@@ -287,25 +274,26 @@ class LiveScan:
         """Look whether frames were answered before, in the same way and of the same file; else begin anew."""
         if not self.file.frames:
             return
-        key = {**self.how.key(), "first": marks_of(self.file.read(0, 1))[0].tolist()}
+        first = pattern_marks(self.file.read(0, 1))[0].tolist()
+        key = {**self.options.key(), "columns": Predictions._fields, "first": first}
         self._recalled = True
-        told = self.room / "state.json"
+        state = self.cache / "state.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(told.read_text())
+            known = json.loads(state.read_text())
             if known["key"] == json.loads(json.dumps(key)):
                 self._rows = int(known["rows"])
                 return
-        shutil.rmtree(self.room, ignore_errors=True)
-        self.room.mkdir(parents=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
+        self.cache.mkdir(parents=True)
         self._key = key
 
     def _recall_parts(self) -> None:
         """Take up the answers on disk, as far as they follow each other; write down how they are to be recognised."""
-        told = self.room / "state.json"
-        if not told.exists():
-            with whole_file(told) as part:
+        state = self.cache / "state.json"
+        if not state.exists():
+            with whole_file(state) as part:
                 part.write_text(json.dumps({"key": self._key, "rows": self._rows}) + "\n")
-        for entry in sorted(self.room.glob("[0-9]*-*.npz")):
+        for entry in sorted(self.cache.glob("[0-9]*-*.npz")):
             first, end = (int(number) for number in entry.stem.split("-"))
             if first != self.done or end > self.landed:
                 break
@@ -324,24 +312,24 @@ class LiveScan:
         rows = self._window.top + self.done // self.shape[1]
         if rows <= self._window.top:
             raise UserError(f"{self.file.path.name} has not a single line, so there is no map of it")
-        calibration = dict(self.how.calibration)
+        calibration = dict(self.options.calibration)
         if calibration.get("keep") is not None:
             top, left, _, right = self._window
             calibration["keep"] = f"{top}:{rows},{left}:{right}"
-        kept = EarlierPredictions(self.how.model, joined(self._parts), np.concatenate(self._marks), self._seconds)
+        kept = KnownAnswers(self.options.model, joined(self._parts), np.concatenate(self._marks), self._seconds)
         scan = self.file.scan(rows if self._window.bottom > rows else self.file.layout[0])
-        summary = predict(scan, self.how.folder, out, refine=self.how.refine, earlier=kept, **calibration)
+        summary = predict(scan, self.options.folder, out, refine=self.options.refine, known=kept, **calibration)
         self.anew = kept.anew
         return summary
 
     def forget(self) -> None:
         """Remove what was kept of the scan, for it has become a map."""
-        shutil.rmtree(self.room, ignore_errors=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
         self._parts, self._marks, self._picture = [], [], None
 
 
-class EarlierPredictions:
-    """Answers given while a scan was written, and the marks (`marks_of`) of the patterns that they were given to."""
+class KnownAnswers:
+    """Answers given while a scan was written, and the `pattern_marks` of the patterns that they were given to."""
 
     def __init__(
         self, model: OrientationModel, answered: Predictions, marks: npt.NDArray[np.float64], seconds: float
@@ -357,9 +345,9 @@ class EarlierPredictions:
         other = np.zeros(n, dtype=bool)
         for start in range(0, n, RUN):
             rows = np.arange(start, min(start + RUN, n))
-            marks, kept = marks_of(predictor.store.take(rows)), self._marks[rows]
+            marks, kept = pattern_marks(predictor.store.take(rows)), self._marks[rows]
             size = np.maximum(np.abs(marks), np.abs(kept)).max(axis=1, keepdims=True)
-            other[rows] = (np.abs(marks - kept) > _SAME * size).any(axis=1)
+            other[rows] = (np.abs(marks - kept) > _TOLERANCE * size).any(axis=1)
         self.anew = int(other.sum())
         if self.anew:
             fresh = predictor.run(np.flatnonzero(other), progress=False)
@@ -370,7 +358,7 @@ class EarlierPredictions:
         return answered, self._seconds + time.perf_counter() - started
 
 
-def marks_of(patterns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def pattern_marks(patterns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return numbers (n, `_MARKS` + 1) that patterns (n, H, W) are recognised by, whatever the order of summing them.
 
     The projections on a few fixed directions and the length: another pattern, or the same one moved a little, has

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import html
 import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from stemtune.errors import UserError
 
 LOOPBACK = "127.0.0.1"
-_AFTER_S = 1  # the page asks again
 
 
 @dataclass(frozen=True)
-class Shown:
+class ScanStatus:
     """What the page says of a scan: frames `done` and `landed` of `total`, and the worst `latency_s` of late."""
 
     name: str
@@ -35,70 +35,41 @@ class Shown:
     picture: Path | None = None
 
 
-class Board:
-    """What there is to show; written by the watcher, read by the page's threads."""
+class StatusBoard:
+    """The scans to show; written by the watcher, read by the page's threads."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self._lock = threading.Lock()
-        self._scans: list[Shown] = []
+        self._scans: list[ScanStatus] = []
 
-    def show(self, scans: list[Shown]) -> None:
+    def show(self, scans: list[ScanStatus]) -> None:
         with self._lock:
             self._scans = scans
 
     @property
-    def scans(self) -> list[Shown]:
+    def scans(self) -> list[ScanStatus]:
         with self._lock:
             return list(self._scans)
 
     def page(self) -> str:
         """Return the page as HTML; it asks for itself again every second."""
-        rows = "\n".join(_section(scan) for scan in self.scans) or "<p>No scan has landed yet.</p>"
-        title = html.escape(self.title)
-        return (
-            "<!DOCTYPE html>\n"
-            f'<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{_AFTER_S}">\n'
-            f"<title>{title}</title><style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n{rows}\n</body></html>\n"
-        )
+        return str(_template().render(title=self.title, scans=self.scans, quote=lambda name: quote(name, safe="")))
 
     def status(self) -> str:
         """Return the same as JSON."""
         return json.dumps([{**asdict(scan), "picture": scan.picture is not None} for scan in self.scans], indent=2)
 
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; background: #14161a; color: #e8e8e8 }
-h1 { font-size: 1.15rem; font-weight: 600 } h2 { font-size: 1rem; margin: 0 0 .3rem }
-main { display: flex; gap: 1.2rem; margin: 0 0 1.5rem; align-items: flex-start; flex-wrap: wrap }
-img { image-rendering: pixelated; width: 320px; background: #1e2128 }
-img.whole { image-rendering: auto; width: 560px }
-td { padding: .1rem 1rem .1rem 0 } td + td { font-variant-numeric: tabular-nums }
-.note { color: #f0b860; max-width: 40rem }
-"""
+@cache
+def _template() -> Any:
+    from jinja2 import Template  # here, because a watch without a page needs none
 
-
-def _section(scan: Shown) -> str:
-    facts = [("state", scan.state)]
-    if scan.total:
-        facts.append(("answered", f"{scan.done:,} of {scan.total:,} frames ({scan.done / scan.total:.0%})"))
-        facts.append(("landed", f"{scan.landed:,}"))
-    if scan.rate:
-        facts.append(("rate", f"{scan.rate:,.0f} frames/s"))
-    if scan.latency_s is not None and scan.worst_latency_s is not None:
-        facts.append(("latency", f"at most {scan.latency_s:.2f} s lately, {scan.worst_latency_s:.2f} s at worst"))
-    table = "".join(f"<tr><td>{name}</td><td>{html.escape(value)}</td></tr>" for name, value in facts)
-    picture = ""
-    if scan.picture is not None:
-        # Of a whole scan the map's own picture, with key, scale bar and words, which pixels of 320 would not show.
-        kind = ' class="whole"' if scan.state == "done" else ""
-        picture = f'<img{kind} src="/picture/{quote(scan.name, safe="")}?{scan.done}" alt="IPF-z so far">'
-    note = f'<p class="note">{html.escape(scan.note)}</p>' if scan.note else ""
-    return f"<main>{picture}<div><h2>{html.escape(scan.name)}</h2><table>{table}</table>{note}</div></main>"
+    return Template(Path(__file__).with_suffix(".html").read_text(), autoescape=True)
 
 
 @contextmanager
-def served(board: Board, port: int) -> Iterator[str]:
+def serve_page(given: StatusBoard, port: int) -> Iterator[str]:
     """Serve the page on the loopback address while the block runs, and yield its address; port 0: any free one.
 
     Raises
@@ -107,11 +78,11 @@ def served(board: Board, port: int) -> Iterator[str]:
         When the port is taken.
     """
 
-    class Answering(_Page):
-        shown = board
+    class Handler(_Page):
+        board = given
 
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), Answering)
+        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
     except OSError as problem:
         reason = problem.strerror or problem
         raise UserError(f"the page cannot be served at port {port}: {reason}; choose another --port") from None
@@ -129,16 +100,16 @@ def served(board: Board, port: int) -> Iterator[str]:
 class _Page(BaseHTTPRequestHandler):
     """Answers GET: the page, its figures as JSON, the pictures; nothing else, and to this machine's name only."""
 
-    shown: Board
+    board: StatusBoard
 
     def do_GET(self) -> None:
         path, host = self.path.split("?", 1)[0], (self.headers.get("Host") or "").rsplit(":", 1)[0]
         if host not in (LOOPBACK, "localhost"):  # a foreign page that had its own name point here
             self._send(HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", b"this page is for this machine alone\n")
         elif path == "/":
-            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.shown.page().encode())
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.board.page().encode())
         elif path == "/status.json":
-            self._send(HTTPStatus.OK, "application/json", self.shown.status().encode())
+            self._send(HTTPStatus.OK, "application/json", self.board.status().encode())
         elif (picture := self._picture(path)) is not None:
             self._send(HTTPStatus.OK, "image/png", picture)
         else:
@@ -147,7 +118,7 @@ class _Page(BaseHTTPRequestHandler):
     def _picture(self, path: str) -> bytes | None:
         """Return the picture of the scan that is named in the path; only those on the board are known."""
         name = unquote(path.removeprefix("/picture/")) if path.startswith("/picture/") else ""
-        for scan in self.shown.scans:
+        for scan in self.board.scans:
             if scan.name == name and scan.picture is not None:
                 try:
                     return scan.picture.read_bytes()

@@ -1,8 +1,9 @@
 """Watching a folder: each scan that lands in it, and each line of one that grows, is answered as it comes.
 
 One thread looks and answers, a few frames of every scan in turn, so that no scan waits for a long one to end; another
-writes the maps of the scans that are whole. Nothing is told by the system when a file changes, since network drives
-do not: the folder is looked at several times a second.
+writes the maps of the scans that are whole. The system is not asked to say when a file changes, since network drives
+do not: the folder is looked at several times a second. Whatever is wrong with one scan is reported, and the others go
+on.
 
 Beside the maps lies `.live`: `scans.json` says which files have become maps, and a folder for each unfinished scan
 holds what has been answered of it. So a watcher that was stopped or killed goes on where it was.
@@ -15,20 +16,22 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stemtune._files import existing, whole_file, writable_folder
+from stemtune._progress import Progress
 from stemtune.errors import Interrupted, UserError
 from stemtune.learning.checkpoint import load_model
-from stemtune.live.growing_file import ENDINGS, QUIET_S, NotGrowing, growing
-from stemtune.live.session import How, LiveScan
-from stemtune.live.status_page import Board, Shown, served
+from stemtune.live.growing_file import ENDINGS, QUIET_S, NotIncremental, open_growing
+from stemtune.live.session import LiveOptions, LiveScan
+from stemtune.live.status_page import ScanStatus, StatusBoard, serve_page
 from stemtune.map_folder.predict import predict
 
 FINISHED_ONLY = (".hspy", ".npz", ".raw", ".blo", ".dm3", ".dm4", ".tvips", ".mrc")
@@ -48,7 +51,7 @@ class _Stamp(NamedTuple):
 
 @dataclass
 class _Entry:
-    """A file in the folder, and where it stands: `state` is growing, stalled, writing, done or failed."""
+    """A file in the folder; `state` is growing, stalled, writing, done or failed."""
 
     path: Path
     name: str
@@ -59,6 +62,7 @@ class _Entry:
     still_since: float = field(default_factory=time.monotonic)
     drawn: float = 0.0
     recent: deque[tuple[float, int]] = field(default_factory=deque)
+    progress: Progress | None = None
     writing: Future[dict[str, Any]] | None = None
     partial: bool = False
 
@@ -71,26 +75,20 @@ class _Entry:
 
 
 class Watch:
-    """Answers the scans in `folder` and writes a map folder of each into `out`.
+    """Answers the scans in `folder` and writes a map folder of each into `out`: `out`/NAME for a file NAME.npy.
 
-    Parameters
-    ----------
-    folder, out
-        Where scans land, and where maps go: `out`/NAME for a file NAME.npy.
-    how
-        How to answer.
-    stall_s
-        How long a file must not have grown to be called stalled.
+    A file that has not grown for `stall_s` is called stalled.
     """
 
-    def __init__(self, folder: Path, out: Path, how: How, stall_s: float = 10.0) -> None:
-        self.folder, self.out, self.how, self.stall_s = folder, out, how, stall_s
-        self.room = writable_folder(out / ".live")
+    def __init__(self, folder: Path, out: Path, options: LiveOptions, stall_s: float = 10.0) -> None:
+        self.folder, self.out, self.options, self.stall_s = folder, out, options, stall_s
+        self.cache = writable_folder(out / ".live")
         self.entries: dict[str, _Entry] = {}
-        self.board = Board(f"stemtune watch {folder}")
+        self.board = StatusBoard(f"stemtune watch {folder}")
+        self._complaint = ""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="maps")
         try:
-            self._known: dict[str, dict[str, Any]] = json.loads((self.room / "scans.json").read_text())
+            self._known: dict[str, dict[str, Any]] = json.loads((self.cache / "scans.json").read_text())
         except (OSError, ValueError):
             self._known = {}
 
@@ -98,7 +96,7 @@ class Watch:
         """Look at every file once, answer a few frames of each; return whether there was anything to do."""
         self._discover()
         busy = [self._turn(entry) for entry in self.entries.values()]
-        self.board.show([self._shown(entry) for entry in self.entries.values()])
+        self.board.show([self._status(entry) for entry in self.entries.values()])
         return any(busy)
 
     @property
@@ -114,40 +112,49 @@ class Watch:
         for entry in self.entries.values():
             if entry.writing is not None:
                 self._written(entry, wait=True)
-        self.board.show([self._shown(entry) for entry in self.entries.values()])
+        self.board.show([self._status(entry) for entry in self.entries.values()])
 
     def close(self) -> None:
+        for entry in self.entries.values():
+            if entry.progress:
+                entry.progress.close(finished=False)
         self._writer.shutdown(wait=True)
 
     def _discover(self) -> None:
-        for path in sorted(self.folder.iterdir()):
-            known = path.suffix.lower() in (*ENDINGS, *FINISHED_ONLY)
-            if path.name.startswith(".") or not known or not path.is_file():
+        try:
+            paths = sorted(self.folder.iterdir())
+        except OSError as problem:
+            return self._complain(f"{self.folder} cannot be listed ({problem.strerror or problem}); it is tried again")
+        for path in paths:
+            if path.name.startswith(".") or path.suffix.lower() not in (*ENDINGS, *FINISHED_ONLY):
                 continue
             entry = self.entries.get(path.name)
-            if entry is not None and not entry.changed():
-                continue
-            told = self._known.get(path.name)
-            if told is not None and _Stamp(*told["stamp"]) == _stamp(path) and told["key"] == self._key():
-                done = _Entry(path, told["name"], None, told["state"], told["note"], _stamp(path))
-                self.entries[path.name] = done
-                continue
-            self.entries[path.name] = self._begun(path)
+            try:
+                if path.is_file() and (entry is None or entry.changed()):
+                    self.entries[path.name] = self._open(path)
+            except Exception as problem:
+                self.entries.setdefault(path.name, _Entry(path, path.stem, None))
+                if entry is None or entry.state != "failed":
+                    self._fail(self.entries[path.name], problem)
+        return None
 
-    def _begun(self, path: Path) -> _Entry:
-        name = self._name(path)
-        file = growing(path, self.how.shape, self.how.calibration.get("dataset"), self.stall_s)
-        scan = None if file is None else LiveScan(file, self.room / name, self.how)
-        return _Entry(path, name, scan)
+    def _open(self, path: Path) -> _Entry:
+        """Return the entry of a file: done, where it has become a map and is the same since, else to be answered."""
+        known = self._known.get(path.name)
+        if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key():
+            return _Entry(path, known["name"], None, "done", known["note"], _stamp(path))
+        entry = _Entry(path, str(known["name"]) if known is not None else self._new_name(path), None)
+        if known is None:
+            self._record(entry, key=None)
+        file = open_growing(path, self.options.shape, self.options.calibration.get("dataset"), self.stall_s)
+        if file is not None:
+            entry.scan = LiveScan(file, self.cache / entry.name, self.options)
+        return entry
 
-    def _name(self, path: Path) -> str:
-        """Return the map folder's name: the file's without its ending, or with it where two scans would share one."""
-        if path.name in self._known:
-            return str(self._known[path.name]["name"])
-        taken = {told["name"] for told in self._known.values()} | {entry.name for entry in self.entries.values()}
-        name = path.name if path.stem in taken else path.stem
-        self._record(path.name, name=name, stamp=_Stamp(), key=None, state="growing", note="")
-        return name
+    def _new_name(self, path: Path) -> str:
+        """Return a map folder's name: the file's without its ending, or with it where two scans would share one."""
+        taken = {known["name"] for known in self._known.values()} | {entry.name for entry in self.entries.values()}
+        return path.name if path.stem in taken else path.stem
 
     def _turn(self, entry: _Entry) -> bool:
         """Do what is to be done next for a file."""
@@ -159,12 +166,10 @@ class Watch:
             if entry.scan is None:
                 return self._whole(entry)
             return self._answered(entry, entry.scan)
-        except NotGrowing:
+        except NotIncremental:
             entry.scan = None
-        except FileNotFoundError:
-            self._fail(entry, "the file is gone")
-        except UserError as problem:
-            self._fail(entry, str(problem))
+        except Exception as problem:
+            self._fail(entry, problem)
         return False
 
     def _answered(self, entry: _Entry, scan: LiveScan) -> bool:
@@ -173,21 +178,29 @@ class Watch:
         now = time.monotonic()
         if worked:
             entry.recent.append((now, scan.done - before))
+            if entry.progress:
+                entry.progress.update(scan.done - before)
+            else:
+                entry.progress = Progress(scan.total, entry.name, "frame", scan.done)
+        if entry.progress and (scan.whole or scan.stalled):
+            entry.progress.close(scan.whole)
+            entry.progress = None
         if scan.whole or now - entry.drawn > _DRAW_S:
             scan.draw()
             entry.drawn = now
         if scan.waiting != entry.note:
             entry.note = scan.waiting
             if "because" in entry.note:
-                _tell(f"{entry.path.name}: {entry.note}")
+                _log(f"{entry.path.name}: {entry.note}")
         if scan.whole:
             self._finish(entry)
         elif scan.stalled and entry.state != "stalled":
             entry.state = "stalled"
-            _tell(f"{entry.path.name} has not grown for {self.stall_s:g} s: {self._stand(scan)}")
+            there = f"{scan.landed:,} of {scan.total:,} frames are there" if scan.total else "nothing can be read of it"
+            _log(f"{entry.path.name} has not grown for {self.stall_s:g} s: {there}")
         elif entry.state == "stalled" and not scan.stalled:
             entry.state = "growing"
-            _tell(f"{entry.path.name} grows again")
+            _log(f"{entry.path.name} grows again")
         return worked
 
     def _whole(self, entry: _Entry) -> bool:
@@ -206,8 +219,8 @@ class Watch:
         if entry.scan is not None:
             entry.writing = self._writer.submit(entry.scan.finish, target)
         else:
-            given = {"refine": self.how.refine, **self.how.calibration}
-            entry.writing = self._writer.submit(predict, entry.path, self.how.folder, target, **given)
+            given = {"refine": self.options.refine, **self.options.calibration}
+            entry.writing = self._writer.submit(predict, entry.path, self.options.folder, target, **given)
 
     def _written(self, entry: _Entry, wait: bool) -> bool:
         """Take note of a map that has been written."""
@@ -217,68 +230,75 @@ class Watch:
         entry.writing = None
         try:
             summary = writing.result()
-        except UserError as problem:
-            self._fail(entry, str(problem))
+        except Exception as problem:
+            self._fail(entry, problem)
             return True
-        told = f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed"
+        text = f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed"
         if entry.partial:
-            told += "; the scan is not whole"
+            text += "; the scan is not whole"
         elif entry.scan is not None and entry.scan.latency_s:
-            told += f"; no line waited longer than {max(entry.scan.latency_s):.2f} s"
+            text += f"; no line waited longer than {max(entry.scan.latency_s):.2f} s"
         if entry.scan is not None and entry.scan.anew:
-            told += f"; {entry.scan.anew:,} were answered again, for the whole scan has another centre or bad pixels"
-        entry.state, entry.note = ("stalled" if entry.partial else "done"), told
-        _tell(f"{entry.path.name}: {told}; the map is in {self.out / entry.name}")
+            text += f"; {entry.scan.anew:,} were answered again, for the whole scan has another centre or bad pixels"
+        entry.state, entry.note = ("stalled" if entry.partial else "done"), text
+        _log(f"{entry.path.name}: {text}; the map is in {self.out / entry.name}")
         if not entry.partial:
-            self._settle(entry)
+            self._record(entry, key=self._key())
             if entry.scan is not None:
                 entry.scan.forget()
         return True
 
-    def _fail(self, entry: _Entry, why: str) -> None:
-        entry.state, entry.note = "failed", why
-        entry.stamp = _stamp(entry.path)
-        _tell(f"{entry.path.name}: {why}")
-        self._settle(entry)
+    def _fail(self, entry: _Entry, problem: Exception) -> None:
+        """Report that a scan cannot be answered, and leave it; the next watch tries it again."""
+        if isinstance(problem, UserError):
+            reason = str(problem)
+        elif isinstance(problem, FileNotFoundError) and not _stamp(entry.path).node:
+            reason = "the file is gone"
+        else:
+            log = self.cache / "errors.log"
+            reason = f"{type(problem).__name__}: {problem}; the traceback is in {log}"
+            with suppress(OSError), log.open("a") as file:  # the disk may be full
+                file.write(f"{time.ctime()} {entry.path}\n{''.join(traceback.format_exception(problem))}\n")
+        entry.state, entry.note, entry.stamp = "failed", reason, _stamp(entry.path)
+        _log(f"{entry.path.name}: {reason}")
 
-    def _settle(self, entry: _Entry) -> None:
-        """Write down that a file, as it is now, needs nothing more."""
-        self._record(
-            entry.path.name, name=entry.name, stamp=entry.stamp, key=self._key(), state=entry.state, note=entry.note
-        )
+    def _complain(self, text: str) -> None:
+        """Say what is wrong with more than one scan, once."""
+        if text != self._complaint:
+            _log(text)
+        self._complaint = text
 
-    def _record(self, file: str, **facts: Any) -> None:
-        self._known[file] = facts
-        with whole_file(self.room / "scans.json") as part:
-            part.write_text(json.dumps(self._known, indent=1) + "\n")
+    def _record(self, entry: _Entry, key: dict[str, Any] | None) -> None:
+        """Write down what the map of a file is called, and with a `key` that it needs nothing more as it is now."""
+        facts = {"name": entry.name, "stamp": entry.stamp, "key": key, "state": entry.state, "note": entry.note}
+        self._known[entry.path.name] = facts
+        try:
+            with whole_file(self.cache / "scans.json") as part:
+                part.write_text(json.dumps(self._known, indent=1) + "\n")
+        except (OSError, UserError) as problem:  # no reason to stop answering; the next change writes all of it
+            self._complain(f"{self.cache / 'scans.json'} cannot be written ({problem}), so a restart begins anew")
 
     def _key(self) -> dict[str, Any]:
-        key: dict[str, Any] = json.loads(json.dumps(self.how.key()))
+        key: dict[str, Any] = json.loads(json.dumps(self.options.key()))
         return key
 
-    def _stand(self, scan: LiveScan) -> str:
-        return f"{scan.landed:,} of {scan.total:,} frames are there" if scan.total else "nothing can be read of it"
-
-    def _shown(self, entry: _Entry) -> Shown:
+    def _status(self, entry: _Entry) -> ScanStatus:
         scan, now = entry.scan, time.monotonic()
         while entry.recent and now - entry.recent[0][0] > _RATE_S:
             entry.recent.popleft()
-        picture = self.out / entry.name / "ipf_z.png" if entry.state == "done" else self.room / entry.name / "map.png"
-        shown = picture if picture.exists() else None
+        picture = self.out / entry.name / "ipf_z.png" if entry.state == "done" else self.cache / entry.name / "map.png"
+        status = ScanStatus(entry.path.name, entry.state, entry.note, picture=picture if _stamp(picture).size else None)
         if scan is None:
-            return Shown(entry.path.name, entry.state, entry.note, picture=shown)
+            return status
         latency = list(scan.latency_s)
-        return Shown(
-            entry.path.name,
-            entry.state,
-            entry.note,
-            scan.done,
-            scan.landed,
-            scan.total,
-            sum(count for _, count in entry.recent) / _RATE_S,
-            max(latency[-8:], default=None),
-            max(latency, default=None),
-            shown,
+        return replace(
+            status,
+            done=scan.done,
+            landed=scan.landed,
+            total=scan.total,
+            rate=sum(count for _, count in entry.recent) / _RATE_S,
+            latency_s=max(latency[-8:], default=None),
+            worst_latency_s=max(latency, default=None),
         )
 
 
@@ -298,28 +318,20 @@ def watch(
 
     Parameters
     ----------
-    folder
-        Where scans land; folders in it are not looked into.
-    model_folder
-        The model.
-    out
-        Where the maps go, a folder for each scan.
+    folder, model_folder, out
+        Where scans land (folders in it are not looked into), the model, and where the maps go, a folder for each scan.
     once
         End when every scan is done or has stalled; of those that have stalled, map the lines that are there.
-    stall_s
-        How long a file must not have grown to be called stalled.
-    poll_s
-        How long to wait before looking again when there was nothing to do.
+    stall_s, poll_s
+        How long a file must not have grown to be called stalled; how long to wait when there was nothing to do.
     port
         Where the page is served on this machine; 0: any free port; None: no page.
-    refine
-        As `predict`.
-    **calibration
-        What `dataset.ingest.ingest` takes.
+    refine, **calibration
+        As `predict`, and what `dataset.ingest.ingest` takes.
 
     Returns
     -------
-    dict
+    states
         The state of every scan file: done, failed, or stalled.
 
     Raises
@@ -332,15 +344,15 @@ def watch(
     source = existing(folder, "the folder to watch")
     if not source.is_dir():
         raise UserError(f"'{folder}' is a file; give the folder that scans land in")
-    how = How(load_model(model_folder), str(model_folder), refine, calibration)
-    _ = how.wanted, how.shape  # say at once what is wrong with them
+    options = LiveOptions(load_model(model_folder), str(model_folder), refine, calibration)
+    _ = options.corrections, options.shape  # a UserError says at once what is wrong with them
     target = writable_folder(out)
-    how.warm_up()
-    with _alone(target):
-        watching = Watch(source, target, how, stall_s)
+    options.warm_up()
+    with _locked(target):
+        watching = Watch(source, target, options, stall_s)
         try:
-            with served(watching.board, port) if port is not None else nullcontext(None) as page:
-                _tell(f"watching {source}; maps go to {target}" + (f"; the page is {page}" if page else ""))
+            with serve_page(watching.board, port) if port is not None else nullcontext(None) as page:
+                _log(f"watching {source}; maps go to {target}" + (f"; the page is {page}" if page else ""))
                 _until_done(watching, once, poll_s)
         finally:
             watching.close()
@@ -365,7 +377,7 @@ def _until_done(watching: Watch, once: bool, poll_s: float) -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Let no second watcher write to the same folder: lines would be answered twice."""
     with (writable_folder(out / ".live") / "lock").open("w") as lock:
         try:
@@ -383,5 +395,5 @@ def _stamp(path: Path) -> _Stamp:
     return _Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

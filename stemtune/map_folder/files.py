@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.analysis.grain_analysis import Analysis
+from stemtune.analysis.cleanup import CHANGED, clean_figures
+from stemtune.analysis.grain_analysis import Analysis, grain_figures
 from stemtune.analysis.grains import Grains
 from stemtune.crystal_map.io.ang import write_ang
 from stemtune.crystal_map.io.ctf import write_ctf
 from stemtune.crystal_map.io.orix_h5 import write_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
-from stemtune.indexing.overlap import SECOND_LAYER
+from stemtune.indexing.overlap import SECOND_LAYER, overlap_figures
 from stemtune.indexing.phase_choice import phase_figures
 from stemtune.plot.figures import draw_scalar
 from stemtune.plot.grains import draw_grains, draw_grod, draw_kam
@@ -79,6 +80,27 @@ def write_grains(analysis: Analysis, folder: Path) -> None:
     draw_grod(orientation_map, grains, folder / "grod.png")
 
 
+def map_summary(analysis: Analysis) -> dict[str, Any]:
+    """Return what `summary.json` says of the map itself: how much is indexed, how surely, its grains and phases."""
+    made = analysis.orientation_map
+    indexed = made.indexed
+    figures: dict[str, Any] = {
+        "indexed_fraction": float(indexed[made.measured].mean()),
+        "median_confidence": _median(made.confidence[indexed]),
+        "median_explained_intensity": _median(made.score("explained_intensity")[indexed]),
+        "scan_shape": list(made.shape),
+        "step_nm": made.step_nm,
+        "grains": grain_figures(analysis),
+    }
+    if CHANGED in made.layers:
+        figures["cleaned"] = clean_figures(made)
+    if SECOND_LAYER in made.layers:
+        figures["overlaps"] = overlap_figures(made)
+    if len(made.phases) > 1:
+        figures["phases"] = phase_figures(made)
+    return figures
+
+
 def update_summary(folder: Path, figures: Mapping[str, Any], stale: Sequence[str] = ()) -> dict[str, Any]:
     """Put `figures` into the `summary.json` of a map folder in place of those of the same names; drop `stale` ones.
 
@@ -110,3 +132,7 @@ def _write_csv(path: Path, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any
         writer.writerow(columns)
         for row in zip(*columns.values(), strict=True):
             writer.writerow([f"{value:.7g}" if isinstance(value, float | np.floating) else value for value in row])
+
+
+def _median(values: npt.NDArray[Any]) -> float | None:
+    return float(np.median(values)) if len(values) else None

@@ -9,24 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from stemtune._files import replaceable_folder, whole_folder
 from stemtune._parallel import Spread
-from stemtune.analysis.cleanup import CHANGED, clean_figures, cleaned
+from stemtune.analysis.cleanup import cleaned
 from stemtune.analysis.evaluation.evaluate import compare
 from stemtune.analysis.evaluation.ground_truth import map_of_labels
-from stemtune.analysis.grain_analysis import Analysis, analyse, grain_figures
+from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
-from stemtune.indexing.overlap import SECOND_LAYER, overlap_figures, with_overlaps
-from stemtune.indexing.phase_choice import check_distinct, phase_figures
+from stemtune.indexing.overlap import with_overlaps
+from stemtune.indexing.phase_choice import check_distinct
 from stemtune.indexing.predict import EarlierPredictions, predict_map
-from stemtune.indexing.predictor import Predictions
 from stemtune.indexing.source import name_of, opened
 from stemtune.learning.checkpoint import load_model
-from stemtune.map_folder.files import FILES, write_map
+from stemtune.map_folder.files import FILES, map_summary, write_map
 from stemtune.plot.report import write_report
 from stemtune.scan.readers import Scan
 
@@ -100,7 +97,7 @@ def predict(
     UserError
         For unusable input, before anything is written.
     """
-    begun = time.perf_counter()
+    start = time.perf_counter()
     target = replaceable_folder(out, FILES, "a map")
     folders = [model_folder] if isinstance(model_folder, str | os.PathLike) else list(model_folder)
     models = [load_model(folder) for folder in folders] if earlier is None else [earlier.model]
@@ -113,64 +110,30 @@ def predict(
     }
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
         truth = map_of_labels(store) if store.labelled.any() else None  # before the work, so that bad labels cost none
-        predicted = predict_map(
-            store,
-            models,
-            batch,
-            alternatives=alternatives,
-            device=device,
-            refine=refine,
-            spread=spread,
-            folders=folders,
-            earlier=earlier,
-            facts=facts,
-        )
-        orientation_map, choice = predicted.orientation_map, predicted.choice
+        how: dict[str, Any] = {"alternatives": alternatives, "device": device, "refine": refine, "spread": spread}
+        predicted = predict_map(store, models, batch, folders=folders, earlier=earlier, facts=facts, **how)
+        orientation_map = predicted.orientation_map
         if overlap:
-            orientation_map = with_overlaps(orientation_map, predicted.predictors, choice, store.grid_pixel())
+            pixel = store.grid_pixel()
+            orientation_map = with_overlaps(orientation_map, predicted.predictors, predicted.choice, pixel)
         if clean is not None:
             orientation_map = cleaned(orientation_map, clean)
         analysis = analyse(orientation_map, grains or GrainsConfig(), twins)
         write_map(analysis, part)
         summary = {
             "patterns": store.n,
-            "indexed_fraction": float(choice.predictions.indexed.mean()),
             "patterns_per_second": predicted.patterns_per_second,
-            "seconds": 0.0,
             "notes": [*store.attrs.get("notes", []), *predicted.notes],
-            **_map_figures(analysis, choice.predictions),
+            **map_summary(analysis),
             **predicted.geometry_fit.figures,
             **{name: orientation_map.attrs[name] for name in _SUMMARY_FACTS},
         }
         if truth is not None:
             summary |= compare(orientation_map, truth)
         write_report(analysis, part, summary, store)
-        summary["seconds"] = time.perf_counter() - begun
+        summary["seconds"] = time.perf_counter() - start
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
 _SUMMARY_FACTS = ("model", "architecture", "phase", "source", "geometry", "device", "stemtune")
-
-
-def _map_figures(analysis: Analysis, predictions: Predictions) -> dict[str, Any]:
-    """Return what the summary says about the map itself."""
-    made = analysis.orientation_map
-    figures: dict[str, Any] = {
-        "median_confidence": _median(predictions.confidence[predictions.indexed, 0]),
-        "median_explained_intensity": _median(predictions.explained_intensity[predictions.indexed]),
-        "scan_shape": list(made.shape),
-        "step_nm": made.step_nm,
-        "grains": grain_figures(analysis),
-    }
-    if CHANGED in made.layers:
-        figures["cleaned"] = clean_figures(made)
-    if SECOND_LAYER in made.layers:
-        figures["overlaps"] = overlap_figures(made)
-    if len(made.phases) > 1:
-        figures["phases"] = phase_figures(made)
-    return figures
-
-
-def _median(values: npt.NDArray[Any]) -> float | None:
-    return float(np.median(values)) if len(values) else None

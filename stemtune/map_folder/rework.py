@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from stemtune._files import replaceable_folder, whole_folder
-from stemtune.analysis.cleanup import clean_figures, cleaned, undone
+from stemtune.analysis.cleanup import cleaned, undone
 from stemtune.analysis.evaluation.evaluate import COMPARED
 from stemtune.analysis.grain_analysis import analyse, grain_figures
 from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.crystal_map.io import map_file, read_map_h5, write_map_h5
-from stemtune.map_folder.files import FILES, update_summary, write_grains, write_map
+from stemtune.map_folder.files import FILES, map_summary, update_summary, write_grains, write_map
 from stemtune.plot.report import write_report
 
 
@@ -40,19 +40,14 @@ def clean_map(
     Returns
     -------
     dict
-        `cleaned`, pixels by what was done to them (None when it was undone), `indexed_fraction` and `grains`.
+        See `files.map_summary`; `cleaned`, pixels by what was done to them, is None when it was undone.
     """
     file = map_file(path)
     folder = replaceable_folder(file.parent, FILES, "a map")
     before = read_map_h5(file)
     changed = undone(before) if clean is None else cleaned(before, clean)
     analysis = analyse(changed, grains, twins)
-    measured = changed.measured
-    figures = {
-        "cleaned": None if clean is None else clean_figures(changed),
-        "indexed_fraction": float(changed.indexed[measured].mean()),
-        "grains": grain_figures(analysis),
-    }
+    figures = {"cleaned": None, **map_summary(analysis)}
     with whole_folder(folder if out is None else replaceable_folder(out, FILES, "a map")) as part:
         for entry in folder.iterdir():
             shutil.copy2(entry, part / entry.name)

@@ -12,13 +12,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from stemtune._files import whole_file, writable_folder
 from stemtune.demo import Command, step
 from stemtune.errors import UserError
-from stemtune.study.findings import FINDINGS, Finding, Outcome, outcome
+from stemtune.study.findings import FINDINGS, Finding, Outcome, Size, outcome, sweep_name
 
 STUDIES = ("reference",)
 MANIFEST = "study.json"
@@ -27,21 +27,6 @@ SPACES = "search_spaces/reference"
 MICROSCOPE = (
     "--kv 200 --thickness 20:80 --precession 0.5 --dose 3000 --centre-error 0.5 --background 0.1 --convergence 0.5:2"
 )
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a study is."""
-
-    scan: int  # rows and columns of the scan
-    grains: int
-    pixels: int  # rows and columns of a pattern
-    scale: float  # 1/Å per pixel
-    pretraining: int  # simulated patterns that are pretrained on
-    passes: int  # how often each
-    share: float  # of the epochs that the spaces name
-    seeds: int  # how many seeds of each setting
-    gpu: bool  # whether trials get GPUs and the models that start from weights of the hub take part
 
 
 SIZES = {
@@ -139,11 +124,6 @@ def sized(text: str, size: Size, folder: Path) -> str:
     return text
 
 
-def sweep_name(finding: Finding) -> str:
-    """Return the name of a finding's sweep and MLflow experiment."""
-    return f"reference-{finding.name}"
-
-
 def _data(size: Size, command: Command) -> None:
     """Simulate, label, and write the two stores that differ in their splits; pretrain."""
     microscope = f"{MICROSCOPE} --size {size.pixels} --scale {size.scale}"
@@ -192,4 +172,4 @@ def _step(command: Command, line: str, made: str = "") -> None:
     step(command, line, "the study")
 
 
-__all__ = ["FINDINGS", "SIZES", "Finding", "Outcome", "outcome", "run", "sized"]
+__all__ = ["FINDINGS", "SIZES", "Finding", "Outcome", "Size", "outcome", "run", "sized"]

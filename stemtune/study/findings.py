@@ -13,6 +13,21 @@ CHANCE_DEG = 45.0
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a study is."""
+
+    scan: int  # rows and columns of the scan
+    grains: int
+    pixels: int  # rows and columns of a pattern
+    scale: float  # 1/Å per pixel
+    pretraining: int  # simulated patterns that are pretrained on
+    passes: int  # how often each
+    share: float  # of the epochs that the spaces name
+    seeds: int  # how many seeds of each setting
+    gpu: bool  # whether trials get GPUs and the models that start from weights of the hub take part
+
+
+@dataclass(frozen=True)
 class Finding:
     """A claim, and how to judge it."""
 
@@ -104,6 +119,11 @@ class Outcome:
     failed: int = 0  # trials that did not run to their last epoch
 
 
+def sweep_name(finding: Finding) -> str:
+    """Return the name of a finding's sweep and MLflow experiment."""
+    return f"reference-{finding.name}"
+
+
 def label_of(finding: Finding, params: dict[str, str]) -> str:
     """Return the group of a trial from its settings, in few words."""
     words = []
@@ -124,7 +144,6 @@ def label_of(finding: Finding, params: dict[str, str]) -> str:
 
 def outcome(finding: Finding) -> Outcome:
     """Read a finding's sweep from MLflow and judge the claim."""
-    from stemtune.study import sweep_name
     from stemtune.tracking import read_sweep
 
     metric, share = "val/disorientation_median_deg", "val/within_5deg"

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from stemtune._files import whole_file
 from stemtune._version import __version__
-from stemtune.study.findings import CHANCE_DEG, Outcome
+from stemtune.study.findings import CHANCE_DEG, Outcome, Size
 from stemtune.tune.report import without_nan
 from stemtune.tune.report.charts import plain_decades
 from stemtune.tune.report.page import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from stemtune.study import Size
 
 
 def write_report(found: list[Outcome], out: Path, kind: str, size: Size, seconds: float) -> Path:

@@ -38,11 +38,7 @@ class Address:
 def address(folder: Path | None = None) -> Address:
     """Return the tracking address in force; the default lies in `folder`, else in the working folder.
 
-    Raises
-    ------
-    UserError
-        When `MLFLOW_TRACKING_URI` is set to something that MLflow has no store for, or others can read the file
-        with the password of the server.
+    A `MLFLOW_TRACKING_URI` that MLflow has no store for, or a password that others can read, is refused.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     here = (folder or Path.cwd()).absolute()
@@ -123,12 +119,7 @@ def check_server(where: Address, name: str) -> None:
     """See that the server at `where` lets us write the experiment `name`, before the first trial begins.
 
     An absent server is no obstacle, for records wait for it in the sweep's folder; one that refuses us would have
-    them wait for ever.
-
-    Raises
-    ------
-    UserError
-        When name and password are missing or wrong, or the experiment is another user's.
+    them wait for ever, and so does an experiment of another user: both are a `UserError`.
     """
     if not where.is_server:
         return

@@ -31,9 +31,8 @@ _BATCH = 90  # parameters or tags of one request; MLflow takes 100
 _LONGEST = 4000  # characters of a tag
 
 
+# Where the MLflow UI finds the view that `?viewStateShareKey=stemtune` at the end of its address asks for.
 VIEW_TAG = "mlflow.sharedViewState.stemtune"
-"""Where the MLflow UI finds the view that `?viewStateShareKey=stemtune` at the end of its address asks for."""
-
 _COLUMNS = 6  # searched settings that the view shows
 
 

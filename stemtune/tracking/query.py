@@ -56,13 +56,7 @@ def newest_sweep() -> str:
 
 
 def read_sweep(name: str | None = None, curves: tuple[str, ...] = ()) -> SweepRecord:
-    """Read the newest sweep called `name`, or the newest of all, with the full `curves` of these metrics.
-
-    Raises
-    ------
-    UserError
-        When there is no such sweep, or the tracking server does not answer.
-    """
+    """Read the newest sweep called `name`, or the newest of all, with the full `curves` of these metrics."""
     api, where = open_client()
     parents = _parents(api, where)
     names = [run.data.tags[SWEEP_TAG] for run in parents]

@@ -29,17 +29,10 @@ class ResolvedModel:
 def resolve(spec: str) -> ResolvedModel:
     """Return the model that `spec` names, folder and run from one look at MLflow: an alias may move on meanwhile.
 
-    Parameters
-    ----------
-    spec
-        A model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), the word `champion`, which is
-        the champion of the sweep that crowned one last, or a model that ships with the package (`linio2`).
-        A model that has to be fetched from a server is removed again when the process ends.
-
-    Raises
-    ------
-    UserError
-        When nothing of that name is there, or it holds no model.
+    `spec` is a model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), the word `champion`, which
+    is the champion of the sweep that crowned one last, or a model that ships with the package (`linio2`). A model that
+    has to be fetched from a server is removed again when the process ends. A `UserError` says that nothing of that
+    name is there, or that it holds no model.
     """
     folder = shipped_or(spec)
     if spec.startswith(("models:/", "runs:/")):
@@ -125,10 +118,7 @@ def _newest_champion() -> str:
 def log_files(run: str, folder: Path, names: Sequence[str], place: str) -> str:
     """Log files of `folder` whose names match `names` as artifacts `place/` of an MLflow run; return their address.
 
-    Raises
-    ------
-    UserError
-        When MLflow does not take them: its server is away, or the run was deleted.
+    A `UserError` says that MLflow does not take them: its server is away, or the run was deleted.
     """
     api, where = open_client()
     chosen = [path for path in sorted(folder.iterdir()) if any(fnmatch(path.name, name) for name in names)]

@@ -12,6 +12,7 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def joined_metrics(lines: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
             takers[trial] = alone
         plan.append((line, alone))
     return plan
+
+
+def journal_events(folder: Path) -> Iterator[Event]:
+    """Yield the events in the journal of the sweep in `folder`; a line that a crash cut short is left out."""
+    if (folder / JOURNAL).exists():
+        with (folder / JOURNAL).open("rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and "kind" in event:
+                        yield event
 
 
 class NullTracker:
@@ -145,12 +157,8 @@ class Tracker(NullTracker):
 
     def _recall(self) -> None:
         """Read in the journal what was recorded before: after a crash it knows more than Tune's snapshot."""
-        if self._journal.exists():
-            with self._journal.open("rb") as file:
-                for line in file:
-                    with contextlib.suppress(ValueError, KeyError):
-                        event = json.loads(line)
-                        self._remember(event["kind"], event.get("trial", ""), event.get("step", 0))
+        for event in journal_events(self._journal.parent):
+            self._remember(event["kind"], event.get("trial", ""), event.get("step", 0))
 
     def _remember(self, kind: str, trial: str, step: int) -> None:
         if kind == "trial":

@@ -168,6 +168,8 @@ def test_the_command_rewrites_the_folder(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "cleaned" / "summary.json").read_text())
     assert summary["patterns"] == 480 and summary["cleaned"] == figures["cleaned"]
     assert "disorientation" not in summary  # it was that of the map before
+    assert summary["median_confidence"] == pytest.approx(np.median(read.confidence[read.indexed]))
+    assert summary["indexed_fraction"] == read.indexed.mean()
     assert "not indexed" in (tmp_path / "cleaned" / "report.html").read_text(encoding="utf-8")
     clean_map(tmp_path / "cleaned", None, None, GrainsConfig())
     back = read_map_h5(tmp_path / "cleaned")

@@ -10,8 +10,7 @@ import pytest
 from sample_scans import refused, write_scan
 
 from stemtune.dataset import ingest as ingest_module
-from stemtune.dataset.fingerprint import file_sha256
-from stemtune.dataset.ingest import ingest
+from stemtune.dataset.ingest import file_sha256, ingest
 from stemtune.dataset.store import Store
 from stemtune.scan.readers import read_scan, reciprocal_factor
 
@@ -44,6 +43,25 @@ def test_calibrated_scan_is_copied_bit_for_bit(scan: Path, tmp_path: Path) -> No
         assert not store.labelled.any()
         np.testing.assert_array_equal(store.position.reshape(*SHAPE[:2], 2), np.indices(SHAPE[:2]).transpose(1, 2, 0))
         assert facts["copied"]
+
+
+def test_the_hash_of_an_ingested_store_covers_every_byte_of_the_scan(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(2.0, (20, 20, 16, 16)).astype(np.uint16)
+    counts[:, :, 7:9, 7:9] += 900
+
+    def made(counts: np.ndarray, **options: object) -> str:
+        np.save(tmp_path / "a.npy", counts)
+        ingest(tmp_path / "a.npy", tmp_path / "a.h5", kv=200, scale=0.05, **options)
+        with Store.open(tmp_path / "a.h5") as store:
+            return store.sha256
+
+    whole = made(counts)
+    assert made(counts) == whole
+    for row in (0, 7, 13):
+        changed = counts.copy()
+        changed[row, 11, 2, 3] += 1
+        assert made(changed) != whole
+    assert made(counts, bad_pixels="off") != whole
 
 
 def test_groups_are_scan_blocks_and_stay_together(scan: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_labels_without_confidence_are_the_least_confident(tmp_path: Path) -> No
 def test_larger_than_memory_path_reads_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = epoch_rows(loaders(config(path))[0], 1)
     asked: list[int] = []
-    monkeypatch.setattr("stemtune.dataset.loaders._memory_bytes", lambda: 1)
+    monkeypatch.setattr("stemtune.dataset.loaders.memory_bytes", lambda: 1)
     loader = loaders(config(path))[0]
     monkeypatch.setattr(Store, "expect", lambda self, rows: asked.extend(rows))
     assert epoch_rows(loader, 1) == expected

@@ -10,9 +10,8 @@ import torch
 
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2, phase_from
-from stemtune.dataset.batches import Batch, Loader
+from stemtune.dataset.batches import Batch, Loader, MixedLoader, mixed_portions
 from stemtune.dataset.loaders import StoreLoader, loaders
-from stemtune.dataset.mixing import MixedLoader, portions
 from stemtune.dataset.simulate import simulate_store
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
@@ -136,7 +135,7 @@ def test_another_calibration_is_resampled(stores: tuple[Path, Path], tmp_path: P
 def test_portions_add_up() -> None:
     for size, world in ((16, 1), (16, 4), (24, 8), (64, 2)):
         for other in range(1, size):
-            dealt = [portions(size, other / size, rank, world) for rank in range(world)]
+            dealt = [mixed_portions(size, other / size, rank, world) for rank in range(world)]
             assert all(main.size + part.size == size // world for main, part in dealt)
             for number, count in ((0, size - other), (1, other)):
                 taken = [row for each in dealt for row in range(each[number].start, each[number].stop)]

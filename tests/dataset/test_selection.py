@@ -91,7 +91,7 @@ def test_random_split_warns_and_mixes_neighbours(store: Store, capsys: pytest.Ca
     assert len(train) == 0.8 * N / 2 and len(validation) == 0.1 * N / 2
     assert not set(train) & set(validation) and learnable[train].all() and learnable[validation].all()
     assert nearest(store, train, validation) <= 2
-    again = split_rows(store, learnable, data(split="random"), told=False)
+    again = split_rows(store, learnable, data(split="random"), verbose=False)
     assert np.array_equal(train, again[0]) and not capsys.readouterr().err  # the same for every trial and every rank
 
 

@@ -66,8 +66,8 @@ def test_the_hash_covers_every_pattern_and_is_that_of_old_stores_without_one(tmp
         assert made("d.h5", changed, 200) != whole
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         digests = b"".join(hashlib.sha256(pattern.tobytes()).digest() for pattern in patterns)
-        assert file.attrs["patterns_sha256"].decode() == hashlib.sha256(digests).hexdigest()
-        del file.attrs["patterns_sha256"]
+        assert file.attrs["content_sha256"].decode() == hashlib.sha256(digests).hexdigest()
+        del file.attrs["content_sha256"]
     with Store.open(tmp_path / "a.h5") as old:
         assert old.sha256 == "47c760ff5fbfe35eab8db3e7ccc097bb05e6246f9fa4a1746cffeef9e843f2cf"
         assert old.describe()[1]["content"].startswith("fingerprint (of 64 patterns and all labels) ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import http.client
 import importlib.util
@@ -15,6 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +32,7 @@ from stemtune.errors import UserError
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
-from stemtune.live.server import allowed, parsed, token_from, written
-from stemtune.live.service import Service, answered, checked
+from stemtune.live.server import MAX_MIB, Refused, Service, allowed, limited, parsed, token_from, written
 
 SECRET = "a token of some length"
 
@@ -119,14 +121,58 @@ def test_requests_are_checked_and_answered_apart(model: Path, frames: np.ndarray
         (frames[:, :48, :48], {}, "need .scale="),
     ):
         with pytest.raises(UserError, match=said):
-            checked(service, array, query)
-    asked = [checked(service, *request) for request in ((frames[:2], {}), (frames, {"scale": "0.04"}), (frames[2], {}))]
-    found = answered(service, asked)
+            service.check(array, query)
+    requests = [service.check(*request) for request in ((frames[:2], {}), (frames, {"scale": "0.04"}), (frames[2], {}))]
+    found = service.answer(requests)
     assert [len(one["orientation"]) for one in found] == [2, 5, 1]
     alone = Indexer(load_model(model), Geometry(64, 0.05, 200.0), 1).index(frames[:3])
     np.testing.assert_allclose(
         np.concatenate([found[0]["orientation"], found[2]["orientation"]]), alone.candidates[:, 0], atol=1e-5
     )
+
+
+def test_calibrations_that_are_dropped_and_made_at_once_cost_nobody_an_answer(
+    model: Path, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More calibrations than are kept ready, checked by several threads while others are answered."""
+    made: list[Geometry] = []
+
+    def slow(model: object, geometry: Geometry, **options: int) -> Indexer:
+        made.append(geometry)
+        time.sleep(0.01)
+        return Indexer(model, geometry, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("stemtune.live.server.Indexer", slow)
+    service = Service(str(model))
+    scales = [f"{0.04 + 0.001 * number:.3f}" for number in range(12)]
+
+    def one(number: int) -> int:
+        request = service.check(frames, {"scale": scales[number % len(scales)]})
+        return len(service.answer([request])[0]["orientation"])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(one, range(48))) == [len(frames)] * 48
+    made.clear()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: service.check(frames, {"scale": "0.06"}), range(8)))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("length", [None, "10", "-5", "many", str(2**40)])
+def test_a_body_without_a_length_or_with_a_wrong_one_is_limited(length: str | None) -> None:
+    read: list[int] = []
+
+    async def stream(size: int) -> AsyncIterator[bytes]:
+        for _ in range(size):
+            read.append(1)
+            yield bytes(2**20)
+
+    with pytest.raises(Refused, match=f"{MAX_MIB} MiB; send fewer frames") as refused:
+        asyncio.run(limited(stream(200), length))
+    assert refused.value.status == 413
+    assert len(read) <= MAX_MIB + 1
+    if length != str(2**40):
+        assert len(asyncio.run(limited(stream(3), length))) == 3 * 2**20
 
 
 class Client:
@@ -175,6 +221,10 @@ def test_server_answers_refuses_and_recovers(model: Path, frames: np.ndarray, tm
         for bad, place in ((b"no array", "/"), (npy(frames[:, :50]), "/"), (body, "/?scale=-1")):
             status, text = client.post(bad, place)
             assert (status, text.count(b"\n")) == (400, 1)
+        pieces = (bytes(2**20) for _ in range(MAX_MIB + 1))  # chunks: there is no Content-Length
+        client.connection.request("POST", "/", pieces, client.headers, encode_chunked=True)
+        assert client.connection.getresponse().status == 413
+        client = Client(port)
         waits, statuses = load(port, body, clients=4, requests=25)
         assert set(statuses) == {200}
         print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
-from stemtune.live.growing_file import NotYet, growing
-from stemtune.live.session import How
-from stemtune.live.status_page import Board, Shown, served
+from stemtune.live import growing_file, watcher
+from stemtune.live.growing_file import NotReady, open_growing
+from stemtune.live.session import LiveOptions, LiveScan
+from stemtune.live.status_page import ScanStatus, StatusBoard, serve_page
 from stemtune.live.watcher import Watch, watch
 from stemtune.map_folder.predict import predict
 from stemtune.scan.readers import read_scan
@@ -103,9 +105,9 @@ def test_half_a_frame_is_waited_for(kind: str, small: Path, tmp_path: Path) -> N
     frame = 64 * 64 * 2 + (384 if kind == "mib" else 0)
     start = len(whole) - 60 * frame
     path.write_bytes(whole[: start // 2])
-    file = growing(path)
+    file = open_growing(path)
     assert file is not None
-    with pytest.raises(NotYet):
+    with pytest.raises(NotReady):
         file.look()
     for size, frames in ((start + 5 * frame - 1, 4), (start + 5 * frame, 5), (len(whole) - 7, 59), (len(whole), 60)):
         path.write_bytes(whole[:size])
@@ -120,7 +122,7 @@ def test_half_a_frame_is_waited_for(kind: str, small: Path, tmp_path: Path) -> N
 def test_frames_of_a_file_of_full_size_count_when_the_next_has_begun(small: Path, tmp_path: Path) -> None:
     counts = np.load(small)
     mapped = np.lib.format.open_memmap(tmp_path / "scan.npy", "w+", counts.dtype, counts.shape)
-    file = growing(tmp_path / "scan.npy", stall_s=3)
+    file = open_growing(tmp_path / "scan.npy", stall_s=3)
     assert file is not None
     seen = []
     for written in (0, 1, 4):
@@ -138,13 +140,39 @@ def test_frames_of_a_file_of_full_size_count_when_the_next_has_begun(small: Path
     assert file.whole
 
 
+def test_a_file_of_full_size_is_hardly_read_while_nothing_comes(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blank frames between others are found all the same."""
+    counts = np.zeros((20, 40, 64, 64), np.uint16)
+    mapped = np.lib.format.open_memmap(tmp_path / "scan.npy", "w+", counts.dtype, counts.shape)
+    file = open_growing(tmp_path / "scan.npy", stall_s=60)
+    assert file is not None
+    file.look()
+    read: list[int] = []
+    whole = file.read
+    monkeypatch.setattr(file, "read", lambda first, end: (read.append(end - first), whole(first, end))[1])
+    for _ in range(20):
+        file.look()
+    assert sum(read) <= 20 * 4
+    assert file.frames == 0
+    mapped.reshape(800, 64, 64)[:100] = 1
+    mapped.reshape(800, 64, 64)[150] = 1
+    mapped.flush()
+    file.look()
+    assert file.frames in (99, 150)
+    monkeypatch.setattr(growing_file, "QUIET_S", 0.0)
+    file.look()
+    assert file.frames == 150
+
+
 @pytest.mark.parametrize("kind", ["swmr", "counted", "closing"])
 def test_hdf5_is_read_while_another_process_writes_it(kind: str, small: Path, tmp_path: Path) -> None:
     path, seen = tmp_path / "scan.h5", set()
     process = writer(small, path, kind, 60)
     while not path.exists():
         time.sleep(0.02)
-    file = growing(path, (6, 10))
+    file = open_growing(path, (6, 10))
     assert file is not None
     until = time.monotonic() + 60
     while not file.whole and time.monotonic() < until:
@@ -152,7 +180,7 @@ def test_hdf5_is_read_while_another_process_writes_it(kind: str, small: Path, tm
             file.look()
             if file.frames:
                 file.read(file.frames - 1, file.frames)
-        except (NotYet, FileNotFoundError):
+        except (NotReady, FileNotFoundError):
             pass
         seen.add(file.frames)
         time.sleep(0.03)
@@ -167,7 +195,9 @@ def test_scan_is_answered_while_it_is_written(centre: str, small: Path, model: P
     """The writer stops for a while amid frame 53; the centre is found in the first rows, and then in all."""
     (tmp_path / "scans").mkdir()
     given = {**GIVEN, "centre": centre}
-    watching = Watch(tmp_path / "scans", tmp_path / "maps", How(load_model(model), str(model), calibration=given))
+    watching = Watch(
+        tmp_path / "scans", tmp_path / "maps", LiveOptions(load_model(model), str(model), calibration=given)
+    )
     process = writer(small, tmp_path / "scans" / "scan.npy", "npy", 200, 53, 1.0)
     seen: set[int] = set()
     until = time.monotonic() + 120
@@ -214,12 +244,75 @@ def test_stalled_scan_is_reported_and_goes_on_later(
     same_maps(tmp_path / "maps" / "scan", tmp_path / "predicted")
 
 
+@pytest.mark.parametrize("stage", ["reading", "mapping", "listing"])
+def test_whatever_one_scan_raises_the_others_go_on(
+    stage: str,
+    small: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No permission, a stale handle, a full disk: that file is reported, and tried again by the next watch."""
+    for name in ("bad", "good"):
+        np.save(tmp_path / f"{name}.npy", np.load(small))
+
+    def fails(self: LiveScan, *arguments: Path) -> object:
+        if self.file.path.name == "bad.npy":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return (turn if stage == "reading" else finish)(self, *arguments)
+
+    def unlisted(self: Path) -> bool:
+        if self.name == "bad.npy":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return is_file(self)
+
+    turn, finish, is_file = LiveScan.turn, LiveScan.finish, Path.is_file
+    command = ["watch", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "maps"), "--once", "--no-page"]
+    command += ["--kv", "200", "--scale", "0.05", "--centre", "31.5,31.5", "--stall", "3"]
+    with monkeypatch.context() as broken:
+        if stage == "listing":
+            broken.setattr(Path, "is_file", unlisted)
+        else:
+            broken.setattr(LiveScan, "turn" if stage == "reading" else "finish", fails)
+        assert cli.main(command) == 2
+    said = capsys.readouterr()
+    assert "bad.npy: failed" in said.out
+    assert "good.npy: done" in said.out
+    assert said.err.splitlines()[-1] == "stemtune: 1 of 2 scans failed (bad.npy); see above"
+    log = tmp_path / "maps" / ".live" / "errors.log"
+    assert f"the traceback is in {log}" in said.err
+    assert "Traceback" in log.read_text()
+    assert read_map_h5(tmp_path / "maps" / "good").shape == (6, 10)
+    assert cli.main(command) == 0
+    assert read_map_h5(tmp_path / "maps" / "bad").shape == (6, 10)
+
+
+def test_a_full_disk_does_not_end_the_watch(
+    small: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is known of the scans cannot be written down; they are answered all the same."""
+    np.save(tmp_path / "scan.npy", np.load(small))
+
+    @contextlib.contextmanager
+    def full(path: Path) -> Iterator[Path]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield path
+
+    monkeypatch.setattr(watcher, "whole_file", full)
+    states = watch(tmp_path, model, tmp_path / "maps", once=True, port=None, **GIVEN)
+    assert states == {"scan.npy": "done"}
+    assert capsys.readouterr().err.count("scans.json cannot be written") == 1
+
+
 def test_page_shows_the_scans_to_this_machine_only(tmp_path: Path) -> None:
     picture = tmp_path / "map.png"
     picture.write_bytes(b"picture")
-    board = Board("a <title>")
-    board.show([Shown("a & b.npy", "growing", "waits <", 3, 4, 10, 90.0, 0.2, 0.3, picture), Shown("c.npy", "done")])
-    with served(board, 0) as page:
+    board = StatusBoard("a <title>")
+    board.show(
+        [ScanStatus("a & b.npy", "growing", "waits <", 3, 4, 10, 90.0, 0.2, 0.3, picture), ScanStatus("c.npy", "done")]
+    )
+    with serve_page(board, 0) as page:
         text = urllib.request.urlopen(page).read().decode()
         assert "a &amp; b.npy" in text
         assert "3 of 10 frames (30%)" in text
@@ -234,7 +327,7 @@ def test_page_shows_the_scans_to_this_machine_only(tmp_path: Path) -> None:
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request)
             assert refused.value.code == code
-        with pytest.raises(UserError, match="choose another --port"), served(board, int(page.split(":")[2][:-1])):
+        with pytest.raises(UserError, match="choose another --port"), serve_page(board, int(page.split(":")[2][:-1])):
             pass
 
 

@@ -17,8 +17,7 @@ import pytest
 from rsciio import blockfile, emd, nexus, tvips
 
 from stemtune import cli
-from stemtune.dataset.fingerprint import file_sha256
-from stemtune.dataset.ingest import ingest
+from stemtune.dataset.ingest import file_sha256, ingest
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.scan.readers import read_scan

@@ -32,8 +32,7 @@ if [ "$ROLE" = last ]; then rm -f "$marker"; exit; fi
 echo "good $(hostname)|$("$python" -c 'import platform; print(platform.python_version())')|$(nproc)|$(date +%s)"
 """
 
-CLOCKS_S = 30.0
-"""How far the hosts' clocks may lie apart; the questions are asked within this time."""
+CLOCKS_S = 30.0  # how far the hosts' clocks may lie apart; the questions are asked within this time
 
 
 @dataclass(frozen=True)

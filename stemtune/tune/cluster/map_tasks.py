@@ -14,11 +14,8 @@ from stemtune._parallel import Spread
 from stemtune.errors import UserError
 from stemtune.tune.cluster.connect import connect
 
-UNDER_WAY = 2
-"""Blocks per CPU (or GPU) of the cluster that are being worked on or wait for the one who reads them."""
-
-RETRIES = 8
-"""How often a block is repeated whose worker or node died; nothing else is repeated."""
+UNDER_WAY = 2  # blocks per CPU (or GPU) of the cluster that are being worked on or wait for the one who reads them
+RETRIES = 8  # how often a block is repeated whose worker or node died; nothing else is repeated
 
 
 def over_ray(address: str | None = None, device: str = "cpu") -> Spread:
@@ -71,8 +68,7 @@ def _result(task: Any) -> Any:
         ) from None
 
 
-_prepared: dict[str, Any] = {}
-"""What this worker process prepared last, under the key of the job that it is for."""
+_prepared: dict[str, Any] = {}  # what this worker process prepared last, under the key of the job that it is for
 
 
 def _block(key: str, prepared: tuple[Callable[[Any], Any], Any], work: Callable[[Any, Any], Any], item: Any) -> Any:

@@ -22,11 +22,8 @@ import ray
 from stemtune._version import __version__
 from stemtune.errors import UserError
 
-ANSWER_S = 180.0
-"""How long a node may take to answer: it starts a process and imports Ray for it."""
-
-JOIN_S = 600.0
-"""How long nodes may take to join; `STEMTUNE_NODES_WAIT_S` sets another time."""
+ANSWER_S = 180.0  # how long a node may take to answer: it starts a process and imports Ray for it
+JOIN_S = 600.0  # how long nodes may take to join; `STEMTUNE_NODES_WAIT_S` sets another time
 
 
 @dataclass(frozen=True)

@@ -5,46 +5,30 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 from stemtune._files import whole_file, writable_folder
-from stemtune.tracking.query import SweepRecord, read_sweep, tagged_json
+from stemtune.tracking.query import read_sweep, tagged_json
 from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
-from stemtune.tune.report.leaderboard import Row, architectures, cost, pareto, rows, rungs, seeds, setting_importances
+from stemtune.tune.report.leaderboard import (
+    Comparison,
+    architectures,
+    cost,
+    pareto,
+    rows,
+    rungs,
+    seeds,
+    setting_importances,
+)
 from stemtune.tune.report.page import page
 from stemtune.tune.report.text import format_comparison
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A sweep's trials beside each other."""
-
-    sweep: SweepRecord  # the sweep as MLflow keeps it
-    metric: str  # what decides
-    mode: str  # whether less of it ("min") or more ("max") is better
-    ranked: list[Row]  # the trials, best first
-    figures: dict[str, Any]  # everything that the JSON holds
-    colours: Mapping[str, str]  # a colour for each architecture
-    proposals: Mapping[str, Any]  # what the sampler drew for each of its trials: parameters and their distributions
-
-    @property
-    def about(self) -> str:
-        """The question that the search space asks."""
-        return self.sweep.tags.get("mlflow.note.content", "")
-
-
 def compare_trials(name: str | None = None) -> Comparison:
-    """Return what the sweep `name`, or the one that started last, found.
-
-    Raises
-    ------
-    UserError
-        When there is no such sweep, or the tracking server does not answer.
-    """
+    """Return what the sweep `name`, or the one that started last, found."""
     sweep = read_sweep(name)
     metric, mode = sweep.params["metric"], sweep.params["mode"]
     sweep = read_sweep(sweep.name, curves=(metric,))

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from stemtune._files import whole_file
 from stemtune.tune.formatting import searched_settings
-from stemtune.tune.report.leaderboard import common_distributions, front, optuna_study
+from stemtune.tune.report.leaderboard import Comparison, common_distributions, front, optuna_study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
-    from stemtune.tune.report import Comparison
 
 PRICES = {
     "parameters": "weights of the model",

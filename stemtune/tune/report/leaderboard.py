@@ -20,15 +20,9 @@ from stemtune.tune.formatting import architecture, better
 BASELINE = "matched"
 _WITHIN = 8  # trials of one architecture from which its own settings are compared
 
-FEWEST = 6
-"""Trials below which nothing can be said."""
-
-FEWEST_FANOVA = 20
-"""Trials below which PED-ANOVA stands in for fANOVA, whose forest needs more."""
-
-_GOOD = 0.3
-"""Share of the trials that PED-ANOVA takes as the good ones; its own 0.1 is one trial of ten."""
-
+FEWEST = 6  # trials below which nothing can be said
+FEWEST_FANOVA = 20  # trials below which PED-ANOVA stands in for fANOVA, whose forest needs more
+_GOOD = 0.3  # share of the trials that PED-ANOVA takes as the good ones; its own 0.1 is one trial of ten
 Point = tuple[dict[str, Any], float]
 """What the sampler kept of a trial (its parameters and their distributions), and the trial's best figure."""
 
@@ -56,6 +50,24 @@ class Row:
     alike: str  # what it has in common with the trials that differ from it in the seed only
     searched: dict[str, Any]
     curve: list[tuple[int, float]]  # (epoch, value) of the metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A sweep's trials beside each other."""
+
+    sweep: SweepRecord  # the sweep as MLflow keeps it
+    metric: str  # what decides
+    mode: str  # whether less of it ("min") or more ("max") is better
+    ranked: list[Row]  # the trials, best first
+    figures: dict[str, Any]  # everything that the JSON holds
+    colours: Mapping[str, str]  # a colour for each architecture
+    proposals: Mapping[str, Any]  # what the sampler drew for each of its trials: parameters and their distributions
+
+    @property
+    def about(self) -> str:
+        """The question that the search space asks."""
+        return self.sweep.tags.get("mlflow.note.content", "")
 
 
 def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stemtune.tune.formatting import STATUS_WORDS, format_metric, searched_settings
-
-if TYPE_CHECKING:
-    from stemtune.tune.report import Comparison
+from stemtune.tune.report.leaderboard import Comparison
 
 TITLES = {
     "overview": ("Learning curves and architectures", "A cross ends a trial that ASHA stopped."),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stemtune.tune.formatting import STATUS_WORDS, format_metric, format_table, searched_settings
-from stemtune.tune.report.leaderboard import BASELINE, Row
-
-if TYPE_CHECKING:
-    from stemtune.tune.report import Comparison
+from stemtune.tune.report.leaderboard import BASELINE, Comparison, Row
 
 _SHOWN = 20  # trials that are printed; the JSON holds all
 

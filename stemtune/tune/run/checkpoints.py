@@ -17,9 +17,7 @@ from typing import Any
 
 from stemtune._files import damage, seal_also, whole_file, whole_folder
 
-NOTE = ".metadata.json"
-"""The note in a checkpoint: its epoch, and what was reported after each epoch up to it."""
-
+NOTE = ".metadata.json"  # the note in a checkpoint: its epoch, and what was reported after each epoch up to it
 ENDED = "ended"
 RAYS_OWN = "checkpoint_manager_snapshot.json"
 

@@ -23,14 +23,11 @@ from stemtune.tune.space.forms import Branch, Choice, Constant, Form
 from stemtune.tune.space.space import SearchSpace, space_from_text, walk
 
 MANIFEST = "sweep.json"
-DRIVER = "driver.lock"
-"""Held by the process that drives a sweep, in the sweep's folder."""
-
+DRIVER = "driver.lock"  # held by the process that drives a sweep, in the sweep's folder
 PATHS = ("data.store", "data.mix_store", "data.validation_store", "data.cif", "model.pretrained")
 """Settings that name a file."""
 
-SHIPPED = ("linio2",)
-"""Names that stand for files of ours."""
+SHIPPED = ("linio2",)  # names that stand for files of ours
 
 
 def sweeps_folder() -> Path:

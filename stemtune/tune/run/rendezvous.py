@@ -42,8 +42,7 @@ class _RendezvousBackend(_TorchBackend):  # type: ignore[misc]
         )
 
 
-_listening: dict[str, socket.socket] = {}
-"""The socket that this process, rank 0, listens on."""
+_listening: dict[str, socket.socket] = {}  # the socket that this process, rank 0, listens on
 
 
 def _listen() -> tuple[str, int]:

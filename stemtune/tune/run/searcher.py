@@ -31,8 +31,7 @@ _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
 
 
-FINISHED: str = Searcher.FINISHED
-"""What Tune is told instead of settings when there are no more."""
+FINISHED: str = Searcher.FINISHED  # what Tune is told instead of settings when there are no more
 
 
 class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
@@ -185,6 +184,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         Trials that still run in the study are ended there. Those that had ended stay, for what they taught the sampler
         is true. That they were planned again is written down: another crash must not plan them a third time.
         """
+        # What Tune knows, and what an earlier crash of this sweep has planned anew already.
         known = {trial.number for trial in self._ot_trials.values()}
         mark = f"{AGAIN}.{self.sweep_id}"
         again = set(self._ot_study.user_attrs.get(mark, []))
@@ -193,11 +193,13 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         for trial in trials:
             if trial.number in known or not self._ours(trial):
                 continue
+            # A trial of ours that Tune has lost: end it if it still runs, and leave it if it never began.
             settings = trial.user_attrs.get(SETTINGS)
             if trial.state == TrialState.RUNNING:
                 self._ot_study.tell(trial.number, state=TrialState.FAIL)
             elif trial.state == TrialState.WAITING or not settings:
                 continue  # planned, or proposed twice and never begun
+            # Plan its settings once more, unless that was done: then only let them pass as no repetition.
             if trial.number in again:
                 if settings not in going_on:
                     self._again.add(settings)

@@ -21,9 +21,7 @@ STATE = "experiment_state-"
 OF_TUNE = (f"{STATE}*.json", "search_gen_state-*.json", "searcher-state-*.pkl", "callback-states-*.pkl")
 """Files of one state of Tune; what stands for the star is the session."""
 
-LATEST = "9999"
-"""The session as which Tune finds what it is to go on from: later than any clock says."""
-
+LATEST = "9999"  # the session as which Tune finds what it is to go on from: later than any clock says
 _KEPT = 2
 _LOOK_S = 0.5
 _SHARE = 5  # at most this part of the time goes into snapshots

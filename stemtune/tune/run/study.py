@@ -28,8 +28,7 @@ SWEEP, SETTINGS = "stemtune.sweep", "stemtune.settings"
 SPACE, AGAIN = "stemtune.space", "stemtune.again"
 """User attributes of a study: what it searches; with a sweep's id, which trials that planned anew after a crash."""
 
-_LOCK = 0x5354454D
-"""Number of the database's lock, any that nobody else uses."""
+_LOCK = 0x5354454D  # number of the database's lock, any that nobody else uses
 
 
 @dataclass(frozen=True)

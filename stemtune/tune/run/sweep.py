@@ -33,7 +33,13 @@ from stemtune.tune.run.manifest import (
 )
 from stemtune.tune.run.snapshots import check_resumable
 from stemtune.tune.run.trial import NO_SPACE
-from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, select_champion
+from stemtune.tune.run.trial_state import (
+    TrialState,
+    driver_state,
+    drop_driver_state,
+    recorded_trials,
+    select_champion,
+)
 from stemtune.tune.space.space import SearchSpace
 
 __all__ = ["SweepOutcome", "resume_sweep", "run_sweep", "sweeps_folder", "unfinished"]
@@ -110,14 +116,28 @@ def run_sweep(
 
 
 def resume_sweep(name: str, *, local: bool = False, tracked: bool = True, nodes: int = 1) -> SweepOutcome:
-    """Go on with the interrupted sweep `name`, whose finished trials are not run again; see `run_sweep`."""
+    """Go on with the interrupted sweep `name`, or try its failed trials again; finished ones are not run again."""
     folder = sweeps_folder() / checked_name(name)
     manifest = read_manifest(folder)
-    check_resumable(folder)
     with single_driver(folder):
         space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
+        states = recorded_trials(folder, space.metric, space.mode)
+        if manifest["status"] == "finished" and all(state.status != "failed" for state in states):
+            return _send_rest(space, folder, manifest, states, tracked)
+        check_resumable(folder)
         store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
         return _run(space, folder, manifest, at_once, tracked, store_hash, resume=True)
+
+
+def _send_rest(
+    space: SearchSpace, folder: Path, manifest: dict[str, Any], states: list[TrialState], tracked: bool
+) -> SweepOutcome:
+    """Send what the tracking server missed of a finished sweep, and return how it ended: nothing is left to run."""
+    from stemtune.tracking import NullTracker, Tracker, address
+
+    tracker = Tracker(folder, folder.name, str(manifest["sweep_id"]), address()) if tracked else NullTracker()
+    best = select_champion(folder, states, space.metric, space.mode)
+    return SweepOutcome(folder.name, folder, space.metric, space.mode, "finished", states, *best, tracker.close())
 
 
 def _prepare(
@@ -233,8 +253,7 @@ def _finish(callback: Any, folder: Path, manifest: dict[str, Any], interrupted: 
         if state.status == "running":
             state.status = "interrupted"
             callback.tracker.end(state.trial, "interrupted", "the sweep was interrupted", {}, {})
-    complete = manifest["status"] == "finished"  # resumed only to send what the tracking server missed
-    if champion and model and not complete:
+    if champion and model:
         tags = {"stemtune.champion_metric": space.metric, "stemtune.champion_value": f"{value:.6g}"}
         callback.tracker.champion(champion.trial, str(model), tags)
     status = "interrupted" if interrupted else "finished"
@@ -243,13 +262,13 @@ def _finish(callback: Any, folder: Path, manifest: dict[str, Any], interrupted: 
         "time/device_s": sum(state.device_s for state in states),
         "trials": float(len(ended)),
     }
-    callback.tracker.done(status, {} if complete else totals | ({} if champion is None else {"best": value}), {})
+    callback.tracker.done(status, totals | ({} if champion is None else {"best": value}), {})
     callback.progress.close(not interrupted)
     unsent = callback.tracker.close(10.0 if interrupted else 60.0)
     write_manifest(
         folder, {**manifest, "status": status}
     )  # first: what follows needs a server and is no part of the sweep
-    if callback.tracked and champion and not unsent and not interrupted and not complete:
+    if callback.tracked and champion and not unsent and not interrupted:
         _keep_comparison(callback.name, folder)
     return SweepOutcome(callback.name, folder, space.metric, space.mode, status, states, champion, value, model, unsent)
 

@@ -36,32 +36,19 @@ ELASTIC_START_S = "20"
 """How long an elastic trial waits for its workers' places before it asks anew how many there are: right after a node is
 lost Ray still counts it, and would wait for it for ever."""
 
-ELASTIC_STARTS = 200
-"""How often it asks."""
-
+ELASTIC_STARTS = 200  # how often it asks
 ELASTIC_LOSSES = 3
 """How many nodes it may lose before it is left to Tune, which starts it once more from its checkpoint."""
 
 PASSED_ON = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME")
 """Settings of the submitting process's environment that the workers get as well."""
 
-WORST = 1e6
-"""Stands for a figure that is not finite: Optuna refuses infinities and NaN."""
-
-FAILURE = "failure.txt"
-"""Why a trial failed, in its folder."""
-
-NO_SPACE = os.strerror(errno.ENOSPC)
-"""What is said of a full disk, through whatever wraps it."""
-
-DIVERGED = "diverged.txt"
-"""How a trial diverged, in its folder."""
-
-EARLIER = "earlier"
-"""Key of a report: the reports from before a restart."""
-
-CORRUPT = "damaged"
-"""Key of a report: which checkpoints were corrupt at a restart, and what the trial did then."""
+WORST = 1e6  # stands for a figure that is not finite: Optuna refuses infinities and NaN
+FAILURE = "failure.txt"  # why a trial failed, in its folder
+NO_SPACE = os.strerror(errno.ENOSPC)  # what is said of a full disk, through whatever wraps it
+DIVERGED = "diverged.txt"  # how a trial diverged, in its folder
+EARLIER = "earlier"  # key of a report: the reports from before a restart
+CORRUPT = "damaged"  # key of a report: which checkpoints were corrupt at a restart, and what the trial did then
 
 
 @dataclass(frozen=True)

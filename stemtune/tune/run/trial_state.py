@@ -11,6 +11,7 @@ from typing import Any
 
 from stemtune._files import damage
 from stemtune.config import Scalar
+from stemtune.tracking.writer import journal_events
 from stemtune.tune.formatting import architecture, better
 from stemtune.tune.run.checkpoints import ranked, stored_checkpoints, train_folder
 
@@ -116,6 +117,23 @@ def select_champion(
         if found and (best[0] is None or better(found[0], best[1], mode)):
             best = (state, *found)
     return best
+
+
+def recorded_trials(sweep_folder: Path, metric: str, mode: str) -> list[TrialState]:
+    """Return the trials of a sweep as its journal has them, in the order of proposal."""
+    states: dict[str, TrialState] = {}
+    for event in journal_events(sweep_folder):
+        trial = event.get("trial", "")
+        if event["kind"] == "trial" and trial not in states:
+            states[trial] = TrialState(trial, int(event["tags"]["stemtune.number"]), event["params"])
+        elif event["kind"] == "lost":
+            states.pop(trial, None)
+        elif event["kind"] == "metrics" and trial in states:
+            states[trial].take({**event["values"], "epoch": event["step"]}, metric, mode)
+            states[trial].wall_s = event["values"].get("time/wall_s", 0.0)
+        elif event["kind"] == "end" and trial in states:
+            states[trial].status, states[trial].reason = event["status"], event["reason"]
+    return sorted(states.values(), key=lambda state: state.number)
 
 
 def history(sweep_folder: str | Path, trial: str) -> list[dict[str, Any]]:

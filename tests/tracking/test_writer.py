@@ -3,75 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import feed
-from counting import counted_calls
-from mlflow_server import Server
 
 from stemtune.errors import UserError
 from stemtune.tracking import (
     NullTracker,
     Tracker,
     address,
-    code_version,
-    log_files,
     newest_sweep,
     read_sweep,
-    resolve,
     resolve_model,
 )
 from stemtune.tracking.client import client
 from stemtune.tracking.writer import JOURNAL
 
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow file with its tables and nothing in them; making one takes seconds."""
-    from stemtune.tracking.client import Address, client
-
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    client(Address(f"sqlite:///{file}")).search_experiments()
-    return file
-
-
-@pytest.fixture
-def prepared(here: Path, empty_database: Path) -> Path:
-    shutil.copy(empty_database, here / "mlflow.db")
-    return here
-
-
-def model_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "model.json").write_text('{"schema": 1}')
-    (folder / "model.safetensors").write_bytes(b"weights of " + folder.name.encode())
-    return folder
-
-
-def tell(tracker: NullTracker, trials: int = 2, epochs: int = 3) -> None:
-    tracker.sweep({"budget.trials": trials, "metric": "val/loss"}, {"a": "b"}, "metric: val/loss")
-    for trial in range(trials):
-        tracker.trial(
-            f"t{trial}", f"{trial:03d} cnn", {"optim.lr": 1e-3, "model.name": "cnn"}, {"stemtune.number": "0"}
-        )
-        for epoch in range(1, epochs + 1):
-            tracker.metrics(f"t{trial}", epoch, {"val/loss": trial + 1.0 / epoch})
-        tracker.end(f"t{trial}", "stopped" if trial else "finished", "stopped by ASHA" if trial else "", {}, {})
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import feed
+from counting import counted_calls
+from made_up import model_folder, tell
+from mlflow_server import Server
 
 
 def test_what_is_written_is_read_back(here: Path) -> None:
@@ -106,47 +61,6 @@ def test_what_is_written_is_read_back(here: Path) -> None:
     run = by_trial["t0"].run_id
     for name in ("champion", "models:/alpha@champion", f"runs:/{run}/model"):
         assert (resolve_model(name) / "model.safetensors").read_bytes() == b"weights of best"
-
-
-def test_the_champion_has_a_card_in_the_registry(prepared: Path) -> None:
-    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
-    tracker.sweep({"metric": "val/loss"}, {"stemtune.store_sha256": "5a5a", "stemtune.commit": "c0ffee"}, "")
-    tracker.trial("t0", "000 cnn", {"model.name": "cnn"}, {"stemtune.architecture": "cnn adjusted"})
-    tags = {"stemtune.champion_metric": "val/loss", "stemtune.champion_value": "0.3"}
-    tracker.champion("t0", str(model_folder(prepared / "best")), tags)
-    assert tracker.close() == 0
-    api = client(address())
-    how = "stemtune predict SCAN --model models:/alpha@champion"
-    assert how in api.get_registered_model("alpha").description
-    card = api.get_model_version_by_alias("alpha", "champion").description
-    for words in ("cnn adjusted", "val/loss 0.3", "000 cnn", "5a5a", "c0ffee", how):
-        assert words in card
-
-
-def test_a_report_is_kept_with_the_run_of_the_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
-    tell(tracker, trials=1)
-    tracker.champion("t0", str(model_folder(prepared / "best")), {})
-    assert tracker.close() == 0
-    run = read_sweep("alpha").trials[0].run_id
-    folder = prepared / "particle"
-    folder.mkdir()
-    for name in ("report.html", "ipf_x.png", "map.h5"):
-        (folder / name).write_text(name)
-    for model in ("champion", "models:/alpha@champion", "models:/alpha/1", f"runs:/{run}/model"):
-        assert resolve(model).run == run
-    assert log_files(run, folder, ("report.html", "*.png"), "maps/particle") == f"runs:/{run}/maps/particle"
-    api = client(address())
-    assert [file.path for file in api.list_artifacts(run, "maps/particle")] == [
-        "maps/particle/ipf_x.png",
-        "maps/particle/report.html",
-    ]
-    assert resolve(str(prepared / "best")).run is None
-    with pytest.raises(UserError, match=r"did not take the files for the run 0123"):
-        log_files("0123", folder, ("*",), "maps/particle")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared}/gone.db")
-    with pytest.raises(UserError, match=r"there is no MLflow file"):
-        log_files(run, folder, ("*",), "maps/particle")
 
 
 def test_events_told_twice_leave_the_same_records(prepared: Path) -> None:
@@ -210,54 +124,6 @@ def test_the_null_tracker_keeps_nothing(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
-def test_mistakes_are_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"there is no MLflow file .*mlflow\.db"):
-        read_sweep()
-    with pytest.raises(UserError, match="there is no model 'nothing'"):
-        resolve_model("nothing")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://somewhere")
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is 'ftp://somewhere', but must be"):
-        address()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:1")
-    assert "secret" not in address().shown
-
-
-def test_unknown_names_are_suggested(prepared: Path) -> None:
-    tracker = Tracker(prepared / "sweep", "alpha", "id1", address())
-    tell(tracker, trials=1)
-    assert tracker.close() == 0
-    with pytest.raises(UserError, match="no sweep called 'alpah'.*did you mean 'alpha'"):
-        read_sweep("alpah")
-    with pytest.raises(UserError, match="no sweep has crowned a champion"):
-        resolve_model("champion")
-    with pytest.raises(UserError, match="no model 'models:/beta@champion'"):
-        resolve_model("models:/beta@champion")
-
-
-def test_a_checkpoint_folder_holds_a_model_folder(here: Path) -> None:
-    model_folder(here / "checkpoint" / "model")
-    assert resolve_model("checkpoint") == Path("checkpoint/model")
-
-
-def test_code_version_names_the_commit() -> None:
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        pytest.skip("not a git checkout")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-    assert code_version()["stemtune.commit"] == head.stdout.strip()
-
-
-@pytest.fixture
-def server(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    made = Server(here)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.uri)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    try:
-        yield made
-    finally:
-        made.stop()
-
-
 @pytest.mark.slow
 def test_an_absent_server_loses_nothing(here: Path, server: Server) -> None:
     server.start()
@@ -299,62 +165,6 @@ def test_an_absent_server_loses_nothing(here: Path, server: Server) -> None:
         read_sweep("away")
 
 
-FETCH = """
-import os
-from stemtune.tracking import resolve_model
-folder = resolve_model("champion")
-print((folder / "model.safetensors").read_bytes().decode(), os.environ["MLFLOW_TRACKING_URI"], flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_a_fetched_model_goes_when_the_process_ends(
-    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.start()
-    tracker = Tracker(here / "sweep", "fetched", "id1", address())
-    tell(tracker, trials=1)
-    tracker.champion("t0", str(model_folder(here / "best")), {})
-    assert tracker.close() == 0
-    (here / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(here / "temporary"))
-    done = subprocess.run([sys.executable, "-c", FETCH], capture_output=True, text=True, check=True)
-    assert done.stdout == f"weights of best {server.uri}\n"
-    assert not list((here / "temporary").iterdir())
-
-
-SECRETS = (
-    "http://me:s3cret@host:5000",
-    "postgresql+psycopg2://me:s3cret@host/mlflow",
-    "postgresql://me:s3cr3t/s3cret@host/mlflow",
-    "postgresql://host/mlflow?user=me&password=s3cret",
-    "https://host/path?access_token=s3cret",
-)
-
-
-@pytest.mark.parametrize("uri", SECRETS)
-def test_no_password_is_shown_or_kept(uri: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in messages, not in the log of a fault, not in the journal of what MLflow refused."""
-    from stemtune.errors import fault_line, masked
-    from stemtune.tracking import Address
-
-    assert "s3cret" not in Address(uri).shown
-    assert "host" in Address(uri).shown
-    monkeypatch.setattr("sys.argv", ["stemtune", f"--uri={uri}"])
-    try:
-        raise RuntimeError(f"API request to {uri}/api failed")
-    except RuntimeError as fault:
-        line = fault_line(fault)
-    log = Path(line.rsplit(" ", 1)[1])
-    assert "s3cret" not in line + log.read_text()
-    assert "RuntimeError" in log.read_text()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"x{uri}")
-    with pytest.raises(UserError) as mistake:
-        address()
-    assert "s3cret" not in str(mistake.value)
-    assert masked("2 tokens, token= , a@b and http://host/x stay") == "2 tokens, token= , a@b and http://host/x stay"
-
-
 def test_a_server_with_a_password_leaves_none_in_the_journal(here: Path) -> None:
     from stemtune.tracking import Address
 
@@ -368,19 +178,6 @@ def test_a_server_with_a_password_leaves_none_in_the_journal(here: Path) -> None
     assert "s3cret" not in tracker.problem
     for file in (here / "sweeps" / "s").iterdir():
         assert "s3cret" not in file.read_text()
-
-
-def test_a_password_file_that_others_can_read_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(here))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    secret = here / ".mlflow" / "credentials"
-    secret.parent.mkdir()
-    secret.write_text("[mlflow]\nmlflow_tracking_username = me\nmlflow_tracking_password = s3cret\n")
-    secret.chmod(0o644)
-    with pytest.raises(UserError, match=f"which others can read; chmod 600 {secret}"):
-        address()
-    secret.chmod(0o600)
-    assert address().uri == "http://host:5000"
 
 
 def test_sixteen_trials_at_once_into_sqlite(prepared: Path) -> None:
@@ -451,7 +248,7 @@ def test_what_is_refused_together_is_sent_one_by_one(prepared: Path) -> None:
 @pytest.mark.slow
 def test_two_sweeps_at_once_into_one_sqlite_file(prepared: Path) -> None:
     """Not what SQLite is for, but nothing is lost: a writer that finds the file locked comes again."""
-    script = str(Path(__file__).parent / "feed.py")
+    script = str(Path(__file__).parents[1] / "feed.py")
     feeds = [subprocess.Popen([sys.executable, script, name, "5", "0.1"]) for name in ("one", "two")]
     assert [process.wait(timeout=300) for process in feeds] == [0, 0]
     for name in ("one", "two"):
@@ -484,16 +281,3 @@ def test_a_restart_tells_nothing_twice_and_takes_back_what_was_lost(prepared: Pa
         ("t0", [(1, 1.0), (2, 0.5), (3, 13.0)])
     ]
     assert Tracker(prepared / "sweep", "again", "id1", address()).begun() == {"t0"}
-
-
-def test_the_ui_finds_a_view_of_what_matters(prepared: Path) -> None:
-    """What the MLflow UI shows for `?viewStateShareKey=stemtune`: looked at in Chromium, MLflow 3.17."""
-    tracker = Tracker(prepared / "sweep", "viewed", "id1", address())
-    tracker.sweep({"metric": "val/within_5deg", "mode": "max", "searched": "optim.lr, model.name"}, {}, "")
-    assert tracker.close() == 0
-    experiment = client(address()).get_experiment_by_name("viewed")
-    view = json.loads(experiment.tags["mlflow.sharedViewState.stemtune"])
-    assert view["selectedColumns"][0] == "metrics.`best`"
-    assert view["selectedColumns"][3:5] == ["params.`model.name`", "params.`optim.lr`"]
-    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best`", False)
-    assert list(view["runsExpanded"]) == [read_sweep("viewed").run_id]
