@@ -73,8 +73,6 @@ SETTINGS = (
 )
 """The knobs that matching has."""
 
-SCORES = ("Q", "R", "spot_z_score", "explained_intensity")
-
 
 class Matches(NamedTuple):
     """Labels of B patterns: `orientation` (B, 4) and `phase` (B,) of the best candidate whether indexed or not, its
