@@ -119,6 +119,8 @@ def resume_sweep(name: str, *, local: bool = False, tracked: bool = True, nodes:
     """Go on with the interrupted sweep `name`, or try its failed trials again; finished ones are not run again."""
     folder = sweeps_folder() / checked_name(name)
     manifest = read_manifest(folder)
+    if manifest["status"] != "finished":
+        check_resumable(folder)
     with single_driver(folder):
         space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
         states = recorded_trials(folder, space.metric, space.mode)
