@@ -58,7 +58,7 @@ def predict(parser: Parser) -> Command:
         folder = Path(options.out)
         _print_summary(summary, folder)
         if options.overlay:
-            from stemtune.plot.overlay import overlay_positions
+            from stemtune.plot.patterns import overlay_positions
 
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")

@@ -21,9 +21,8 @@ from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.indexing.overlap import SECOND_LAYER, overlap_figures
 from stemtune.indexing.phase_choice import phase_figures
 from stemtune.plot.figures import draw_scalar
-from stemtune.plot.grains import draw_grains, draw_grod, draw_kam
+from stemtune.plot.grains import draw_grains, draw_grod, draw_kam, draw_overlaps, draw_phases
 from stemtune.plot.ipf import DIRECTIONS, draw_ipf
-from stemtune.plot.phases import draw_overlaps, draw_phases
 
 FILES = (
     *("map.h5", "map.ang", "map.ctf", "ipf_?.png", "confidence.png", "overlap.png", "overlay.png", "summary.json"),

@@ -14,7 +14,7 @@ from stemtune.scan.beam_center import Centre, beam_near, common_pattern, fit_cen
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.descan import MIN_CENTRES, Descan, fit_descan, improves, measure_centres
-from stemtune.scan.peaks import SpotList, find_spots
+from stemtune.scan.ring_fit import SpotList, find_spots
 
 if TYPE_CHECKING:
     from stemtune.scan.ring_fit import RingFit

@@ -21,13 +21,11 @@ from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.indexing.overlap import WEIGHT_LAYER
 from stemtune.plot.figures import length_text, round_length
-from stemtune.plot.grains import class_colours, edge_lines, grain_colours, highest_deg
+from stemtune.plot.grains import class_colours, colours_of, edge_lines, grain_colours, highest_deg, phase_colours
 from stemtune.plot.ipf import DIRECTIONS, MEANING, map_colours, present_phases
-from stemtune.plot.phases import colours_of, phase_colours
 from stemtune.plot.pole_figures import HALF_WIDTH_DEG
 from stemtune.plot.report import figures
-from stemtune.plot.report.pixels import pixel_data
-from stemtune.plot.report.worst_fit import worst_fit
+from stemtune.plot.report.data import pixel_data, worst_fit
 
 NAME = "report.html"
 
