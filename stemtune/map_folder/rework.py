@@ -24,23 +24,10 @@ def clean_map(
     grains: GrainsConfig,
     twins: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Clean up the map at `path` by what neighbours say, or undo that, and return the figures that are new.
+    """Clean up the map at `path`, a folder or its `map.h5`, by what neighbours say and return its figures.
 
-    Parameters
-    ----------
-    path
-        A map folder, or the `map.h5` in it.
-    out
-        The map folder to write; left out, the map is replaced.
-    clean
-        How; None undoes an earlier clean-up.
-    grains, twins
-        How grains are found.
-
-    Returns
-    -------
-    dict
-        See `files.map_summary`; `cleaned`, pixels by what was done to them, is None when it was undone.
+    `clean` None undoes an earlier clean-up. The result goes to the folder `out`; left out, it replaces the map. The
+    figures are those of `files.map_summary`; `cleaned`, pixels by what was done to them, is None when it was undone.
     """
     file = map_file(path)
     folder = replaceable_folder(file.parent, FILES, "a map")
@@ -57,20 +44,7 @@ def clean_map(
 
 
 def regrain(path: str | os.PathLike[str], settings: GrainsConfig, twins: Sequence[str] = ()) -> dict[str, Any]:
-    """Find the grains of the map at `path` anew and put them into its folder in place of those that are there.
-
-    Parameters
-    ----------
-    path
-        A map folder, or the `map.h5` in it.
-    settings, twins
-        See `analyse`.
-
-    Returns
-    -------
-    dict
-        See `grain_figures`.
-    """
+    """Find the grains of the map at `path`, a folder or its `map.h5`, anew and return `grain_figures`."""
     file = map_file(path)
     folder = replaceable_folder(file.parent, FILES, "a map")
     analysis = analyse(read_map_h5(file), settings, twins)

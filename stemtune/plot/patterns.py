@@ -46,19 +46,7 @@ def overlay_positions(
 ) -> Path:
     """Draw measured patterns of a map's scan with the simulated spots of its orientations over them.
 
-    Parameters
-    ----------
-    folder
-        The map folder.
-    positions
-        (row, column) on the map.
-    png
-        The picture; left out, `overlay.png` in the map folder.
-
-    Returns
-    -------
-    Path
-        Of the picture.
+    `positions` are (row, column) on the map; `png` left out is `overlay.png` in the map folder.
 
     Raises
     ------
@@ -81,16 +69,9 @@ def overlay_positions(
 def measured_patterns(
     orientation_map: OrientationMap, pixels: Sequence[int], store: Store | None = None
 ) -> npt.NDArray[Any]:
-    """Return the measured patterns (n, size, size) of pixels of a map, corrected as they were for it.
+    """Return the measured patterns (n, size, size) of pixels (flat indices), corrected as they were for the map.
 
-    Parameters
-    ----------
-    orientation_map
-        The map.
-    pixels
-        Flat indices.
-    store
-        The patterns; left out, they are read from the scan or store that the map was made of.
+    They are those of `store`; without one, of the scan or store that the map was made of.
 
     Raises
     ------

@@ -41,14 +41,7 @@ def describe_risk(figures: dict[str, Any]) -> str:
 
 
 def label_risk(store: str | os.PathLike[str], truth: OrientationMap) -> dict[str, Any]:
-    """Return the error of a store's labels against the truth as a function of the share that is kept.
-
-    Parameters
-    ----------
-    store
-        The labelled store.
-    truth
-        What is right, on the same scan.
+    """Return the error of a labelled store's labels against the truth of the same scan, by the share that is kept.
 
     Returns
     -------

@@ -36,18 +36,10 @@ _LONGEST = 400  # characters of one setting that are shown
 
 
 def write_report(analysis: Analysis, folder: Path, summary: Mapping[str, Any], store: Store | None = None) -> None:
-    """Write `report.html` of a map into its folder.
+    """Write `report.html` of a map into its folder; `summary` is what `summary.json` says.
 
-    Parameters
-    ----------
-    analysis
-        The map and its grains.
-    folder
-        The map folder.
-    summary
-        What `summary.json` says.
-    store
-        The patterns; left out, they are looked for where the map says, and if they are gone the page says so.
+    The patterns are those of `store`; without it they are looked for where the map says, and if they are gone the page
+    says so.
     """
     (folder / NAME).write_text(report(analysis, summary, store), encoding="utf-8")
 
