@@ -18,8 +18,8 @@ from stemtune._files import seal
 from stemtune.tracking import Tracker, address
 from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.checkpoints import annotate, train_folder
-from stemtune.tune.run.manifest import new_manifest
-from stemtune.tune.run.sweep import SweepOutcome, _finish, sweeps_folder
+from stemtune.tune.run.manifest import new_manifest, sweeps_folder
+from stemtune.tune.run.sweep import SweepOutcome, _finish
 from stemtune.tune.space.space import space_from_text
 
 TRIALS = 16

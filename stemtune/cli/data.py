@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stemtune.cli.parsing import (
+    Command,
+    Parser,
     command,
     over_ray,
     pair,
@@ -14,13 +16,10 @@ from stemtune.cli.parsing import (
     scan_arguments,
     scan_options,
     seed,
-    simulate_options,
+    settings_options,
 )
 from stemtune.config import Config, SimulateConfig, parse_assignments
 from stemtune.errors import UserError
-
-if TYPE_CHECKING:
-    from stemtune.cli.parsing import Commands
 
 
 def _simulate_config(options: argparse.Namespace) -> SimulateConfig:
@@ -34,7 +33,11 @@ def _simulate_config(options: argparse.Namespace) -> SimulateConfig:
     return Config.from_flat(given).simulate
 
 
-def simulate(commands: Commands) -> None:
+@command(
+    "simulated patterns with exact orientations; after an interrupt the same command goes on",
+    "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5",
+)
+def simulate(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         settings = _simulate_config(options)
         shape = pair(options.scan, "--scan") if options.scan else None
@@ -54,13 +57,6 @@ def simulate(commands: Commands) -> None:
 
         print(describe(options.out))
 
-    parser = command(
-        commands,
-        "simulate",
-        "simulated patterns with exact orientations; after an interrupt the same command goes on",
-        "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5",
-        call,
-    )
     parser.add_argument(
         "cif",
         metavar="CIF",
@@ -85,10 +81,16 @@ def simulate(commands: Commands) -> None:
         "--restart", action="store_true", help="begin anew instead of going on with the unfinished STORE.part"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting simulate.*")
-    simulate_options(parser)
+    title = "the microscope (low:high is drawn from anew for every pattern)"
+    settings_options(parser, title, "simulate", SimulateConfig)
+    return call
 
 
-def ingest(commands: Commands) -> None:
+@command(
+    "a measured scan, calibrated and centred, into a store",
+    "stemtune ingest scan.hspy --out scan.h5 --kv 300",
+)
+def ingest(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.cli.inspect import describe
         from stemtune.dataset.ingest import ingest
@@ -96,19 +98,17 @@ def ingest(commands: Commands) -> None:
         ingest(options.scan, options.out, **scan_arguments(options))
         print(describe(options.out))
 
-    parser = command(
-        commands,
-        "ingest",
-        "a measured scan, calibrated and centred, into a store",
-        "stemtune ingest scan.hspy --out scan.h5 --kv 300",
-        call,
-    )
     parser.add_argument("scan", metavar="SCAN", help="the file: .hspy, .zspy, .mib, .blo, .dm4, .tvips, .h5, .npy, ...")
     parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
     scan_options(parser)
+    return call
 
 
-def inspect(commands: Commands) -> None:
+@command(
+    "what a scan, store, map, model or search space holds",
+    "stemtune inspect scan.h5 --png scan.png",
+)
+def inspect(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.cli.inspect import describe
 
@@ -123,16 +123,10 @@ def inspect(commands: Commands) -> None:
             if second:
                 print(f"calibration: {second}")
 
-    parser = command(
-        commands,
-        "inspect",
-        "what a scan, store, map, model or search space holds",
-        "stemtune inspect scan.h5 --png scan.png",
-        call,
-    )
     parser.add_argument("path", metavar="PATH")
     parser.add_argument(
         "--png",
         metavar="FILE",
         help="draw a contact sheet of patterns; of a measured store also its calibration, FILE-calibration",
     )
+    return call

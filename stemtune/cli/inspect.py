@@ -63,7 +63,9 @@ def _model(path: Path) -> tuple[str, dict[str, str]]:
     model = read_description(path)
     if not all(isinstance(model[part], Mapping) for part in ("config", "phase", "geometry")):
         raise UserError(f"'{path}/model.json' does not describe a model: a part of it is malformed")
-    geometry = Geometry.from_dict(model["geometry"]).to_dict()
+    from stemtune.config import Config
+
+    usual, geometry = Config().to_flat(), Geometry.from_dict(model["geometry"]).to_dict()
     phase, metrics = model["phase"], model.get("metrics") or {}
     facts = {
         "phase": f"{phase.get('name')} (space group {phase.get('space_group')})",
@@ -73,20 +75,11 @@ def _model(path: Path) -> tuple[str, dict[str, str]]:
             f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float)
         ),
         "trained on": f"store {str(model.get('store_sha256') or '')[:16]}" if model.get("store_sha256") else "no store",
-        "settings": ", ".join(f"{key} {value}" for key, value in _unusual(model["config"]).items()),
+        "settings": ", ".join(f"{key} {value}" for key, value in model["config"].items() if usual.get(key) != value),
         "versions": ", ".join(f"{name} {value}" for name, value in (model.get("versions") or {}).items()),
     }
-    missing = [name for name in ("model.safetensors",) if not (path / name).is_file()]
-    title = f"a model, {model.get('architecture')} of {model.get('parameters', 0):,} weights"
-    return title + (f", without its {missing[0]}" if missing else ""), facts
-
-
-def _unusual(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from their defaults."""
-    from stemtune.config import Config
-
-    usual = Config().to_flat()
-    return {key: value for key, value in flat.items() if usual.get(key) != value}
+    without = "" if (path / "model.safetensors").is_file() else ", without its model.safetensors"
+    return f"a model, {model.get('architecture')} of {model.get('parameters', 0):,} weights{without}", facts
 
 
 def _space(path: Path) -> tuple[str, dict[str, str]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stemtune.cli.parsing import Parser, command, finite, over_ray, positive, ray_option
+from stemtune.cli.parsing import Command, Parser, command, finite, over_ray, positive, ray_option
 from stemtune.config import parse_assignments
 from stemtune.errors import UserError
 
-if TYPE_CHECKING:
-    from stemtune.cli.parsing import Commands
 
-
-def label(commands: Commands) -> None:
+@command(
+    "orientations, confidence and scores for measured patterns",
+    "stemtune label scan.h5 --cif LCO.cif --cif Li2MnO3.cif --out labelled.h5\n"
+    "  stemtune label scan.h5 --method model --model model --min-confidence 0.9 --out taught.h5",
+)
+def label(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         if options.map:
             _label_from(options)
@@ -29,14 +31,6 @@ def label(commands: Commands) -> None:
         print(f"{done['patterns']:,} patterns at {done['patterns_per_second']:,.0f} patterns/s")
         print(describe(done["store"]))
 
-    parser = command(
-        commands,
-        "label",
-        "orientations, confidence and scores for measured patterns",
-        "stemtune label scan.h5 --cif LCO.cif --cif Li2MnO3.cif --out labelled.h5\n"
-        "  stemtune label scan.h5 --method model --model model --min-confidence 0.9 --out taught.h5",
-        call,
-    )
     parser.add_argument("store", metavar="STORE", help="the store with the patterns; `stemtune ingest` makes one")
     parser.add_argument(
         "--cif",
@@ -70,6 +64,7 @@ def label(commands: Commands) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of matching, data.gamma=0.3 say"
     )
+    return call
 
 
 def _map_options(parser: Parser) -> None:
@@ -156,5 +151,5 @@ def _by_model(options: argparse.Namespace) -> dict[str, Any]:
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
     device = None if options.device == "auto" else options.device
-    spread = None if options.ray is None else over_ray(options, options.device)
+    spread = over_ray(options, options.device)
     return {"refine": options.refine, "batch": options.batch, "device": device, "spread": spread}

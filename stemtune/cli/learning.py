@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from stemtune.cli.parsing import command, positive
+from stemtune.cli.parsing import Command, Parser, command, positive
 from stemtune.config import Config, parse_assignments
 
-if TYPE_CHECKING:
-    from stemtune.cli.parsing import Commands
 
-
-def train(commands: Commands) -> None:
+@command(
+    "one training run, the same code as a trial of the search",
+    "stemtune train --store linio2.h5 --set model.name=cnn --set train.epochs=10 --out model",
+)
+def train(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         settings = parse_assignments(options.set)
         if options.store:
@@ -25,20 +25,18 @@ def train(commands: Commands) -> None:
 
         train(config, options.out, config.train.workers)
 
-    parser = command(
-        commands,
-        "train",
-        "one training run, the same code as a trial of the search",
-        "stemtune train --store linio2.h5 --set model.name=cnn --set train.epochs=10 --out model",
-        call,
-    )
     parser.add_argument("--store", metavar="STORE", help="training store; leave out with --set data.source=simulate")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of a trial")
     parser.add_argument("--workers", type=positive, metavar="N", help="data-parallel processes")
     parser.add_argument("--out", required=True, metavar="MODEL", help="the model folder to write")
+    return call
 
 
-def check(commands: Commands) -> None:
+@command(
+    "validates search spaces and prints what would run; logs into the hosts of a cluster file",
+    "stemtune check search_spaces/*.yaml\n  stemtune check cluster/hpc.yaml",
+)
+def check(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.tune.cluster.hosts import check_cluster, is_cluster
         from stemtune.tune.space.describe import check
@@ -48,17 +46,16 @@ def check(commands: Commands) -> None:
         checked = [check_cluster(*each) if is_cluster(each[1]) else check([each[0]]) for each in contents.items()]
         print("\n\n".join(checked))
 
-    parser = command(
-        commands,
-        "check",
-        "validates search spaces and prints what would run; logs into the hosts of a cluster file",
-        "stemtune check search_spaces/*.yaml\n  stemtune check cluster/hpc.yaml",
-        call,
-    )
     parser.add_argument("spaces", nargs="+", metavar="FILE.yaml")
+    return call
 
 
-def compare(commands: Commands) -> None:
+@command(
+    "leaderboard, architectures side by side, importances, what accuracy costs, spread over seeds",
+    "stemtune compare first --out first          # pictures, compare.json and the page compare.html\n"
+    "  stemtune compare first --png first.png --json first.json",
+)
+def compare(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.tune.report import compare
 
@@ -66,15 +63,8 @@ def compare(commands: Commands) -> None:
         if options.out:
             print(f"page: {Path(options.out) / 'compare.html'}")
 
-    parser = command(
-        commands,
-        "compare",
-        "leaderboard, architectures side by side, importances, what accuracy costs, spread over seeds",
-        "stemtune compare first --out first          # pictures, compare.json and the page compare.html\n"
-        "  stemtune compare first --png first.png --json first.json",
-        call,
-    )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; default the newest")
     parser.add_argument("--out", metavar="DIR", help="a folder for all pictures, the figures and the page compare.html")
     parser.add_argument("--png", metavar="FILE", help="draw learning curves and architectures into this file")
     parser.add_argument("--json", metavar="FILE", help="write every figure into this file")
+    return call

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stemtune.cli.parsing import (
+    Command,
+    Parser,
     command,
     over_ray,
     pair,
@@ -23,15 +26,14 @@ from stemtune.cli.parsing import (
 from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.errors import UserError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stemtune.cli.parsing import Commands, Parser
-
 LOGGED = ("report.html", "*.png", "summary.json")  # what of a map folder is logged to MLflow
 
 
-def predict(commands: Commands) -> None:
+@command(
+    "the orientation map",
+    "stemtune predict scan.h5 --model champion --out map --overlay 23,18 30,40",
+)
+def predict(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.map_folder.predict import predict
         from stemtune.tracking import resolve
@@ -44,7 +46,7 @@ def predict(commands: Commands) -> None:
             options.out,
             batch=options.batch,
             refine=options.refine,
-            spread=None if options.ray is None else over_ray(options, "auto"),
+            spread=over_ray(options, "auto"),
             grains=settings_given(options, "grains", GrainsConfig),
             twins=options.twin,
             clean=settings_given(options, "clean", CleanConfig) if options.clean else None,
@@ -63,13 +65,6 @@ def predict(commands: Commands) -> None:
         if not options.no_log:
             _log(runs, folder)
 
-    parser = command(
-        commands,
-        "predict",
-        "the orientation map",
-        "stemtune predict scan.h5 --model champion --out map --overlay 23,18 30,40",
-        call,
-    )
     parser.add_argument("scan", metavar="SCAN|STORE")
     parser.add_argument(
         "--model",
@@ -79,12 +74,21 @@ def predict(commands: Commands) -> None:
         " pixel is of the phase that fits best",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
-    _work_options(parser)
+    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
+    parser.add_argument(
+        "--overlap",
+        action="store_true",
+        help="look for two crystals in each pattern; takes about three to four times as long",
+    )
+    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
+    ray_option(parser)
+    _log_option(parser)
     parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
     scan_options(parser)
     parser.add_argument("--clean", action="store_true", help="mend the map by what neighbours say, see stemtune clean")
-    _clean_options(parser)
+    settings_options(parser, "clean-up", "clean", CleanConfig, "clean-")
     _grain_options(parser)
+    return call
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -97,18 +101,6 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
         print(f"{row['pixels']:8,} pixels ({row['share']:.1%}) are {row['name']}")
     if "overlaps" in summary:
         print(f"{summary['overlaps']['pixels']:8,} pixels hold two crystals")
-
-
-def _work_options(parser: Parser) -> None:
-    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
-    parser.add_argument(
-        "--overlap",
-        action="store_true",
-        help="look for two crystals in each pattern; takes about three to four times as long",
-    )
-    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
-    ray_option(parser)
-    _log_option(parser)
 
 
 def _log_option(parser: Parser) -> None:
@@ -138,7 +130,14 @@ def _log_again(path: str) -> None:
     _log(made_by(given), given.parent if given.is_file() else given)
 
 
-def watch(commands: Commands) -> None:
+@command(
+    "predicts each scan that lands in a folder, and each line of a growing one, as it lands: a .npy, a Merlin .mib"
+    " (with its .hdr or --shape), or HDF5 that grows along its first axis or counts its frames in 'frames_written'."
+    " Maps are written when scans are whole; until then a page on this machine shows them. After Ctrl-C or a crash"
+    " the same command goes on where it was",
+    "stemtune watch /data/today --model linio2 --out maps --kv 200 --scale 0.025 --shape 256,256",
+)
+def watch(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.live.watcher import watch
         from stemtune.tracking import resolve_model
@@ -159,16 +158,6 @@ def watch(commands: Commands) -> None:
         if options.once and failed:
             raise UserError(f"{len(failed)} of {len(states)} scans failed ({', '.join(failed)}); see above")
 
-    parser = command(
-        commands,
-        "watch",
-        "predicts each scan that lands in a folder, and each line of a growing one, as it lands: a .npy, a Merlin .mib"
-        " (with its .hdr or --shape), or HDF5 that grows along its first axis or counts its frames in 'frames_written'."
-        " Maps are written when scans are whole; until then a page on this machine shows them. After Ctrl-C or a crash"
-        " the same command goes on where it was",
-        "stemtune watch /data/today --model linio2 --out maps --kv 200 --scale 0.025 --shape 256,256",
-        call,
-    )
     parser.add_argument("folder", metavar="DIR", help="where scans land")
     parser.add_argument("--model", required=True, help="as stemtune predict takes it")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the maps go, a folder for each scan")
@@ -186,16 +175,25 @@ def watch(commands: Commands) -> None:
     parser.add_argument("--port", type=port, default=0, metavar="N", help="where the page is; default any free port")
     parser.add_argument("--no-page", action="store_true", help="serve no page")
     scan_options(parser)
+    return call
 
 
-def serve(commands: Commands) -> None:
+@command(
+    "the model behind Ray Serve: POST frames (n, size, size) as a .npy with 'Authorization: Bearer TOKEN', and"
+    " ?scale=1/Å per pixel where they are calibrated otherwise than the model's; orientation, confidence, whether"
+    " a crystal is seen come back as JSON, or with 'Accept: application/x-npy' as a .npy. Too many requests get a"
+    " 503, bad ones a 400 with the reason",
+    "stemtune serve --model linio2 --token-file token.txt --port 8500\n"
+    '  curl -H "Authorization: Bearer $(cat token.txt)" --data-binary @frames.npy http://127.0.0.1:8500/',
+)
+def serve(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.live.server import Limits, serve_until_stopped, token_from
 
         token = token_from(options.token_file)
         from stemtune.tracking import resolve_model
 
-        folder = str(Path(resolve_model(options.model)).absolute())
+        folder = str(resolve_model(options.model).absolute())
         serve_until_stopped(
             folder,
             token,
@@ -205,17 +203,6 @@ def serve(commands: Commands) -> None:
             lambda address: print(f"serving {options.model} at {address}; Ctrl-C ends it", flush=True),
         )
 
-    parser = command(
-        commands,
-        "serve",
-        "the model behind Ray Serve: POST frames (n, size, size) as a .npy with 'Authorization: Bearer TOKEN', and"
-        " ?scale=1/Å per pixel where they are calibrated otherwise than the model's; orientation, confidence, whether"
-        " a crystal is seen come back as JSON, or with 'Accept: application/x-npy' as a .npy. Too many requests get a"
-        " 503, bad ones a 400 with the reason",
-        "stemtune serve --model linio2 --token-file token.txt --port 8500\n"
-        '  curl -H "Authorization: Bearer $(cat token.txt)" --data-binary @frames.npy http://127.0.0.1:8500/',
-        call,
-    )
     parser.add_argument("--model", required=True, help="as stemtune predict takes it")
     parser.add_argument(
         "--token-file",
@@ -230,14 +217,11 @@ def serve(commands: Commands) -> None:
     parser.add_argument(
         "--queue", type=positive, default=64, metavar="N", help="requests that may wait; more get a 503; default 64"
     )
-
-
-def _clean_options(parser: Parser) -> None:
-    settings_options(parser, "clean-up", "clean", CleanConfig)
+    return call
 
 
 def _grain_options(parser: Parser) -> None:
-    settings_options(parser, "grains and boundaries", "grains", GrainsConfig)
+    settings_options(parser, "grains and boundaries", "grains", GrainsConfig, "grains-")
     parser.add_argument(
         "--twin",
         action="append",
@@ -247,7 +231,11 @@ def _grain_options(parser: Parser) -> None:
     )
 
 
-def grains(commands: Commands) -> None:
+@command(
+    "finds the grains of a map anew, with other settings: tables, boundaries, KAM, GROD and their pictures",
+    "stemtune grains map --grains-threshold 2 --twin '60,[0 0 1]'",
+)
+def grains(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.analysis.grain_analysis import describe_grains
         from stemtune.map_folder.rework import regrain
@@ -257,21 +245,20 @@ def grains(commands: Commands) -> None:
         if not options.no_log:
             _log_again(options.map)
 
-    parser = command(
-        commands,
-        "grains",
-        "finds the grains of a map anew, with other settings: tables, boundaries, KAM, GROD and their pictures",
-        "stemtune grains map --grains-threshold 2 --twin '60,[0 0 1]'",
-        call,
-    )
     parser.add_argument(
         "map", metavar="MAP", help="a map folder, or the map.h5 in it; its grains and what shows them are replaced"
     )
     _log_option(parser)
     _grain_options(parser)
+    return call
 
 
-def clean(commands: Commands) -> None:
+@command(
+    "mends a map by what neighbours say: pseudo-symmetric answers and single gaps; what was changed is a layer of"
+    " the map and can be undone",
+    "stemtune clean map --out cleaned",
+)
+def clean(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.analysis.grain_analysis import describe_grains
         from stemtune.map_folder.rework import clean_map
@@ -286,38 +273,28 @@ def clean(commands: Commands) -> None:
         if not options.no_log:
             _log_again(options.out or options.map)
 
-    parser = command(
-        commands,
-        "clean",
-        "mends a map by what neighbours say: pseudo-symmetric answers and single gaps; what was changed is a layer of"
-        " the map and can be undone",
-        "stemtune clean map --out cleaned",
-        call,
-    )
     parser.add_argument("map", metavar="MAP", help="a map folder, or the map.h5 in it")
     parser.add_argument("--out", metavar="DIR", help="the map folder to write; left out, MAP is replaced")
     parser.add_argument("--undo", action="store_true", help="bring back what was there before")
     _log_option(parser)
-    _clean_options(parser)
+    settings_options(parser, "clean-up", "clean", CleanConfig, "clean-")
     _grain_options(parser)
+    return call
 
 
 EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")
 
 
-def export(commands: Commands) -> None:
+@command(
+    "a map for other programs",
+    "stemtune export map/map.h5 --to dream3d --out particle.dream3d",
+)
+def export(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.crystal_map.io import write_map
 
         print(write_map(options.map, options.to, options.out))
 
-    parser = command(
-        commands,
-        "export",
-        "a map for other programs",
-        "stemtune export map/map.h5 --to dream3d --out particle.dream3d",
-        call,
-    )
     parser.add_argument("map", metavar="MAP.h5", help="a map.h5 of stemtune, or its folder")
     parser.add_argument(
         "--to",
@@ -327,3 +304,4 @@ def export(commands: Commands) -> None:
         " orix alone, without stemtune's layers; dream3d: DREAM.3D 6.5; csv: a table",
     )
     parser.add_argument("--out", metavar="FILE", help="the file to write; default beside the map, under its name")
+    return call

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from stemtune.config import Knob, knobs, knobs_of
+from stemtune.config import knobs_of
 from stemtune.config.sections import FORMER_NAMES
 from stemtune.errors import UserError
 
 if TYPE_CHECKING:
     from stemtune._parallel import Spread
 
-    Commands = argparse._SubParsersAction["Parser"]
-
 Command = Callable[[argparse.Namespace], int | None]
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 Settings = TypeVar("Settings")
 
@@ -32,39 +31,36 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def command(commands: Commands, name: str, does: str, example: str, call: Command) -> Parser:
-    parser: Parser = commands.add_parser(
-        name,
-        help=does,
-        description=does[0].upper() + does[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.set_defaults(call=call)
-    return parser
+def command(does: str, example: str) -> Callable[[Callable[[Parser], Command]], Callable[[Commands], None]]:
+    """Make a command of a function of that name, which gives a parser its options and returns what they call."""
+
+    def made(describe: Callable[[Parser], Command]) -> Callable[[Commands], None]:
+        def add(commands: Commands) -> None:
+            parser = commands.add_parser(
+                describe.__name__,
+                help=does,
+                description=does[0].upper() + does[1:] + ".",
+                epilog=f"example:\n  {example}",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+            parser.set_defaults(call=describe(parser))
+
+        return add
+
+    return made
 
 
-def simulate_options(parser: Parser) -> None:
-    """Give every `simulate.*` knob as an option of its own name."""
-    known = {key: knob for key, knob in knobs().items() if key.startswith("simulate.")}
-    _knob_options(parser, "the microscope (low:high is drawn from anew for every pattern)", known)
-
-
-def _knob_options(parser: Parser, title: str, known: dict[str, Knob], prefix: str = "") -> None:
-    group = parser.add_argument_group(title)
-    for key, knob in known.items():
+def settings_options(parser: Parser, title: str, group: str, kind: type[Any], prefix: str = "") -> None:
+    """Give every knob of the settings class `kind` as an option of its own name behind the `prefix`."""
+    place = parser.add_argument_group(title)
+    for key, knob in knobs_of(group, kind).items():
         name = prefix + key.split(".", 1)[1].replace("_", "-")
         unit = f" [{knob.unit}]" if knob.unit else ""
         text = f"{knob.about}{unit}; default {knob.default}"
-        group.add_argument(f"--{name}", dest=key, metavar="X", help=text.replace("%", "%%"))
+        place.add_argument(f"--{name}", dest=key, metavar="X", help=text.replace("%", "%%"))
         if key in FORMER_NAMES:
-            group.add_argument(f"--{prefix}{FORMER_NAMES[key]}", dest=key, help=argparse.SUPPRESS)
-
-
-def settings_options(parser: Parser, title: str, group: str, kind: type[Any]) -> None:
-    """Give every knob of the settings class `kind` as an option that starts with the group's name."""
-    _knob_options(parser, title, knobs_of(group, kind), f"{group}-")
+            place.add_argument(f"--{prefix}{FORMER_NAMES[key]}", dest=key, help=argparse.SUPPRESS)
 
 
 def settings_given(options: argparse.Namespace, group: str, kind: type[Settings]) -> Settings:
@@ -89,10 +85,6 @@ def scan_options(parser: Parser) -> None:
         help="the crystal (a CIF, or linio2): scale and ellipse are fitted to its rings; a scale that is given or in"
         " the file may be up to 8%% off",
     )
-    _correction_options(parser)
-
-
-def _correction_options(parser: Parser) -> None:
     group = parser.add_argument_group(
         "what is mended in the patterns, in the picture as the file has it (x right, y up)"
     )
@@ -130,14 +122,10 @@ def _correction_options(parser: Parser) -> None:
     )
 
 
-_CORRECTIONS = ("calibrate", "descan", "ellipse", "bad_pixels", "beam_stop", "background", "flip", "scan_rotation")
-
-
 def scan_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        key: getattr(options, key)
-        for key in ("kv", "scale", "centre", "shape", "size", "keep", "dataset", *_CORRECTIONS)
-    }
+    calibration = ("kv", "scale", "centre", "shape", "size", "keep", "dataset", "calibrate")
+    corrections = ("descan", "ellipse", "bad_pixels", "beam_stop", "background", "flip", "scan_rotation")
+    return {key: getattr(options, key) for key in (*calibration, *corrections)}
 
 
 def ray_option(parser: Parser) -> None:
@@ -152,8 +140,10 @@ def ray_option(parser: Parser) -> None:
     )
 
 
-def over_ray(options: argparse.Namespace, device: str) -> Spread:
-    """Join the Ray that `--ray` names and return what spreads work over the CPUs or GPUs of its nodes."""
+def over_ray(options: argparse.Namespace, device: str) -> Spread | None:
+    """Join the Ray that `--ray` names, if it is given, and return what spreads work over its CPUs or GPUs."""
+    if options.ray is None:
+        return None
     from stemtune.tune.cluster.map_tasks import over_ray as join
 
     return join(options.ray or None, device)

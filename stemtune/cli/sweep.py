@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune.cli.parsing import command
+from stemtune.cli.parsing import Command, Parser, command
 from stemtune.config import parse_assignments
 from stemtune.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
-    from stemtune.cli.parsing import Commands
     from stemtune.tune.run.sweep import SweepOutcome
 
 DEFAULT_SPACE = "search_spaces/smoke.yaml"
 
-EXAMPLES = """\
-stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
+EXAMPLES = """stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
   stemtune sweep --resume first
   stemtune sweep search_spaces/smoke.yaml --name second --study first
   ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big \\
@@ -28,14 +26,11 @@ Without --local the Ray of RAY_ADDRESS, or the one that was started on this mach
 none, one is started. A space is looked up in the working folder and then in the checkout."""
 
 
-def sweep(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "sweep",
-        "the search over architectures and training settings; every trial is kept in MLflow",
-        EXAMPLES,
-        lambda options: _start(options) if options.resume is None else _resume(options),
-    )
+@command(
+    "the search over architectures and training settings; every trial is kept in MLflow",
+    EXAMPLES,
+)
+def sweep(parser: Parser) -> Command:
     parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help=f"the search space; default {DEFAULT_SPACE}")
     parser.add_argument("--local", action="store_true", help="a Ray of our own on this machine, whatever else runs")
     parser.add_argument("--trials", type=int, metavar="N", help="number of trials, instead of the space's")
@@ -57,6 +52,7 @@ def sweep(commands: Commands) -> None:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="wait until N nodes of the cluster are there")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix any setting of a trial")
     parser.add_argument("--check", action="store_true", help="validate the space, print what would run, and stop")
+    return lambda options: _start(options) if options.resume is None else _resume(options)
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -81,7 +77,8 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from stemtune.tune.run.sweep import resume_sweep, sweeps_folder, unfinished
+    from stemtune.tune.run.manifest import sweeps_folder, unfinished
+    from stemtune.tune.run.sweep import resume_sweep
 
     for option in ("trials", "set", "study"):
         if getattr(options, option):

@@ -8,8 +8,8 @@ Frames. Options speak of the picture as the file has it, x to the right and y up
 the lab frame: it says which mirror the detector's readout, or the program that wrote the file, has put in, "x" left
 and right exchanged, "y" up and down, "transpose" rows and columns. `scan_rotation_deg` is then the angle from the
 pattern's x to the scan's x (along a scan line, towards larger columns), anticlockwise as one looks at the pattern:
-looked at side by side, the scan image turned by it anticlockwise stands as the patterns do. Patterns are not turned by
-it; the orientations are, when the map is made: g_map = g * Rz(rotation).
+looked at side by side, the scan image turned by it anticlockwise is oriented as the patterns are. Patterns are not
+turned by it; the orientations are, when the map is made: g_map = g * Rz(rotation).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Diffraction spots in measured patterns: where they stand, to a part of a pixel."""
+"""Diffraction spots in measured patterns: where they are, to a part of a pixel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import ndimage
 FloatArray = npt.NDArray[np.float64]
 
 _MAX_SPOTS = 80  # of one pattern that count, the brightest
-_MIN_Z_SCORE = 4.5  # a spot stands this many times the noise above its surroundings
+_MIN_Z_SCORE = 4.5  # a spot is this many times the noise above its surroundings
 _MIN_SHARE = 0.01  # and has at least this share of the brightest spot
 
 
@@ -33,7 +33,7 @@ def find_spots(
     """Return the spots of `patterns` (N, H, W) around their direct beams at `centre_px` (N, 2).
 
     A spot is a local maximum of the pattern smoothed to about the size of the direct beam (`radius_px`), less the same
-    smoothed three times as wide, that stands above the noise; its place is the top of a parabola through the
+    smoothed three times as wide, that is above the noise; its place is the top of a parabola through the
     logarithms of the smoothed counts. What touches the direct beam, an edge or `hidden` (H, W) pixels is left out.
     """
     sigma = max(1.0, 0.6 * radius_px)

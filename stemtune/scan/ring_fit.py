@@ -1,6 +1,6 @@
 """Scale and ellipse of a scan from the distances of its diffraction spots, when the crystal is known.
 
-A spot of a known phase stands at one of the phase's |g| from the direct beam, whatever the orientation (out-of-plane
+A spot of a known phase is at one of the phase's |g| from the direct beam, whatever the orientation (out-of-plane
 parts shorten it by a few parts in ten thousand). So scale and ellipse are those with which the spots of many patterns
 fall onto the phase's rings: the most likely ones, where every spot may lie on any ring or, in part, anywhere.
 """
@@ -150,7 +150,7 @@ class _Contrast:
     """How much denser the rings of a phase lie at a distance than on the average around it.
 
     Rings are Gaussians on a logarithmic axis, as wide as `width` (relative) and `spot_px` together. Where they lie too
-    densely to be told apart, as beyond the last of them, spots say nothing: the gain is 0.
+    densely to be resolved, as beyond the last of them, spots say nothing: the gain is 0.
     """
 
     def __init__(self, offset: FloatArray, phase: Phase, scale: float, width: float, spot_px: float) -> None:

@@ -14,7 +14,7 @@ from stemtune._version import __version__
 from stemtune.study.findings import CHANCE_DEG, Outcome, Size
 from stemtune.tune.report import without_nan
 from stemtune.tune.report.charts import plain_decades
-from stemtune.tune.report.page import render
+from stemtune.tune.report.output import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -193,7 +193,7 @@ def test_two_drivers_share_a_study_in_postgresql(
 ) -> None:
     import optuna
 
-    from stemtune.tune.run.study import SWEEP, find_study, open_storage
+    from stemtune.tune.run.searcher import SWEEP, find_study, open_storage
     from stemtune.tune.space.space import load_space
 
     monkeypatch.setenv("PGPASSWORD", DATABASE_PASSWORD)
@@ -228,7 +228,7 @@ def test_drivers_that_open_a_new_database_at_once_all_may(postgres: Postgres, mo
     postgres.sql("create database fresh owner mlflow")
     code = (
         "import sys, time\n"
-        "from stemtune.tune.run.study import Study, open_storage\n"
+        "from stemtune.tune.run.searcher import Study, open_storage\n"
         "time.sleep(max(0.0, float(sys.argv[2]) - time.time())); open_storage(Study('one', sys.argv[1]))"
     )
     url = postgres.url("fresh").replace("postgresql://", "postgresql+psycopg://")

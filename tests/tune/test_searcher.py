@@ -14,8 +14,17 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from stemtune.errors import UserError
-from stemtune.tune.run.searcher import FINISHED, Limiter, StudySearch, repair_journal
-from stemtune.tune.run.study import SETTINGS, STUDY, SWEEP, find_study, open_storage
+from stemtune.tune.run.searcher import (
+    FINISHED,
+    SETTINGS,
+    STUDY,
+    SWEEP,
+    Limiter,
+    StudySearch,
+    find_study,
+    open_storage,
+    repair_journal,
+)
 from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace, space_from_text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from dataclasses import asdict
@@ -23,8 +22,7 @@ from stemtune.tune.report.leaderboard import (
     seeds,
     setting_importances,
 )
-from stemtune.tune.report.page import page
-from stemtune.tune.report.text import format_comparison
+from stemtune.tune.report.output import format_comparison, page
 
 
 def compare_trials(name: str | None = None) -> Comparison:
@@ -82,17 +80,12 @@ def write_comparison(found: Comparison, out: str | os.PathLike[str]) -> list[Pat
     """Write pictures, `compare.json` and `compare.html` into the folder `out`; return the files."""
     folder = Path(out)
     writable_folder(folder)
-    written, pictures = [], dict[str, bytes]()
+    written = []
     for name, draw in CHARTS.items():
-        chart = draw(found)
-        if chart is None:
-            continue
-        held = io.BytesIO()
-        chart.savefig(held, dpi=130, format="png")
-        pictures[name] = held.getvalue()
-        with whole_file(folder / f"{name}.png") as part:
-            part.write_bytes(pictures[name])
-        written.append(folder / f"{name}.png")
+        if chart := draw(found):
+            save(chart, folder / f"{name}.png")
+            written.append(folder / f"{name}.png")
+    pictures = {file.stem: file.read_bytes() for file in written}
     for file, text in (("compare.json", as_json(found)), ("compare.html", page(found, pictures))):
         with whole_file(folder / file) as part:
             part.write_text(text)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from stemtune._files import whole_file
 from stemtune.tune.formatting import searched_settings
 from stemtune.tune.report.leaderboard import Comparison, common_distributions, front, optuna_study
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
 PRICES = {
     "parameters": "weights of the model",
@@ -40,18 +40,13 @@ def save(chart: Figure, png: Path) -> None:
 
 def overview(found: Comparison) -> Figure:
     """Draw every trial's learning curve, and the best of each architecture beside the baseline."""
-    from matplotlib.figure import Figure
-
     chart = Figure(figsize=(11, 4.5), layout="constrained")
     curves, bars = chart.subplots(1, 2)
     _curves(curves, found)
     _bars(bars, found)
     drawn = [value for row in found.ranked for _, value in row.curve]
-    if drawn and min(drawn) > 0 and max(drawn) > 10 * min(drawn):
-        curves.set_yscale("log")
-        bars.set_xscale("log")
-        plain_decades(curves.yaxis)
-        plain_decades(bars.xaxis)
+    _logarithmic(curves, "y", drawn)
+    _logarithmic(bars, "x", drawn)
     for number, epoch in enumerate(found.figures["rungs"]):
         label = "ASHA decides" if number == 0 else None
         curves.axvline(epoch, color="0.6", linewidth=0.8, linestyle=":", zorder=0, label=label)
@@ -61,8 +56,6 @@ def overview(found: Comparison) -> Figure:
 
 
 def _curves(place: Axes, found: Comparison) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     shade = found.colours
     best: set[str] = set()
     for row in found.ranked:
@@ -86,10 +79,9 @@ def _bars(place: Axes, found: Comparison) -> None:
     # no bars: on a logarithmic axis they begin nowhere
     place.scatter([entry["best"] for entry in shown], places, color=shades, marker="D", s=90, zorder=3)
     for line, entry in zip(places, shown, strict=True):
-        points = [
-            row.best for row in found.ranked if row.architecture == entry["architecture"] and not math.isnan(row.best)
-        ]
-        place.plot(points, [line] * len(points), ".", color=found.colours[entry["architecture"]], alpha=0.6)
+        mine = [row.best for row in found.ranked if row.architecture == entry["architecture"]]
+        points = [best for best in mine if not math.isnan(best)]
+        place.plot(points, [line] * len(points), ".", color=shades[line], alpha=0.6)
         place.plot([min(points), max(points)], [line, line], color="0.8", linewidth=1, zorder=0)
         if entry["baseline"]:
             place.axvline(entry["best"], color="k", linestyle="--", linewidth=1)
@@ -141,8 +133,6 @@ def parallel(found: Comparison) -> Figure | None:
 
 def importances(found: Comparison) -> Figure | None:
     """Draw which settings mattered, by each method, over all trials and within architectures; None if nobody knows."""
-    from matplotlib.figure import Figure
-
     groups = [entry for entry in found.figures["importances"] if entry["by_method"]]
     if not groups:
         return None
@@ -167,8 +157,6 @@ def importances(found: Comparison) -> Figure | None:
 
 def prices(found: Comparison) -> Figure | None:
     """Draw the metric against the size, the latency and the training time, with the Pareto fronts."""
-    from matplotlib.figure import Figure
-
     chart = Figure(figsize=(12, 4.2), layout="constrained")
     for place, (price, label) in zip(chart.subplots(1, len(PRICES)), PRICES.items(), strict=True):
         known = [row for row in found.ranked if not math.isnan(row.best) and getattr(row, price) > 0]
@@ -185,24 +173,23 @@ def prices(found: Comparison) -> Figure | None:
         line = [(getattr(row, price) / unit, row.best) for row in front(found.ranked, found.mode, price)]
         place.step(*zip(*line, strict=True), where="post", color="0.4", linewidth=1, zorder=0, label="Pareto front")
         place.set(xlabel=label, ylabel=found.metric)
-        costs = [getattr(row, price) for row in known]
-        if max(costs) > 3 * min(costs):
-            place.set_xscale("log")
-            plain_decades(place.xaxis)
-        values = [row.best for row in known]
-        if min(values) > 0 and max(values) > 10 * min(values):
-            place.set_yscale("log")
-            plain_decades(place.yaxis)
+        _logarithmic(place, "x", [getattr(row, price) for row in known], 3)
+        _logarithmic(place, "y", [row.best for row in known])
     handles, labels = chart.axes[-1].get_legend_handles_labels()
     if handles:
         chart.axes[-1].legend(handles, labels, fontsize="small")
     return chart
 
 
+def _logarithmic(place: Axes, axis: str, values: list[float], spread: float = 10.0) -> None:
+    """Make the axis "x" or "y" logarithmic where its values, all above 0, differ by more than a factor of `spread`."""
+    if values and min(values) > 0 and max(values) > spread * min(values):
+        place.set(**{f"{axis}scale": "log"})
+        plain_decades(getattr(place, f"{axis}axis"))
+
+
 def plain_decades(axis: Axis) -> None:
     """Write 0.2, 0.5, 1, 2, 5 instead of powers, whose labels run into each other within a decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}" if value < 1000 else f"{value:.0e}"))
     axis.set_minor_formatter(NullFormatter())
@@ -210,8 +197,6 @@ def plain_decades(axis: Axis) -> None:
 
 def spreads(found: Comparison) -> Figure | None:
     """Draw the metric of settings that ran with several seeds; None where there are none."""
-    from matplotlib.figure import Figure
-
     groups = found.figures["seeds"][:20]
     if not groups:
         return None

@@ -77,8 +77,9 @@ def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:
 
 
 def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
+    curve = trial.curves.get(metric, [])
     best, best_epoch = math.nan, 0
-    for epoch, value in trial.curves.get(metric, []):
+    for epoch, value in curve:
         if math.isnan(best) or better(value, best, mode):
             best, best_epoch = value, epoch
     kept = tagged_json(trial.tags, "stemtune.optuna") or {}
@@ -91,7 +92,7 @@ def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
         reason=trial.reason,
         best=best,
         best_epoch=best_epoch,
-        epochs=len({epoch for epoch, _ in trial.curves.get(metric, [])}),
+        epochs=len({epoch for epoch, _ in curve}),
         wall_s=trial.last.get("time/wall_s", 0.0),
         device_s=trial.last.get("time/device_s", 0.0),
         first_report_s=trial.last.get("time/first_report_s", 0.0),
@@ -101,7 +102,7 @@ def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
         seed=trial.params.get("train.seed", "0"),
         alike=json.dumps({key: value for key, value in sorted(trial.params.items()) if key != "train.seed"}),
         searched=kept.get("params", {}),
-        curve=trial.curves.get(metric, []),
+        curve=curve,
     )
 
 
@@ -131,10 +132,7 @@ def architectures(ranked: list[Row], mode: str) -> list[dict[str, Any]]:
 
 
 def setting_importances(proposals: Mapping[str, Any], ranked: list[Row], mode: str) -> list[dict[str, Any]]:
-    """Return the importances over all trials, and within each architecture that has enough of them.
-
-    `proposals` holds by trial what the sampler drew: parameters and their distributions.
-    """
+    """Return the importances over all trials, and within each architecture that has enough of them."""
     groups = {"all trials": ranked}
     for row in ranked:
         groups.setdefault(row.architecture, []).append(row)
@@ -145,12 +143,8 @@ def setting_importances(proposals: Mapping[str, Any], ranked: list[Row], mode: s
         points = [(proposals[row.trial], row.best) for row in group if row.trial in proposals]
         points = [point for point in points if not math.isnan(point[1])]
         shares = by_method(points, mode)
-        if shares:
-            method = next(iter(shares))
-        elif len(points) < FEWEST:
-            method = f"too few trials: {len(points)} of the sampler's, {FEWEST} are needed"
-        else:
-            method = "the trials are too much alike to tell"
+        few = f"too few trials: {len(points)} of the sampler's, {FEWEST} are needed"
+        method = next(iter(shares), few if len(points) < FEWEST else "the trials are too much alike to tell")
         best = shares.get(method, {})
         entry = {"among": name, "method": method, "trials": len(points), "importances": best, "by_method": shares}
         found.append(entry)
@@ -232,7 +226,9 @@ def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
     for row in ranked:
         if not math.isnan(row.best) and row.status == "finished":
             groups.setdefault(row.alike, []).append(row)
-    varied = _that_vary([row for group in groups.values() for row in group])
+    those = [row for group in groups.values() for row in group]
+    names = dict.fromkeys(name for row in those for name in row.searched if name != "train.seed")
+    varied = [name for name in names if len({str(row.searched.get(name)) for row in those}) > 1]
     return [
         {
             "architecture": group[0].architecture,
@@ -245,12 +241,6 @@ def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
         for group in groups.values()
         if len({row.seed for row in group}) > 1
     ]
-
-
-def _that_vary(ranked: list[Row]) -> list[str]:
-    """Return the searched settings, but for the seed, that tell the trials apart."""
-    names = dict.fromkeys(name for row in ranked for name in row.searched if name != "train.seed")
-    return [name for name in names if len({str(row.searched.get(name)) for row in ranked}) > 1]
 
 
 def rungs(params: dict[str, Any]) -> list[int]:

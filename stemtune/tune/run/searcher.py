@@ -1,32 +1,50 @@
-"""The sampler: Optuna's TPE inside Ray Tune, with its study on disk and a memory that survives a crash."""
+"""The sampler: Optuna's TPE inside Ray Tune, with its study on disk and a memory that survives a crash.
+
+The study lies in the sweep's folder, or where several sweeps share it. Several drivers that share a study propose from
+what all of them have learned. Each trial of a study carries the id of the sweep that runs it, so that a driver that
+comes back after a crash ends its own lost trials and nobody else's.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import math
 import os
 import warnings
 import zlib
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import optuna
 from optuna.distributions import distribution_to_json
-from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from stemtune._files import whole_file
 from stemtune.config import Scalar
+from stemtune.errors import UserError, masked
 from stemtune.tune.run.scheduler import UNTRAINED
-from stemtune.tune.run.study import AGAIN, SETTINGS, SPACE, SWEEP, digest, find_study, join, open_storage, search_digest
 from stemtune.tune.run.trial import EARLIER
 from stemtune.tune.run.trial_state import driver_state, unpacked
 from stemtune.tune.space.space import SearchSpace
 
+STUDY = "study.journal"
+SWEEP, SETTINGS = "stemtune.sweep", "stemtune.settings"
+"""User attributes of a trial: the sweep that runs it, the digest of its settings."""
+
+SPACE, AGAIN = "stemtune.space", "stemtune.again"
+"""User attributes of a study: what it searches; with a sweep's id, which trials that planned anew after a crash."""
+
+_LOCK = 0x5354454D  # number of the database's lock, any that nobody else uses
 _REPEATS = 8  # proposals of settings that ran already before one is accepted
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
 
@@ -51,9 +69,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
     the best figure of a trial instead of its last.
 
-    The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see
-    `stemtune.tune.run.study.find_study`), where `sweep_id` marks this sweep's trials. `settings` are what every trial
-    gets besides its own; `at_random` draws without TPE.
+    The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see `find_study`), where
+    `sweep_id` marks this sweep's trials. `settings` are what every trial gets besides its own; `at_random` draws
+    without TPE.
     """
 
     def __init__(
@@ -169,8 +187,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             self._ot_study.tell(trial, [value, *self._others.get(trial_id, [])], state=TrialState.COMPLETE)
 
     def _ended(self, trial: Any) -> bool:
-        frozen = self._ot_study._storage.get_trial(trial._trial_id)
-        return bool(frozen.state.is_finished())
+        return bool(self._ot_study._storage.get_trial(trial._trial_id).state.is_finished())
 
     def restore(self, checkpoint_path: str) -> None:
         """Take up the searcher's state from before a crash, and end the study's trials that Tune never knew."""
@@ -244,7 +261,92 @@ def _is_json(line: bytes) -> bool:
 
 def _fingerprint(knobs: dict[str, Scalar]) -> str:
     """Return what makes two trials the same; a model that is not trained has no optimiser and no head."""
-    shown = knobs
     if knobs.get("model.name") in UNTRAINED:
-        shown = {key: value for key, value in knobs.items() if key.split(".")[0] in ("model", "data", "simulate")}
-    return digest(shown)
+        knobs = {key: value for key, value in knobs.items() if key.split(".")[0] in ("model", "data", "simulate")}
+    return digest(knobs)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's name, and the database or the journal file that holds it."""
+
+    name: str
+    url: str = ""
+    file: Path | None = None
+
+    @property
+    def shown(self) -> str:
+        """Where it lies, without secrets."""
+        return masked(self.url) if self.url else str(self.file)
+
+
+def find_study(given: str, folder: Path, space: SearchSpace) -> Study:
+    """Return the study of the sweep in `folder`.
+
+    `given` is empty for a study of its own; the name of another sweep, whose study is shared; or
+    `postgresql://USER@HOST/DATABASE[#NAME]`, where NAME is the space's own name unless given. An address of another
+    kind, or one that holds a password, is refused.
+    """
+    if "://" not in given:
+        name = given or folder.name
+        return Study(name, file=folder.parent / name / STUDY)
+    url, _, name = given.partition("#")
+    scheme, _, rest = url.partition("://")
+    parts = urlsplit(url)
+    if parts.password or "password=" in parts.query:
+        raise UserError("the address of a study must hold no password; put it into ~/.pgpass (mode 600) or PGPASSWORD")
+    if scheme.split("+")[0] == "postgresql":
+        return Study(name or space.name, url=f"postgresql+psycopg://{rest}")
+    raise UserError(f"--study is '{masked(given)}', but must be a sweep's name or postgresql://USER@HOST/DATABASE")
+
+
+def open_storage(study: Study) -> BaseStorage:
+    """Open what holds the study; refuse a database that does not answer, refuses us, or is MLflow's."""
+    if study.file is not None:
+        study.file.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(os.fspath(study.file)))
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(study.url)
+        with contextlib.ExitStack() as last:
+            last.callback(engine.dispose)
+            connection = last.enter_context(engine.connect())
+            # Whoever comes first makes the tables; two at once would each find none and one would fail.
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            tables = set(sqlalchemy.inspect(connection).get_table_names())
+            if "alembic_version" in tables and "studies" not in tables:
+                raise UserError(
+                    f"the database {study.shown} holds other tables, MLflow's perhaps, and a study needs one of its"
+                    " own: createdb --owner USER optuna"
+                )
+            return RDBStorage(study.url, engine_kwargs={"pool_pre_ping": True})
+    except (ModuleNotFoundError, sqlalchemy.exc.SQLAlchemyError, RuntimeError) as problem:
+        hint = "; pip install -e '.[server]'" if isinstance(problem, ModuleNotFoundError) else ""
+        reason = masked(str(problem)).strip().splitlines()[0][:300] or type(problem).__name__
+        raise UserError(f"cannot open the study at {study.shown}: {reason}{hint}") from None
+
+
+def join(study: Study, storage: BaseStorage, space: SearchSpace) -> bool:
+    """Return whether the study is there already; refuse it when it searches anything else than `space`."""
+    try:
+        number = storage.get_study_id_from_name(study.name)
+    except KeyError:
+        return False
+    theirs = storage.get_study_user_attrs(number).get(SPACE)
+    if theirs is not None and theirs != search_digest(space):
+        raise UserError(
+            f"the study '{study.name}' at {study.shown} searches another space or by another metric; sweeps that share"
+            " a study need the same metric, mode and search"
+        )
+    return True
+
+
+def search_digest(space: SearchSpace) -> str:
+    """Return a digest of what two sweeps must have in common to share a study."""
+    return digest([*map(list, space.objectives), {key: repr(form) for key, form in space.search.items()}])
+
+
+def digest(value: Any) -> str:
+    """Return a short digest of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

@@ -28,21 +28,12 @@ from stemtune.tune.run.manifest import (
     single_driver,
     space_from_manifest,
     sweeps_folder,
-    unfinished,
     write_manifest,
 )
 from stemtune.tune.run.snapshots import check_resumable
 from stemtune.tune.run.trial import NO_SPACE
-from stemtune.tune.run.trial_state import (
-    TrialState,
-    driver_state,
-    drop_driver_state,
-    recorded_trials,
-    select_champion,
-)
+from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, recorded_trials, select_champion
 from stemtune.tune.space.space import SearchSpace
-
-__all__ = ["SweepOutcome", "resume_sweep", "run_sweep", "sweeps_folder", "unfinished"]
 
 COMPARISON = "comparison"
 """Folder of the sweep, and of the artifacts of its run in MLflow, for what `stemtune compare` writes."""
@@ -50,34 +41,18 @@ COMPARISON = "comparison"
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended.
-
-    Attributes
-    ----------
-    name, folder
-        The sweep and where its files lie.
-    metric, mode
-        What it optimised, and whether less ("min") or more ("max") of it is better.
-    status
-        finished, or interrupted.
-    trials
-        Every trial, in the order of proposal.
-    champion, value, model
-        The best trial, its figure and its model folder; None when no trial left a model.
-    unsent
-        Records that wait for the tracking server.
-    """
+    """How a sweep ended."""
 
     name: str
-    folder: Path
-    metric: str
-    mode: str
-    status: str
-    trials: list[TrialState]
-    champion: TrialState | None
-    value: float
-    model: Path | None
-    unsent: int = 0
+    folder: Path  # where its files lie
+    metric: str  # what it optimised
+    mode: str  # whether less ("min") or more ("max") of the metric is better
+    status: str  # finished, or interrupted
+    trials: list[TrialState]  # every trial, in the order of proposal
+    champion: TrialState | None  # the best trial; None when no trial left a model
+    value: float  # the champion's figure
+    model: Path | None  # the champion's model folder
+    unsent: int = 0  # records that wait for the tracking server
 
 
 def run_sweep(
@@ -92,13 +67,8 @@ def run_sweep(
 ) -> SweepOutcome:
     """Run a search, for all that `stemtune.sweep` says; `tracked` is whether MLflow keeps records.
 
-    Raises
-    ------
-    UserError
-        For a name that is taken, a missing store, too few CPUs or GPUs, or a node that sees other files or runs other
-        versions.
-    KeyboardInterrupt
-        After Ctrl-C before the first trial began.
+    A `UserError` says that a name is taken, a store is missing, CPUs or GPUs are too few, or a node sees other files or
+    runs other versions; after Ctrl-C before the first trial began it is a `KeyboardInterrupt`.
     """
     if trials is not None and trials < 1:
         raise UserError(f"--trials is {trials}, but must be at least 1")
@@ -159,12 +129,10 @@ def _check_study(study: str, folder: Path, space: SearchSpace) -> None:
     """See that a shared study can be opened and searches what this sweep does."""
     if not study:
         return
-    from stemtune.tune.run.study import find_study, join, open_storage
+    from stemtune.tune.run.searcher import find_study, join, open_storage, repair_journal
 
     place = find_study(study, folder, space)
     if place.file is not None:
-        from stemtune.tune.run.searcher import repair_journal
-
         checked_name(place.name)
         repair_journal(place.file)
     join(place, open_storage(place), space)
@@ -267,9 +235,8 @@ def _finish(callback: Any, folder: Path, manifest: dict[str, Any], interrupted: 
     callback.tracker.done(status, totals | ({} if champion is None else {"best": value}), {})
     callback.progress.close(not interrupted)
     unsent = callback.tracker.close(10.0 if interrupted else 60.0)
-    write_manifest(
-        folder, {**manifest, "status": status}
-    )  # first: what follows needs a server and is no part of the sweep
+    # First: what follows needs a server and is no part of the sweep.
+    write_manifest(folder, {**manifest, "status": status})
     if callback.tracked and champion and not unsent and not interrupted:
         _keep_comparison(callback.name, folder)
     return SweepOutcome(callback.name, folder, space.metric, space.mode, status, states, champion, value, model, unsent)

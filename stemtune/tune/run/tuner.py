@@ -15,9 +15,8 @@ from stemtune.tune.cluster.connect import HEAD, QUIET
 from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
 from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
-from stemtune.tune.run.searcher import Limiter, StudySearch, repair_journal
+from stemtune.tune.run.searcher import STUDY, Limiter, StudySearch, repair_journal
 from stemtune.tune.run.snapshots import FOLDER, restore_snapshot
-from stemtune.tune.run.study import STUDY
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
 from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace
