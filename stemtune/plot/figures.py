@@ -34,8 +34,9 @@ def framed(
 ) -> tuple[Figure, Axes, tuple[float, float, float, float]]:
     """Return a figure with axes for a map of `shape` (rows, columns) and, right of it, room for a key.
 
-    `step` is the distance between rows and between columns, which sets the pixels' aspect; the room is `side_in`
-    inches wide and returned as (left, bottom, width, height) in figure coordinates. `title` is a line above, `note` small print.
+    `step` is the distance between rows and between columns, which sets the pixels' aspect. The room is `side_in` inches
+    wide and returned as (left, bottom, width, height) in figure coordinates; `title` is a line above, `note` small
+    print below.
     """
     from matplotlib.figure import Figure
 
