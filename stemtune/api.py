@@ -59,6 +59,16 @@ def simulate(
     **microscope
         Any setting `simulate.*` by its own name, a pair to draw from for every pattern: `kv=200`, `scale=0.025`,
         `thickness=(20, 80)`, `precession=0.5`, `dose=3000`. `stemtune simulate --help` lists them with their units.
+
+    Returns
+    -------
+    Store
+        The store, opened for reading.
+
+    Raises
+    ------
+    UserError
+        For what cannot be simulated or written.
     """
     from stemtune.config import Config
     from stemtune.dataset.simulate import simulate_polycrystal, simulate_store
@@ -95,6 +105,11 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     -------
     Store, Scan, OrientationMap or OrientationModel
         What is there.
+
+    Raises
+    ------
+    UserError
+        When nothing is there, or nothing that stemtune reads.
     """
     from stemtune._files import existing, shipped_models
     from stemtune.errors import UserError
@@ -137,6 +152,11 @@ def ingest(scan: Place, out: Place, **calibration: Any) -> Store:
     **calibration
         What `stemtune ingest` takes: `kv`, `scale`, `centre`, `shape`, `size`, `keep`, `dataset`, `calibrate`,
         `descan`, `ellipse`, `bad_pixels`, `beam_stop`, `background`, `flip`, `scan_rotation`.
+
+    Raises
+    ------
+    UserError
+        For a scan that cannot be read, or misses what is not given.
     """
     from stemtune.dataset.ingest import ingest as run
     from stemtune.dataset.store import Store
@@ -167,6 +187,11 @@ def label(
         Fit the best answers to the patterns.
     settings
         Settings of matching by their dotted names, `{"data.gamma": 0.3}` for instance.
+
+    Raises
+    ------
+    UserError
+        For unusable input, before anything is written.
     """
     from stemtune.dataset.store import Store
     from stemtune.indexing.template_matching import label_by_templates
@@ -191,6 +216,11 @@ def train(
         Settings by their dotted names: `{"model.name": "cnn", "train.epochs": 10}`.
     workers
         Data-parallel processes on this machine.
+
+    Raises
+    ------
+    UserError
+        For settings or data that do not fit, or training that diverged.
     """
     from stemtune.config import Config
     from stemtune.learning.train import train as run
@@ -232,6 +262,11 @@ def sweep(
         Nodes of the cluster to wait for before trials begin.
     study
         A study to share with other sweeps: another sweep's name, or the address of a database.
+
+    Raises
+    ------
+    UserError
+        For a space with mistakes, a name that is taken, or too few CPUs or GPUs.
     """
     from stemtune.tune.run.sweep import resume_sweep, run_sweep
     from stemtune.tune.space.space import find_space, load_space
@@ -253,6 +288,11 @@ def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, A
         The sweep; by default the one that started last.
     out
         A folder for the pictures, the figures as JSON and the page `compare.html`.
+
+    Raises
+    ------
+    UserError
+        When there is no such sweep, or the tracking server does not answer.
     """
     from stemtune.tune.report import compare_trials, write_comparison
 
@@ -290,6 +330,11 @@ def predict(
         Patterns at a time.
     **calibration
         What `ingest` takes, for a scan file.
+
+    Raises
+    ------
+    UserError
+        For unusable input, before anything is written.
     """
     from stemtune.crystal_map.io import read_map_h5
     from stemtune.map_folder.predict import predict as run
@@ -316,6 +361,11 @@ def evaluate(map: Place, truth: Place, *, png: Place | None = None) -> dict[str,
         A store with known orientations, a map.h5, an .ang or a .ctf.
     png
         Draw the figures into this file.
+
+    Raises
+    ------
+    UserError
+        When the two are not of the same scan.
     """
     from stemtune.analysis.evaluation.evaluate import evaluate as run
     from stemtune.plot.evaluation import draw_evaluation
@@ -337,6 +387,11 @@ def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | No
         Rows and columns of the scan.
     png
         The picture; left out, `overlay.png` in the map folder.
+
+    Raises
+    ------
+    UserError
+        For a position outside of the scan, or a scan that is gone.
     """
     from stemtune.plot.patterns import overlay_positions
 
