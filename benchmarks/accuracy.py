@@ -22,8 +22,7 @@ from benchmarks.testset import Beams, Condition
 from stemtune._files import replaceable_file, shipped_models, whole_file, writable_folder
 from stemtune._progress import Progress
 from stemtune._version import __version__
-from stemtune.analysis.evaluation.evaluate import angle_figures
-from stemtune.analysis.evaluation.pairs import RIGHT_DEG, count_families
+from stemtune.analysis.evaluation.evaluate import RIGHT_DEG, angle_figures, count_families
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg

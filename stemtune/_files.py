@@ -118,8 +118,7 @@ def whole_folder(final: str | os.PathLike[str], *, durable: bool = False) -> Ite
         yield part
         part.chmod(0o755)
         if durable:
-            for path in (*part.rglob("*"), part):
-                _sync(path)
+            sync(*part.rglob("*"), part)
         if target.exists():
             old = part.with_suffix(".old")
             target.rename(old)
@@ -132,35 +131,32 @@ def whole_folder(final: str | os.PathLike[str], *, durable: bool = False) -> Ite
         else:
             part.rename(target)
         if durable:
-            _sync(parent)
+            sync(parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def sync(*paths: Path) -> None:
+    """Have the disk take these files and the names in these folders."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 SUMS = "SHA256SUMS"
 """Name of the file of a sealed folder with the hash of every other; `sha256sum -c SHA256SUMS` reads it too."""
 
 
-def seal(folder: Path) -> None:
-    """Write down the hash of every file in `folder`."""
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
+def seal(folder: Path, *also: str) -> None:
+    """Write down the hash of every file in `folder`; of those named in `also` only, where the others have theirs."""
+    names = also or sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    lines = (folder / SUMS).read_text().splitlines(keepends=True) if also else []
+    lines = [line for line in lines if line.rstrip("\n").partition("  ")[2] not in names]
+    lines += [f"{_sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
     (folder / SUMS).write_text("".join(lines))
-
-
-def seal_also(folder: Path, name: str) -> None:
-    """Write down the hash of one file that was written after `seal`."""
-    lines = (folder / SUMS).read_text().splitlines(keepends=True)
-    others = [line for line in lines if line.rstrip("\n").partition("  ")[2] != name]
-    (folder / SUMS).write_text("".join([*others, f"{_sha256(folder / name)}  {name}\n"]))
 
 
 def damage(folder: Path) -> str:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Options of glibc's mallopt(3), and what they are set to, in bytes.
-_MALLOPT = {"M_MMAP_THRESHOLD": (-3, 32 * 2**20), "M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 16 * 2**20)}
+_MALLOPT = ((-3, 32 * 2**20), (-1, 2**30), (-2, 16 * 2**20))
+"""M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's mallopt(3), and what they are set to, in bytes."""
 
 
 class Spread(Protocol):
@@ -62,10 +62,7 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
 def map_over_processes(workers: int) -> Spread:
     """Return what spreads work over `workers` processes of this machine, which share torch's threads.
 
-    Raises
-    ------
-    UserError
-        From the spread itself, when a worker dies.
+    The spread raises a `UserError` when a worker dies.
     """
 
     def spread(
@@ -98,24 +95,21 @@ def map_over_processes(workers: int) -> Spread:
     return spread
 
 
-_state: dict[str, Any] = {}
-"""What this worker process prepared."""
+_state: dict[str, Any] = {}  # what this worker process prepared
 
 
 def _start(prepare: Callable[[Any], Any], given: Any, threads: int) -> None:
     import torch
 
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    def exit_with_parent() -> None:  # which was killed perhaps: nobody else would end this process
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _state["state"] = prepare(given)
-
-
-def _exit_with_parent() -> None:
-    """End this process when its parent is gone, killed perhaps: nobody else would end it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(work: Callable[[Any, Any], Any], item: Any) -> Any:
@@ -186,5 +180,5 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    for option, value in _MALLOPT.values():
+    for option, value in _MALLOPT:
         mallopt(option, value)

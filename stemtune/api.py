@@ -43,7 +43,7 @@ def simulate(
     cif
         The crystal: a CIF file, or "linio2", which ships with stemtune.
     out
-        The store to write (HDF5). An unfinished one of the same settings is gone on with.
+        The store to write (HDF5). An unfinished one of the same settings is resumed.
     patterns
         How many, at uniformly random orientations.
     scan
@@ -118,7 +118,7 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     if not Path(path).exists() and (":/" in str(path) or str(path) in ("champion", *shipped_models())):
         path = resolve_model(str(path))
     found = existing(path, "the path")
-    from stemtune.dataset.kind import kind_of
+    from stemtune.dataset.schema import kind_of
 
     kind = kind_of(found)
     if kind == "store":
@@ -141,7 +141,7 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
 
 
 def ingest(scan: Place, out: Place, **calibration: Any) -> Store:
-    """Turn a measured scan into a store: mended, calibrated, centred.
+    """Turn a measured scan into a store: corrected, calibrated, centred.
 
     Parameters
     ----------
@@ -393,6 +393,6 @@ def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | No
     UserError
         For a position outside of the scan, or a scan that is gone.
     """
-    from stemtune.plot.overlay import overlay_positions
+    from stemtune.plot.patterns import overlay_positions
 
     return Path(overlay_positions(map, list(positions), png))

@@ -201,3 +201,12 @@ def test_tests_mirror_the_rooms() -> None:
     across = {"cluster", "faults", "oracles", "data"}
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders <= rooms | across, folders - rooms - across
+
+
+def test_the_quick_tier_names_tests_that_exist() -> None:
+    text = (ROOT / "tests" / "conftest.py").read_text()
+    table = next(node for node in ast.parse(text).body if isinstance(node, ast.Assign))
+    names = [leaf.value for leaf in ast.walk(table.value) if isinstance(leaf, ast.Constant)]
+    assert len(names) > 20
+    for name in names:
+        assert (ROOT / "tests" / name).exists(), name

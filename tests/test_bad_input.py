@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,13 +15,11 @@ import pytest
 from rsciio import hspy
 
 from stemtune import cli
-from stemtune._files import whole_file, whole_folder
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.dataset.simulate import simulate_polycrystal, simulate_store
 from stemtune.dataset.writer import ResumableWriter
 from stemtune.diffraction.geometry import Geometry
-from stemtune.errors import UserError
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
 
@@ -31,9 +28,9 @@ MICROSCOPE = {"simulate.size": 32, "simulate.scale": 0.1, "simulate.dose": 3000}
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, a scan store, a model and a map that are all as they should be."""
-    folder = tmp_path_factory.mktemp("sound")
+    folder = tmp_path_factory.mktemp("inputs")
     settings = Config.from_flat(MICROSCOPE).simulate
     simulate_store("linio2", folder / "train.h5", 200, settings, 0)
     simulate_polycrystal("linio2", folder / "scan.h5", (8, 9), 2, settings, 0)
@@ -47,9 +44,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with copies of the sound files, and without records of a sweep."""
-    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
+def here(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with copies of the inputs, and without records of a sweep."""
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "STEMTUNE_SWEEPS", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
@@ -354,81 +351,6 @@ def test_bad_model_folders(case: str, here: Path, capfd: pytest.CaptureFixture[s
     assert says in refused(capfd, "predict", "scan.h5", "--model", "model", "--out", "new")
     if seen:  # `inspect` reads the description only
         assert says in refused(capfd, "inspect", "model")
-
-
-COMMANDS = {
-    "train": ["train", "--store", "train.h5", *TRAIN, "--out"],
-    "predict": ["predict", "scan.h5", "--model", "model", "--out"],
-    "simulate": ["simulate", "linio2", "--patterns", "4", "--out"],
-    "scan": ["simulate", "linio2", "--scan", "9,9", "--grains", "2", "--out"],
-    "ingest": ["ingest", "good.hspy", "--out"],
-    "demo": ["demo", "--out"],
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_an_output_that_cannot_be_written(command: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A path below a file cannot be written even by root, whom permissions do not stop."""
-    write_scan(here / "good.hspy")
-    (here / "file").write_text("mine")
-    assert "choose another --out" in refused(capfd, *COMMANDS[command], "file/new")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("beside", [None, "map.h5", "summary.json", "model.json"])
-def test_the_users_files_are_never_deleted(
-    command: str, beside: str | None, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    write_scan(here / "good.hspy")
-    folder = here / "mine"
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("years of work")
-    if beside:
-        (folder / beside).write_text("{}")
-    assert "mine" in refused(capfd, *COMMANDS[command], "mine")
-
-
-@pytest.mark.parametrize("command", ["simulate", "scan", "ingest"])
-@pytest.mark.parametrize("file", ["good.hspy", "thesis.txt", "model/model.json", "map/map.h5"])
-def test_a_store_replaces_nothing_but_a_store(
-    command: str, file: str, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    write_scan(here / "good.hspy")
-    (here / "thesis.txt").write_text("years of work")
-    assert "is no store, so it is not replaced" in refused(capfd, *COMMANDS[command], file)
-
-
-def test_a_picture_does_not_replace_the_store(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = tree(here)
-    assert cli.main(["inspect", "scan.h5", "--png", "scan.h5"]) == 2
-    assert "must be called .png" in capfd.readouterr().err
-    assert tree(here) == before
-
-
-def test_what_is_no_ordinary_file_stays(tmp_path: Path) -> None:
-    """Renaming over a device, /dev/null say, would take it from the whole machine; a pipe stands in for it here."""
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="is no ordinary file"), whole_file(tmp_path / "pipe") as part:
-        part.write_text("x")
-    assert (tmp_path / "pipe").is_fifo()
-
-
-def test_an_interrupt_between_the_renames_brings_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "map").mkdir()
-    (tmp_path / "map" / "kept").touch()
-    rename = Path.rename
-
-    def interrupted(path: Path, target: Path) -> Path:
-        if path.suffix == ".part":
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "map") as part:
-        (part / "new").touch()
-    assert list(tree(tmp_path)) == ["map", "map/kept"]
 
 
 SPACES = {

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import h5py
 import pytest
-from test_bad_input import MICROSCOPE, here, sound, write_scan
+from test_bad_input import MICROSCOPE, here, inputs, write_scan
 
 from stemtune.config import Config
 from stemtune.dataset.simulate import simulate_store
 
-__all__ = ["MICROSCOPE", "here", "sound"]
+__all__ = ["MICROSCOPE", "here", "inputs"]
 
 LONG = {
     "ingest": ["ingest", "large.hspy", "--out", "new.h5", "--size", "128"],

@@ -39,16 +39,9 @@ _TWIN = re.compile(r"^\s*([0-9.]+)\s*,?\s*([\[(])\s*([-0-9.,\s]+?)\s*([\])])\s*(
 
 @dataclass(frozen=True)
 class Relation:
-    """A special relation of two crystals of one phase.
+    """A special relation of two crystals of one phase: `rotation * g` (4,) is the other's, up to symmetry.
 
-    Attributes
-    ----------
-    name
-        What the boundary table calls it.
-    rotation
-        Quaternion (4,): one crystal's orientation is `rotation * g` of the other's, up to symmetry.
-    tolerance_deg
-        How far from it a boundary may be.
+    `name` is what the boundary table calls it, `tolerance_deg` how far from it a boundary may be.
     """
 
     name: str
@@ -203,18 +196,8 @@ def find_boundaries(
 ) -> Boundaries:
     """Return the boundaries between `grains`; what borders on a pixel without a grain is none.
 
-    Parameters
-    ----------
-    orientation_map
-        The map.
-    grains
-        Its grains.
-    settings
-        Largest angle of low-angle boundaries, tolerance of the special ones.
-    twins
-        Relations the user has named; they come before all others. See `twin`.
-    neighbourhood
-        Of the same map, if there is one.
+    `twins` are relations that the user has named (`twin`); they come before all others. `neighbourhood`, of the same
+    map, spares the angles that it knows.
     """
     near = neighbourhood or Neighbourhood(orientation_map)
     dy, dx = orientation_map.step_nm or (1.0, 1.0)

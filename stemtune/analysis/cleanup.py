@@ -53,19 +53,7 @@ def cleaned(orientation_map: OrientationMap, settings: CleanConfig) -> Orientati
     """Return a copy of the map with pseudo-symmetric answers corrected and single gaps filled.
 
     Pixels are judged by the neighbours as they are in the map that is given, all at once, so that no change leads to
-    another. The layers `CHANGED` and `BEFORE` tell what was done.
-
-    Parameters
-    ----------
-    orientation_map
-        The map.
-    settings
-        See `config.CleanConfig`.
-
-    Raises
-    ------
-    UserError
-        When the map has been cleaned already.
+    another. The layers `CHANGED` and `BEFORE` tell what was done. A map that has been cleaned is a `UserError`.
     """
     if CHANGED in orientation_map.layers:
         raise UserError("the map has been cleaned already; undo that first (stemtune clean MAP --undo)")

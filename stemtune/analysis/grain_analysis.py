@@ -27,14 +27,7 @@ class Analysis(NamedTuple):
 def analyse(orientation_map: OrientationMap, settings: GrainsConfig, twins: Sequence[str] = ()) -> Analysis:
     """Find grains and boundaries of `orientation_map` and return a copy of it that holds them.
 
-    Parameters
-    ----------
-    orientation_map
-        The map; grains that it holds are replaced.
-    settings
-        See `config.GrainsConfig`.
-    twins
-        Special relations to look for besides the known ones, see `analysis.boundaries.twin`.
+    `twins` are special relations to look for besides the known ones, see `analysis.boundaries.twin`.
     """
     near = Neighbourhood(orientation_map)
     grains = find_grains(orientation_map, settings, near)

@@ -115,17 +115,7 @@ class Grains:
 def find_grains(
     orientation_map: OrientationMap, settings: GrainsConfig, neighbourhood: Neighbourhood | None = None
 ) -> Grains:
-    """Return the grains of `orientation_map`.
-
-    Parameters
-    ----------
-    orientation_map
-        The map.
-    settings
-        Threshold, smallest grain, widest gap, kernel.
-    neighbourhood
-        Of the same map, if there is one: what it has worked out is not worked out again.
-    """
+    """Return the grains of `orientation_map`; `neighbourhood`, of the same map, spares the angles that it knows."""
     near = neighbourhood or Neighbourhood(orientation_map)
     number = segment(near, settings)
     table, grod = _described(orientation_map, number)

@@ -44,18 +44,7 @@ def pairs(shape: tuple[int, int], step: tuple[int, int]) -> tuple[Pixels, Pixels
 
 
 class Neighbourhood:
-    """Answers how far pixels of a map are apart.
-
-    Parameters
-    ----------
-    orientation_map
-        The map.
-
-    Attributes
-    ----------
-    shape
-        Rows and columns.
-    """
+    """Answers how far pixels of a map of `shape` rows and columns are apart."""
 
     def __init__(self, orientation_map: OrientationMap) -> None:
         self.shape = orientation_map.shape

@@ -113,7 +113,7 @@ def inspect(parser: Parser) -> Command:
         print(describe(options.path))
         if options.png:
             from stemtune.plot.calibration import calibration_picture
-            from stemtune.plot.contact_sheet import contact_sheet
+            from stemtune.plot.patterns import contact_sheet
 
             contact_sheet(options.path, options.png)
             print(f"contact sheet: {options.png}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from stemtune._files import existing
 from stemtune.crystal_map.io import read_map_h5
-from stemtune.dataset.kind import kind_of
+from stemtune.dataset.schema import kind_of
 from stemtune.dataset.store import Store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError

@@ -58,7 +58,7 @@ def predict(parser: Parser) -> Command:
         folder = Path(options.out)
         _print_summary(summary, folder)
         if options.overlay:
-            from stemtune.plot.overlay import overlay_positions
+            from stemtune.plot.patterns import overlay_positions
 
             picture = overlay_positions(options.out, [pair(text, "--overlay") for text in options.overlay])
             print(f"overlay: {picture}")
@@ -118,7 +118,7 @@ def _log(runs: Sequence[str], folder: Path) -> None:
 
 def _log_again(path: str) -> None:
     """Log a map folder, or the one that a `map.h5` is in, to the runs that it says its models came from."""
-    from stemtune.map_folder.rework import made_by
+    from stemtune.map_folder.files import made_by
 
     given = Path(path)
     _log(made_by(given), given.parent if given.is_file() else given)
@@ -226,7 +226,7 @@ def _grain_options(parser: Parser) -> None:
 def grains(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.analysis.grain_analysis import describe_grains
-        from stemtune.map_folder.rework import regrain
+        from stemtune.map_folder.files import regrain
 
         settings = settings_given(options, "grains", GrainsConfig)
         print(describe_grains(regrain(options.map, settings, options.twin)))
@@ -247,7 +247,7 @@ def grains(parser: Parser) -> Command:
 def clean(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.analysis.grain_analysis import describe_grains
-        from stemtune.map_folder.rework import clean_map
+        from stemtune.map_folder.files import clean_map
 
         how = None if options.undo else settings_given(options, "clean", CleanConfig)
         figures = clean_map(

@@ -46,22 +46,8 @@ class Grid(NamedTuple):
 class Points:
     """What a file holds of its m points, in its own order and frame.
 
-    Parameters
-    ----------
-    orientation
-        Unit quaternions (m, 4), or NaN.
-    phase
-        Index (m,) into `phases`; -1 where not indexed.
-    phases
-        The file's phases.
-    scores
-        Values (m,) by name.
-    confidence
-        (m,) larger is better; None where there is nothing of the kind.
-    program
-        What wrote the file.
-    notes
-        What the user ought to know.
+    `orientation` (m, 4) unit quaternions or NaN; `phase` (m,) index into `phases`, -1 where not indexed; `scores` (m,)
+    by name; `confidence` (m,) larger is better, None where there is nothing of the kind; `notes` for the user.
     """
 
     orientation: npt.NDArray[np.float64]

@@ -28,20 +28,11 @@ MODES = ("none", "flips", "rotate")
 def augment(
     patterns_BHW: Tensor, orientation_B4: Tensor, mode: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Turn and mirror each pattern of a batch at random, and its orientation with it.
+    """Turn and mirror each pattern of a batch, the direct beam in its middle, at random, and its orientation with it.
 
-    Parameters
-    ----------
-    patterns_BHW
-        Square patterns with the direct beam in the middle, of any number type.
-    orientation_B4
-        Unit quaternions, lab-to-crystal, scalar first.
-    mode
-        "none"; "flips", the eight quarter turns and mirrors, which move pixels, change no count and are made on the
-        CPU; "rotate", any angle and the mirror, interpolated linearly on the device of the patterns, which makes
-        float32 and fills corners with 0.
-    generator
-        CPU generator; the same state gives the same augmentation on every device.
+    `mode` is "none"; "flips", the eight quarter turns and mirrors, which move pixels, change no count and are made on
+    the CPU; or "rotate", any angle and the mirror, interpolated linearly on the device of the patterns, which makes
+    float32 and fills corners with 0. The same state of the CPU `generator` gives the same augmentation on every device.
     """
     if mode == "none":
         return patterns_BHW, orientation_B4

@@ -29,7 +29,7 @@ from stemtune.scan.plan import Plan, Sample, plan
 from stemtune.scan.readers import Scan, read_scan
 
 BLOCK = 8
-"""Scan positions along the edge of a group: neighbours in one block never stand on both sides of a split."""
+"""Scan positions along the edge of a group: neighbours in one block are never on both sides of a split."""
 
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that corrections are planned from
@@ -54,23 +54,18 @@ def ingest(
 
     Parameters
     ----------
-    scan
-        A file that `scan.readers` reads as a stack of patterns, or a scan that has been opened.
-    out
-        The store.
-    kv
-        Acceleration voltage in kV; left out, the file's.
-    scale
-        1/Å per pixel of the file; left out, the file's. Bragg peaks are drawn at this scale.
+    scan, out
+        A file that `scan.readers` reads as a stack of patterns, or a scan that has been opened; and the store.
+    kv, scale
+        Acceleration voltage in kV and 1/Å per pixel of the file; left out, the file's. Bragg peaks are drawn at it.
     centre
         (row, column) of the direct beam in pixels, also as text "y,x"; or "auto", a fit over the scan. A fit that
         agrees with the centre in the file's axes within 0.25 px gives way to it.
     shape
         (rows, columns) of the scan, also as text "ny,nx", for a file that is only a stack of frames.
-    size
-        Width and height of the stored patterns; left out, the shorter edge of the measured ones.
-    keep
-        The part of the scan to keep, as text "0:ny,0:nx".
+    size, keep
+        Width and height of the stored patterns, else the shorter edge of the measured ones; rows and columns of the
+        scan to keep, as text "0:ny,0:nx".
     dataset
         Which array of an HDF5 or .npz file is the scan, where there are several.
     **corrections
@@ -82,23 +77,18 @@ def ingest(
     facts
         What was found and done: `patterns`, `scan_shape`, the stored geometry (`size`, `kv`, `scale_inv_angstrom`,
         `centre_px`), the beam in the file (`origin_centre_px`, `centre_spread_px`), `copied`: whether the counts
-        were copied as they were, `scan_rotation_deg`, `corrections` (see `planning.Plan.facts`) and `notes`.
+        were copied as they were, `scan_rotation_deg`, `corrections` (see `scan.plan.Plan.facts`) and `notes`.
 
     Raises
     ------
     UserError
         For a file that cannot be read, is not calibrated, or holds NaN or negative counts.
     """
-    given = dict(zip(_CALIBRATING, (kv, scale, centre, shape, size, keep, dataset), strict=True))
-    wanted = CorrectionOptions.of(corrections)
+    given: dict[str, Any] = dict(zip(_CALIBRATING, (kv, scale, centre, shape, size, keep, dataset), strict=True))
     if size is not None and not _SIZES[0] <= size <= _SIZES[1]:
         raise UserError(f"--size is {size}, but must be in [{_SIZES[0]}, {_SIZES[1]}]")
     replaceable_store(out)
-    source = scan
-    if not isinstance(source, Scan):
-        source = read_scan(source, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
-    window = kept_window(keep, source.shape)
-    planned, geometry = plan_for(source, window, wanted, kv, scale, size, centre)
+    source, window, planned, geometry = _planned(scan, **given, **corrections)
     for note in planned.notes:
         print(f"note: {note}", file=sys.stderr)
     done, beam = planned.corrections, planned.corrections.beam
@@ -109,7 +99,7 @@ def ingest(
         "origin_centre_px": [beam.row, beam.column],
         "centre_spread_px": beam.spread_px,
         "copied": done.exact,
-        "scan_rotation_deg": wanted.scan_rotation,
+        "scan_rotation_deg": float(corrections.get("scan_rotation") or 0.0),
         "corrections": planned.facts,
         "notes": planned.notes,
     }
@@ -162,8 +152,16 @@ def _copy(source: Scan, window: Window, done: Corrections, writer: StoreWriter) 
 
 
 def corrected_at(
-    scan: str | os.PathLike[str],
-    positions: Sequence[tuple[int, int]],
+    scan: str | os.PathLike[str], positions: Sequence[tuple[int, int]], **calibration: Any
+) -> npt.NDArray[Any]:
+    """Return the patterns (n, size, size) at `positions` of the part that is kept, as `ingest` stores them."""
+    source, window, planned, _ = _planned(scan, **calibration)
+    chosen = [read_part(source, source.data[row + window.top, column + window.left]) for row, column in positions]
+    return planned.corrections(np.stack(chosen), np.asarray(positions))
+
+
+def _planned(
+    scan: str | os.PathLike[str] | Scan,
     kv: float | None = None,
     scale: float | None = None,
     centre: str | tuple[float, float] = "auto",
@@ -172,32 +170,29 @@ def corrected_at(
     keep: str | None = None,
     dataset: str | None = None,
     **corrections: Any,
-) -> npt.NDArray[Any]:
-    """Return the patterns (n, size, size) at `positions` of the part that is kept, as `ingest` stores them."""
-    source = read_scan(scan, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
-    window, wanted = kept_window(keep, source.shape), CorrectionOptions.of(corrections)
-    planned, _ = plan_for(source, window, wanted, kv, scale, size, centre)
-    chosen = [read_part(source, source.data[row + window.top, column + window.left]) for row, column in positions]
-    return planned.corrections(np.stack(chosen), np.asarray(positions))
+) -> tuple[Scan, Window, Plan, Geometry]:
+    """Return the scan, the part that is kept, what is to be done to its patterns, and their calibration afterwards."""
+    options = CorrectionOptions.of(corrections)
+    if not isinstance(scan, Scan):
+        scan = read_scan(scan, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
+    window = kept_window(keep, scan.shape)
+    return scan, window, *plan_for(scan, window, options, kv, scale, size, centre)
 
 
 def plan_for(
     source: Scan,
     window: Window,
-    wanted: CorrectionOptions,
+    options: CorrectionOptions,
     kv: float | None = None,
     scale: float | None = None,
     size: int | None = None,
     centre: str | tuple[float, float] = "auto",
 ) -> tuple[Plan, Geometry]:
-    """Return what is to be done to the patterns in `window` of a scan, and how they are calibrated afterwards.
-
-    Options are those of `ingest`; so are the errors.
-    """
-    volts, step = _calibrated(source, kv, scale, wanted.calibrate != "")
+    """Return what is to be done to the patterns in `window` of a scan, and how they are calibrated afterwards."""
+    volts, step = _calibrated(source, kv, scale, options.calibrate != "")
     given = _given_centre(centre, source.pattern_shape)
     size = size or min(source.pattern_shape)
-    planned = plan(sample(source, window), wanted, size, step, given, source.centre_px)
+    planned = plan(sample(source, window), options, size, step, given, source.centre_px)
     return planned, Geometry(size, planned.scale * planned.corrections.factor, volts)
 
 
@@ -210,18 +205,15 @@ def scan_group(position: npt.NDArray[Any], columns: int, block: int = BLOCK) -> 
 def _calibrated(
     scan: Scan, kv: float | None, scale: float | None, searched: bool = False
 ) -> tuple[float, float | None]:
-    """Return voltage (kV) and scale (1/Å per pixel of the file), from the options or the file.
-
-    The scale may be None only where it is `searched` for.
-    """
+    """Return kV and 1/Å per pixel of the file, from the options or the file; no scale only where it is `searched`."""
     kv = kv if kv is not None else scan.kv
     scale = scale if scale is not None else scan.scale_inv_angstrom(kv)
     name = scan.path.name
-    if kv is None or (scale is None and not searched):
-        what = "the acceleration voltage; give --kv, 200 for instance"
-        if scale is None and not searched:
-            what = "how many 1/Å a pixel is; give --scale, 0.02 for instance" + (", and --kv" if kv is None else "")
-        raise UserError(f"{name} does not say {what}")
+    if scale is None and not searched:
+        also = ", and --kv" if kv is None else ""
+        raise UserError(f"{name} does not say how many 1/Å a pixel is; give --scale, 0.02 for instance{also}")
+    if kv is None:
+        raise UserError(f"{name} does not say the acceleration voltage; give --kv, 200 for instance")
     if not 20 <= kv <= 1500:
         raise UserError(f"the acceleration voltage of {name} is {kv:g} kV, but must be in [20, 1500]; give --kv")
     if scale is not None and not 0 < scale <= 1:
@@ -234,9 +226,8 @@ def _given_centre(wanted: str | tuple[float, float], shape: tuple[int, int]) -> 
     if wanted == "auto":
         return None
     row, column = pair(wanted, "--centre", whole=False)
-    height, width = shape
-    if not (0 <= row <= height - 1 and 0 <= column <= width - 1):
-        raise UserError(f"--centre {row:g},{column:g} lies outside of the {height} x {width} pixels of a pattern")
+    if not (0 <= row <= shape[0] - 1 and 0 <= column <= shape[1] - 1):
+        raise UserError(f"--centre {row:g},{column:g} lies outside of the {shape[0]} x {shape[1]} pixels of a pattern")
     return row, column
 
 
@@ -250,10 +241,9 @@ def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
     picked = [(line, chosen) for line, chosen in picked if len(chosen)]
     parts = [read_part(scan, scan.data[line, chosen[0] : window.right : step]) for line, chosen in picked]
     counts = np.concatenate(parts)
-    place = [np.column_stack((np.full(len(chosen), line), chosen)) for line, chosen in picked]
-    shape = (window.bottom - window.top, window.right - window.left)
+    place = np.concatenate([np.column_stack((np.full(len(chosen), line), chosen)) for line, chosen in picked])
     whole = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
-    return Sample(whole, np.concatenate(place) - np.array((window.top, window.left)), shape)
+    return Sample(whole, place - np.array((window.top, window.left)), (rows, columns))
 
 
 def kept_window(keep: str | None, shape: tuple[int, int]) -> Window:
@@ -261,14 +251,12 @@ def kept_window(keep: str | None, shape: tuple[int, int]) -> Window:
     if keep is None:
         return Window(0, 0, *shape)
     try:
-        rows, columns = (
-            slice(*(int(end) if end.strip() else None for end in part.split(":"))) for part in keep.split(",")
-        )
+        ends = [[int(end) if end.strip() else None for end in part.split(":")] for part in keep.split(",")]
+        rows, columns = (slice(*part) for part in ends)
     except ValueError:
         raise UserError(f"--keep is '{keep}', but must be rows and columns as 0:ny,0:nx") from None
     spans = [span.indices(length) for span, length in zip((rows, columns), shape, strict=True)]
-    ends = [span.stop for span in (rows, columns)]
-    over = any(end is not None and end > length for end, length in zip(ends, shape, strict=True))
+    over = any((span.stop or 0) > length for span, length in zip((rows, columns), shape, strict=True))
     if over or any(stop <= start or step != 1 for start, stop, step in spans):
         raise UserError(f"--keep is '{keep}', but the scan has the rows 0:{shape[0]} and the columns 0:{shape[1]}")
     return Window(spans[0][0], spans[1][0], spans[0][1], spans[1][1])

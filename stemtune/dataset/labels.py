@@ -41,14 +41,10 @@ class Labels:
 
     Parameters
     ----------
-    orientation
-        Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where not indexed.
-    confidence
-        (n,) larger is better; NaN where not indexed, or where the labeller has none.
-    phase
-        Index (n,) into `phases`; -1 where not indexed.
-    phases
-        The crystals.
+    orientation, confidence
+        Unit quaternions (n, 4), scalar first, lab-to-crystal; (n,) larger is better. NaN where not indexed.
+    phase, phases
+        Index (n,) into the crystals; -1 where not indexed.
     scores
         The labeller's own scores (n,) under its own names.
     facts
@@ -111,13 +107,8 @@ def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mappin
 def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Return where a labelled `store` will be written: `out`, or without it the place of the store itself.
 
-    It is asked before the work that makes the labels, so that this is not done in vain.
-
-    Raises
-    ------
-    UserError
-        When `store` is none, when nothing can be written there, when there is no room for it, or when exact
-        orientations of a simulation would be lost.
+    It is asked before the work that makes the labels, so that this is not done in vain: a `UserError` says that nothing
+    can be written there, that there is no room for it, or that exact orientations of a simulation would be lost.
     """
     source = existing(store, "the store").resolve()
     with Store.open(store) as opened:
@@ -142,17 +133,8 @@ def write_labels(store: str | os.PathLike[str], labels: Labels, out: str | os.Pa
     """Write a copy of `store` with these labels to `out`, or without it in the place of the store itself.
 
     Patterns, positions, groups, splits and the calibration stay; orientation, confidence, phase, scores, the phases'
-    CIF text and what is known of overlapping grains are replaced.
-
-    Returns
-    -------
-    path
-        Where the labelled store is.
-
-    Raises
-    ------
-    UserError
-        As `label_target`, and when the disk becomes full.
+    CIF text and what is known of overlapping grains are replaced. Returns where the labelled store is; errors are those
+    of `label_target`, and that the disk is full.
     """
     source, target = existing(store, "the store").resolve(), label_target(store, out)
     with Store.open(source) as opened:
@@ -183,23 +165,9 @@ def with_truth(
 ) -> Path:
     """Write a copy of a labelled store whose validation and test patterns carry their true orientations.
 
-    So that what is learned from labels is judged by what is known: labels train, the truth validates.
-
-    Parameters
-    ----------
-    labelled
-        The store with the labels.
-    truth
-        The store with the same patterns and their exact orientations.
-    out
-        The store to write.
-    split
-        New splits (n,): train (0), validation (1), test (2); left out, those of `labelled`.
-
-    Raises
-    ------
-    UserError
-        When the two do not hold the same number of patterns, or `out` cannot be written.
+    So that what is learned from labels is judged by what is known: labels train, the truth validates. `truth` is the
+    store with the same patterns and their exact orientations; `split` (n,) are new splits in the place of those of
+    `labelled`. A `UserError` says that the two differ in their number of patterns, or that `out` cannot be written.
     """
     target = label_target(labelled, out)
     with Store.open(labelled) as ours, Store.open(truth) as exact:

@@ -39,25 +39,18 @@ class StoreLoader:
 
     Parameters
     ----------
-    store
-        The opened store.
-    rows
-        Row numbers (N,) to draw from, in order of use where `shuffled` is False.
+    store, rows, phase
+        The opened store, row numbers (N,) to draw from, in order of use where not `shuffled` (in a random order, new in
+        each epoch), and the crystal that their orientations belong to.
     batch_size
         Patterns per batch on this rank.
-    phase
-        The crystal that the orientations of `rows` belong to.
-    seed
-        Seed of order and augmentation.
+    seed, augmentation
+        Seed of order and augmentation; see `stemtune.dataset.augment`.
     rank, world
         Which of how many data-parallel processes this is. All of them together see every row once.
     training
         True: only whole batches, the same number on every rank, augmented. False: every row, in batches of which
         the last may be smaller.
-    shuffled
-        Whether the order is random, and new in each epoch.
-    augmentation
-        See `stemtune.dataset.augment`.
     device
         Where the batches are going: for a GPU they come in pinned memory, or on it where they are interpolated.
     portion
@@ -216,15 +209,9 @@ class SimulatedLoader:
 def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> tuple[Loader, Loader]:
     """Return the loaders of training and validation batches.
 
-    Parameters
-    ----------
-    config
-        `data`, `train.batch_size` (over all ranks together) and `train.seed` are read, and `simulate` where
-        `data.source` is "simulate".
-    rank, world
-        Which of how many data-parallel processes this is.
-    device
-        Where the batches are going, and where patterns are simulated; left out, the current GPU, else the CPU.
+    `data`, `train.batch_size` (over all ranks together) and `train.seed` of `config` are read, and `simulate` where
+    `data.source` is "simulate". This is process `rank` of `world` data-parallel ones. `device` is where the batches are
+    going, and where patterns are simulated; left out, the current GPU, else the CPU.
 
     Raises
     ------

@@ -54,16 +54,9 @@ def grain_map(
 class Lattices:
     """How the lattice of each of G grains is turned.
 
-    Attributes
-    ----------
-    seeds
-        Scan position (row, column) of the middle of each grain (G, 2).
-    orientation
-        Orientation there (G, 4), lab-to-crystal.
-    gradient
-        Direction in which the lattice turns (G, 2, 3) with the distance along rows and columns.
-    reach
-        Distance (G,) from the middle to the farthest position of the grain.
+    `seeds` (G, 2) are the scan positions of the grains' middles, `orientation` (G, 4) the orientations there,
+    lab-to-crystal, `gradient` (G, 2, 3) the directions in which the lattices turn with the distance along rows and
+    columns, and `reach` (G,) the distances from the middle to the farthest position of the grain.
     """
 
     seeds: npt.NDArray[np.float64]

@@ -103,13 +103,7 @@ def check_layout(path: Path, file: h5py.File) -> None:
 
 
 def replaceable_store(path: str | os.PathLike[str]) -> Path:
-    """Return `path` if a store may be written there: nothing is, or an empty file, or a store.
-
-    Raises
-    ------
-    UserError
-        When another file lies there, the scan itself for instance.
-    """
+    """Return `path` if a store may be written there: nothing is, or an empty file, or a store, but not the scan."""
     target = Path(path).expanduser()
     if target.is_file() and target.stat().st_size:
         try:
@@ -125,22 +119,10 @@ def replaceable_store(path: str | os.PathLike[str]) -> Path:
 def make_splits(
     group: npt.ArrayLike, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> npt.NDArray[np.int8]:
-    """Deal whole groups to train (0), validation (1) and test (2).
+    """Return the split of each pattern (n,): whole groups dealt to train (0), validation (1) and test (2).
 
-    Parameters
-    ----------
-    group
-        Group number of each pattern (n,).
-    fractions
-        Wanted share of the patterns in each split.
-    seed
-        Seed of the order in which groups are dealt.
-
-    Returns
-    -------
-    split
-        Number of the split (n,) of each pattern. Every split with a positive share gets at least one group as long
-        as there are enough groups.
+    `group` (n,) are the patterns' groups, `fractions` the wanted shares of the patterns, and `seed` sets the order in
+    which groups are dealt. Every split with a positive share gets at least one group as long as there are enough.
     """
     _, index, count = np.unique(np.asarray(group), return_inverse=True, return_counts=True)
     missing = np.asarray(fractions, dtype=float) / sum(fractions) * len(index)
@@ -188,3 +170,26 @@ def plain(value: Any) -> Any:
 def disk_is_full(problem: BaseException | None) -> bool:
     """Return whether a disk or a quota is exhausted."""
     return isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def kind_of(path: Path) -> str:
+    """Return "store", "map", "model", "search space" or "scan" (everything else that rosettasciio may read)."""
+    if path.is_dir():
+        if (path / "model.json").is_file() or (path / "model.safetensors").is_file():
+            return "model"
+        if (path / "map.h5").is_file():
+            return "map"
+        if path.suffix.lower() != ".zspy":
+            raise UserError(f"'{path}' is a folder without model.json or map.h5, so it is neither a model nor a map")
+        return "scan"
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "search space"
+    if path.suffix.lower() == ".hspy" or not h5py.is_hdf5(path):
+        return "scan" if path.suffix.lower() not in (".h5", ".hdf5") else "store"
+    try:
+        with h5py.File(path) as file:
+            if "stemtune" in file and "crystal_map" in file:
+                return "map"
+            return "store" if "schema" in file.attrs or "patterns" in file else "scan"
+    except OSError:  # truncated: what kind it was meant to be does not matter
+        return "store"

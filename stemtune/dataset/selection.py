@@ -32,17 +32,9 @@ def split_rows(
 ) -> tuple[Rows, Rows]:
     """Return the rows of `store` to train on and to validate on.
 
-    Parameters
-    ----------
-    store
-        The store.
-    learnable
-        Which patterns (n,) have a label to learn from.
-    data
-        `data.split` and `data.guard` are read. Where the split goes by groups, patterns of a scan that are at most
-        `data.guard` rows and columns away from a labelled one of validation or test are not trained on.
-    verbose
-        Whether the user is warned of a random split, on stderr.
+    `learnable` (n,) says which patterns have a label to learn from. Where `data.split` goes by groups, patterns of a
+    scan that are at most `data.guard` rows and columns away from a labelled one of validation or test are not trained
+    on. A random split is warned of on stderr if `verbose`.
 
     Raises
     ------
@@ -73,7 +65,7 @@ def split_rows(
 
 
 def guarded(store: Store, held: npt.NDArray[np.bool_], guard: int) -> npt.NDArray[np.bool_]:
-    """Tell (n,) which patterns of a scan are at most `guard` rows and columns away from one of those in `held` (n,).
+    """Return (n,) which patterns of a scan are at most `guard` rows and columns away from one of those in `held` (n,).
 
     None where `guard` is 0 or the store is no scan.
     """
@@ -90,19 +82,8 @@ def guarded(store: Store, held: npt.NDArray[np.bool_], guard: int) -> npt.NDArra
 def score_of(store: Store, name: str, setting: str) -> npt.NDArray[np.float64]:
     """Return the score (n,) of the labels that is called `name`, larger is better; -inf where there is none.
 
-    Parameters
-    ----------
-    store
-        The store.
-    name
-        "confidence", or a name in the store's `scores`.
-    setting
-        The setting that names it, for the error.
-
-    Raises
-    ------
-    UserError
-        When the store has no such score; the message lists those that it has.
+    `name` is "confidence" or one of the store's `scores`; where it is neither, a `UserError` about the setting called
+    `setting` lists them.
     """
     score = store.confidence if name == CONFIDENCE else store.score(name)
     if score is None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,43 +73,26 @@ def simulate_store(
     restart: bool = False,
     spread: Spread | None = None,
 ) -> Path:
-    """Write a store of simulated patterns at uniformly random orientations, or go on with an unfinished one.
+    """Write a store of simulated patterns at uniformly random orientations, or resume an unfinished one.
 
-    Parameters
-    ----------
-    cif
-        Path of the phase's CIF; "" or "linio2" is the LiNiO2 that ships.
-    out
-        Path of the store; it appears when it is complete. Until then, and after an interrupt, what there is of it
-        lies in `OUT.part`, and the same call goes on from there.
-    patterns
-        How many.
-    simulate
-        The microscope.
-    seed
-        The same seed gives the same store, whatever the number of workers.
-    workers
-        Processes that simulate on a CPU; torch's threads are shared out among them. A GPU is used by one process.
-    device
-        Where patterns are simulated: cpu, cuda, or auto: a GPU if there is one. Random numbers are the device's own.
-    restart
-        Begin anew, even if there is an unfinished store.
-    spread
-        What simulates the blocks, instead of worker processes here: the nodes of a Ray cluster for instance. Then
-        `device` is theirs.
+    Parameters are those of `stemtune.simulate`, and: `simulate`, the microscope; `device`, cpu, cuda, or auto (a GPU if
+    there is one), whose own random numbers are used; `restart`, to begin anew even if there is an unfinished store;
+    `spread`, what simulates the blocks instead of `workers` processes here, the nodes of a Ray cluster for instance
+    (`device` is then theirs).
 
     Returns
     -------
     out
         The store: uint16 counts, or float32 where `simulate.dose` is 0; phase 0, confidence 1, a group for every 16
         patterns, the orientation of the strongest grain and those of the others where `simulate.overlap` is above 0.
+        It appears when it is complete. Until then what there is of it lies in `OUT.part`, and the same call resumes.
 
     Raises
     ------
     UserError
         For what cannot be simulated or written, and when the unfinished store was made with other settings.
     Interrupted
-        After Ctrl-C, when there is something to go on with.
+        After Ctrl-C, when there is something to resume.
     """
     if patterns < 1:
         raise UserError(f"{patterns} patterns are asked for, but it must be at least 1")
@@ -117,10 +100,8 @@ def simulate_store(
     simulator = simulator_for(phase, geometry, simulate, "cpu" if spread else device)
     attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
     with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
-        plan = [(seed, number, min(BLOCK, patterns - number * BLOCK)) for number in _missing(writer)]
         spread = spread or map_over_processes(workers if device == "cpu" else 1)
-        with closing(spread(_prepare, (simulator.phase.cif, simulate, device), _work, plan)) as blocks:
-            _stream(writer, zip((BLOCK * number for _, number, _ in plan), blocks, strict=True))
+        _fill(writer, spread, ((simulator.phase.cif, simulate, device), seed, patterns), _random_block)
     return Path(out)
 
 
@@ -136,31 +117,38 @@ def _writer(
     seed: int,
     restart: bool,
 ) -> ResumableWriter:
-    simulate = simulator.simulate
-    several, kind = simulate.overlap > 0, _kind(simulate)
-    return ResumableWriter(
-        out, count, simulator.geometry, [simulator.phase], kind, attrs, seed, several, restart=restart
-    )
+    kind, several = _kind(simulator.simulate), simulator.simulate.overlap > 0
+    phases = [simulator.phase]
+    return ResumableWriter(out, count, simulator.geometry, phases, kind, attrs, seed, several, restart=restart)
 
 
-def _missing(writer: ResumableWriter) -> list[int]:
-    """Return the numbers of the blocks that are not written yet."""
-    return [start // BLOCK for start in range(0, writer.n, BLOCK) if not writer.done[start : start + BLOCK].all()]
-
-
-def _stream(writer: ResumableWriter, blocks: Iterable[tuple[int, Block]]) -> None:
-    """Write blocks, each with its first row, as they come; show rate and time left."""
+def _fill(
+    writer: ResumableWriter, spread: Spread, given: tuple[Any, ...], work: Callable[[tuple[Any, ...], int], Block]
+) -> None:
+    """Write the blocks that are not there yet as they come from `work`; show rate and time left."""
+    numbers = [start // BLOCK for start in range(0, writer.n, BLOCK) if not writer.done[start : start + BLOCK].all()]
     done = int(writer.done.sum())
     if done:
         print(f"resuming '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
-    with Progress(writer.n, "simulate", "pattern", done) as bar:
-        for start, (images, columns) in blocks:
-            writer.write(start, images, **columns)
-            bar.update(len(images))
+    with (
+        closing(spread(_prepare, given, work, numbers)) as blocks,
+        Progress(writer.n, "simulate", "pattern", done) as progress,
+    ):
+        for number, (images, columns) in zip(numbers, blocks, strict=True):
+            writer.write(BLOCK * number, images, **columns)
+            progress.update(len(images))
 
 
-def _block(simulator: KinematicSimulator, seed: int, number: int, count: int) -> Block:
-    generator = _generator(seed, number)
+def _prepare(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what a worker needs: its simulator, made from (cif, simulate, device), and the rest of what is given."""
+    cif, simulate, device = given[0]
+    return (simulator_for(Phase.from_cif_text(cif), Geometry.of(simulate), simulate, device), *given[1:])
+
+
+def _random_block(state: tuple[Any, ...], number: int) -> Block:
+    """Return the patterns of block `number`, at random orientations."""
+    simulator, seed, patterns = state
+    count, generator = min(BLOCK, patterns - number * BLOCK), _generator(seed, number)
     orientation = random_orientations(count, generator)
     several = overlap.draw_overlap(simulator.simulate, count, generator) if simulator.simulate.overlap > 0 else None
     images = overlap.patterns(simulator, orientation, several, generator)
@@ -178,15 +166,6 @@ def _overlap_columns(several: Overlap | None) -> dict[str, Any]:
     if several is None:
         return {}
     return {"overlap_orientation": several.orientation.numpy(), "overlap_weight": several.weight.numpy()}
-
-
-def _prepare(given: tuple[str, SimulateConfig, str]) -> KinematicSimulator:
-    cif, simulate, device = given
-    return simulator_for(Phase.from_cif_text(cif), Geometry.of(simulate), simulate, device)
-
-
-def _work(simulator: KinematicSimulator, plan: tuple[int, int, int]) -> Block:
-    return _block(simulator, *plan)
 
 
 def simulate_polycrystal(
@@ -211,18 +190,14 @@ def simulate_polycrystal(
 
     Parameters
     ----------
-    cif, out, simulate, seed, workers, device, restart, spread
-        As in `simulate_store`.
-    shape
-        Rows and columns of the scan.
-    grains
-        How many grains; `group` is the grain.
+    shape, grains
+        Rows and columns of the scan; how many grains. The others are those of `simulate_store`.
 
     Returns
     -------
     out
-        The store. Vacuum has the direct beam only, phase -1, an orientation of NaN, confidence NaN, and a group of
-        its own after those of the grains.
+        The store; `group` is the grain. Vacuum has the direct beam only, phase -1, an orientation of NaN, confidence
+        NaN, and a group of its own after those of the grains.
     """
     generator = _generator(seed, 0)
     grain, seeds = grain_map(shape, grains, generator)
@@ -235,11 +210,8 @@ def simulate_polycrystal(
         "step_nm": STEP_NM,
     }
     with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
-        numbers = _missing(writer)
         spread = spread or map_over_processes(workers if device == "cpu" else 1)
-        given = ((simulator.phase.cif, simulate, device), scan, grains, seed)
-        with closing(spread(_prepare_scan, given, _work_scan, numbers)) as blocks:
-            _stream(writer, zip((BLOCK * number for number in numbers), blocks, strict=True))
+        _fill(writer, spread, ((simulator.phase.cif, simulate, device), scan, grains, seed), _scan_block)
     return Path(out)
 
 
@@ -272,17 +244,16 @@ def _draw_scan(
     return _Scan(grain, lattices.over(grain), of_grain[flat] * varied, several, microscope)
 
 
-def _prepare_scan(given: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (_prepare(given[0]), *given[1:])
+class _ScanState(NamedTuple):
+    simulator: KinematicSimulator
+    scan: _Scan
+    grains: int
+    seed: int
 
 
-def _work_scan(state: tuple[Any, ...], number: int) -> Block:
-    simulator, scan, grains, seed = state
-    return _scan_block(simulator, scan, grains, seed, number)
-
-
-def _scan_block(simulator: KinematicSimulator, scan: _Scan, grains: int, seed: int, number: int) -> Block:
-    """Return the patterns of scan positions; those without an orientation are vacuum."""
+def _scan_block(state: tuple[Any, ...], number: int) -> Block:
+    """Return the patterns of block `number` of the scan positions; those without an orientation are vacuum."""
+    simulator, scan, grains, seed = _ScanState(*state)
     block = slice(number * BLOCK, min((number + 1) * BLOCK, scan.grain.size))
     place = np.arange(block.start, block.stop)
     orientation, thickness = scan.orientation[block], scan.thickness_angstrom[block].to(simulator.device)

@@ -201,7 +201,7 @@ class Store:
 
     @cached_property
     def group(self) -> npt.NDArray[np.int32]:
-        """Group (n,) of each pattern: one group never stands on both sides of a split."""
+        """Group (n,) of each pattern: one group is never on both sides of a split."""
         return np.asarray(self._file["group"][()], dtype=np.int32)
 
     @cached_property

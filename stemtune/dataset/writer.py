@@ -154,18 +154,9 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
     ) -> None:
         """Write `patterns` (B, size, size) at rows `start` to `start + B`, with their labels.
 
-        Parameters
-        ----------
-        start
-            First row.
-        patterns
-            Counts; they are stored as the writer's type, so they have to fit it.
-        scores
-            The labeller's own scores, each (B,), by name.
-        **columns
-            Any of orientation, confidence, phase, position, group, split and those of `schema.OVERLAP` (see
-            `Store`). Left out, a row is unlabelled, no part of a scan, a group of its own, and put into a split at
-            the end.
+        Counts are stored as the writer's type, so they have to fit it. `scores` are the labeller's own (B,), by name;
+        `columns` any of orientation, confidence, phase, position, group, split and those of `schema.OVERLAP` (see
+        `Store`). Left out, a row is unlabelled, no part of a scan, a group of its own, and put into a split at the end.
         """
         block = np.asarray(patterns)
         rows = slice(start, start + len(block))
@@ -242,19 +233,9 @@ class ResumableWriter(StoreWriter):
     """A `StoreWriter` whose unfinished file stays, as `PATH.part`, for the next run with the same settings.
 
     What is written is on the disk after a few seconds at most, and only then counts as done: a row whose `split` is
-    below 0 is yet to be written. So neither Ctrl-C nor a kill nor a crash of the machine costs more than that.
-
-    Parameters
-    ----------
-    restart
-        Begin anew, even if there is an unfinished file.
-
-    Attributes
-    ----------
-    done
-        Which rows (n,) are there; after entering the block, those that an earlier run wrote.
-    part
-        The unfinished file.
+    below 0 is yet to be written. So neither Ctrl-C nor a kill nor a crash of the machine costs more than that. With
+    `restart` it begins anew, even if there is an unfinished file, `part`. After entering the block `done` (n,) says
+    which rows an earlier run wrote.
 
     Raises
     ------

@@ -29,7 +29,7 @@ from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_fa
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator, Spots, per_pattern
+from stemtune.diffraction.kinematic import DiffractedBeams, KinematicSimulator, Spots, per_pattern
 from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
@@ -138,7 +138,7 @@ class BlochSimulator(KinematicSimulator):
         shown = beams.reflection[:, 1:].clamp_min(-1)
         return Spots(beams.x[:, 1:], beams.y[:, 1:], beams.intensity[:, 0, 1:], shown)
 
-    def diffracted(self, orientation: Tensor, conditions: Conditions) -> Diffracted:
+    def diffracted(self, orientation: Tensor, conditions: Conditions) -> DiffractedBeams:
         """Return what orientations (B, 4) send to the detector; the direct beam's share is that of the theory."""
         vacuum_B = orientation.isnan().any(dim=1)
         tilt_B2 = torch.stack((conditions.precession_rad, conditions.convergence_rad), dim=1)
@@ -148,7 +148,7 @@ class BlochSimulator(KinematicSimulator):
         direct_B = intensity_BN[:, 0] / intensity_BN.sum(1)
         pattern, place = ((intensity_BN[:, 1:] > _FAINTEST) & ~vacuum_B[:, None]).nonzero(as_tuple=True)
         powered = intensity_BN[pattern, place + 1] ** conditions.intensity_power[pattern]
-        return Diffracted(
+        return DiffractedBeams(
             pattern,
             beams.x[pattern, place + 1],
             beams.y[pattern, place + 1],

@@ -33,10 +33,8 @@ class Conditions:
     ----------
     thickness_angstrom, precession_rad, convergence_rad
         Crystal thickness in Å; semi-angles of precession and convergence in rad.
-    shape_width
-        Width (1/Å) of the gaussian shape factor.
-    intensity_power
-        Power of the diffracted intensities.
+    shape_width, intensity_power
+        Width (1/Å) of the gaussian shape factor; power of the diffracted intensities.
     dose
         Electrons per pattern; 0 leaves the pattern free of noise.
     direct_beam, background
@@ -45,10 +43,9 @@ class Conditions:
         Widths (1/Å) of halo, diffuse tail and amorphous ring (B, 3), and their shares of the background (B, 3).
     disk_px, blur_px, stop_px
         Radius of the disks, sigma of the detector's blur, radius of the beam stop, in pixels.
-    centre_px
-        True (row, column) of the direct beam (B, 2).
-    distortion
-        Matrix (B, 2, 2) that turns true x, y into x, y as the calibration reads them.
+    centre_px, distortion
+        True (row, column) of the direct beam (B, 2); matrix (B, 2, 2) that turns true x, y into x, y as the calibration
+        reads them.
     """
 
     thickness_angstrom: Tensor
@@ -85,6 +82,7 @@ def draw_conditions(
     source = generator.device if generator is not None else device
     columns = torch.rand(count, 24, generator=generator, device=source).to(device).unbind(1)
     draw = iter(columns)
+    # In the order of the draws, which is part of a seed's meaning.
     thickness = 10 * _uniform(simulate.thickness, next(draw))
     precession = _uniform(simulate.precession, next(draw)) * (math.pi / 180)
     convergence = _uniform(simulate.convergence, next(draw)) * 1e-3

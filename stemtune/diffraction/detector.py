@@ -37,7 +37,7 @@ def render(
     intensities, of which only ratios within a pattern count; the direct beam and the background come from the
     conditions.
     """
-    # Diffracted spots, relative to all of their pattern, brought to their share of the electrons.
+    # DiffractedBeams spots, relative to all of their pattern, brought to their share of the electrons.
     count = len(conditions.dose)
     total = torch.zeros(count, dtype=intensity.dtype, device=intensity.device).index_add_(0, pattern, intensity)
     intensity = intensity / total.clamp_min(1e-30)[pattern]

@@ -42,16 +42,10 @@ _FAINTEST = 1e-5  # reflections weaker than this share of the strongest possible
 
 
 class Spots(NamedTuple):
-    """Diffraction spots of B patterns, padded to K each.
+    """Spots of B patterns, padded to K each.
 
-    Attributes
-    ----------
-    x, y
-        Lab coordinates (B, K) in 1/Å, x right and y up.
-    intensity
-        Intensity (B, K) in Å² (|F|² times the shape factor); 0 is padding.
-    hkl_index
-        Row (B, K) of the reflection in the simulator's `hkl`; -1 is padding.
+    `x` and `y` (B, K) are lab coordinates in 1/Å, x right and y up; `intensity` (B, K), 0 for padding; `hkl_index` (B,
+    K) the row of each reflection in the simulator's `hkl`, -1 for padding.
     """
 
     x: Tensor
@@ -60,7 +54,7 @@ class Spots(NamedTuple):
     hkl_index: Tensor
 
 
-class Diffracted(NamedTuple):
+class DiffractedBeams(NamedTuple):
     """What B crystals send to the detector, as one flat list over the batch, ordered by pattern.
 
     `pattern`, `x`, `y` and `intensity` (M,): number of the pattern, lab coordinates (1/Å, y up) and intensity of each
@@ -75,7 +69,7 @@ class Diffracted(NamedTuple):
     direct_beam: Tensor
 
 
-class _Excited(NamedTuple):
+class _ExcitedReflections(NamedTuple):
     """Reflections near the Ewald sphere, one flat list (M,) over a batch, ordered by pattern."""
 
     pattern: Tensor
@@ -90,10 +84,8 @@ class KinematicSimulator:
 
     Parameters
     ----------
-    phase
-        The crystal.
-    geometry
-        Size, scale, voltage and centre of the patterns; it takes precedence over those in `simulate`.
+    phase, geometry
+        The crystal; size, scale, voltage and centre of the patterns, which take precedence over those in `simulate`.
     simulate
         Ranges of everything else.
     device
@@ -101,12 +93,9 @@ class KinematicSimulator:
 
     Attributes
     ----------
-    hkl
-        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out.
-    g
-        Their reciprocal vectors (N, 3) in the crystal frame, 1/Å, float64.
-    strength
-        Their |F|² (N,), float64.
+    hkl, g, strength
+        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out; their reciprocal
+        vectors (N, 3) in the crystal frame, 1/Å, and |F|² (N,), float64.
 
     Raises
     ------
@@ -153,16 +142,11 @@ class KinematicSimulator:
         convergence_mrad: float | Tensor = 0.0,
         shape_width: float | Tensor = 0.01,
     ) -> Spots:
-        """Return the spots of each orientation (B, 4) before the detector does anything to them.
+        """Return the spots of orientations (B, 4), lab-to-crystal, before the detector does anything to them.
 
-        Parameters
-        ----------
-        orientation
-            Unit quaternions, lab-to-crystal; their type (float64, float32) is the type of the answer.
-        thickness_nm, precession_deg, convergence_mrad
-            One number, or one per pattern (B,).
-        shape_width
-            Width (1/Å) of the shape factor when `simulate.shape` is gaussian; the thickness does not matter then.
+        Thickness, semi-angles and `shape_width` (1/Å; of a gaussian `simulate.shape`, where the thickness does not
+        matter) are one number, or one per pattern (B,). The type of the orientations (float64, float32) is that of the
+        spots.
         """
         orientation = orientation.to(self.device)
         thickness, width = per_pattern(orientation, thickness_nm, 10.0), per_pattern(orientation, shape_width)
@@ -193,7 +177,7 @@ class KinematicSimulator:
         intensity = intensity * torch.exp(-((excited.error / width) ** 2))
         if max_inv_angstrom is not None:
             inside = torch.hypot(excited.x, excited.y) <= max_inv_angstrom
-            excited, intensity = _Excited(*(part[inside] for part in excited)), intensity[inside]
+            excited, intensity = _ExcitedReflections(*(part[inside] for part in excited)), intensity[inside]
         return self._padded(excited, intensity, len(orientation))
 
     def patterns(self, orientation: Tensor, generator: torch.Generator | None = None, noise: bool = True) -> Tensor:
@@ -246,7 +230,7 @@ class KinematicSimulator:
         return self.detect(self.diffracted(orientation, conditions), conditions, generator, noise)
 
     def detect(
-        self, lit: Diffracted, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
+        self, lit: DiffractedBeams, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
     ) -> Tensor:
         """Return what the detector makes (B, size, size), float32, of diffracted beams under given conditions (B,)."""
         conditions = dataclasses.replace(conditions, direct_beam=lit.direct_beam)
@@ -257,14 +241,14 @@ class KinematicSimulator:
         detector.block(image, conditions, self.simulate.dead_pixels, generator)
         return detector.count_electrons(image, generator) if noise and counted else image
 
-    def diffracted(self, orientation: Tensor, conditions: Conditions) -> Diffracted:
-        """Return what orientations (B, 4) send to the detector under given conditions (B,); see `Diffracted`."""
+    def diffracted(self, orientation: Tensor, conditions: Conditions) -> DiffractedBeams:
+        """Return what orientations (B, 4) send to the detector under given conditions (B,); see `DiffractedBeams`."""
         inverse_width = conditions.thickness_angstrom if self.simulate.shape == "sinc2" else 1 / conditions.shape_width
         tilts = conditions.precession_rad, conditions.convergence_rad
         excited = self._excited(orientation, inverse_width, *tilts)
         intensity = self._intensity(excited, inverse_width, *tilts)
         powered = intensity ** conditions.intensity_power[excited.pattern]
-        return Diffracted(excited.pattern, excited.x, excited.y, powered, conditions.direct_beam)
+        return DiffractedBeams(excited.pattern, excited.x, excited.y, powered, conditions.direct_beam)
 
     def _excited(
         self,
@@ -274,7 +258,7 @@ class KinematicSimulator:
         convergence: Tensor,
         shape: str | None = None,
         faintest: float = _FAINTEST,
-    ) -> _Excited:
+    ) -> _ExcitedReflections:
         """Find the reflections whose intensity can exceed `faintest` of the strongest; (B,) settings in 1/Å, rad."""
         # Crystal axes in the lab, and how high each reflection stands along the beam.
         g, strength = self.g.to(orientation.dtype), self.strength.to(orientation.dtype)
@@ -296,9 +280,11 @@ class KinematicSimulator:
         allowed.addr_(precession + convergence, length_squared.sqrt())
         pattern, reflection = (error.abs() < allowed).nonzero(as_tuple=True)
         place = torch.einsum("mi,mij->mj", g[reflection], lab[pattern][:, :, :2])
-        return _Excited(pattern, reflection, place[:, 0], place[:, 1], error[pattern, reflection])
+        return _ExcitedReflections(pattern, reflection, place[:, 0], place[:, 1], error[pattern, reflection])
 
-    def _intensity(self, excited: _Excited, inverse_width: Tensor, precession: Tensor, convergence: Tensor) -> Tensor:
+    def _intensity(
+        self, excited: _ExcitedReflections, inverse_width: Tensor, precession: Tensor, convergence: Tensor
+    ) -> Tensor:
         """Return |F|² times the shape factor (M,), averaged over the beam's directions."""
         around, aside = (part.to(excited.error) for part in _beams(_BEAMS))
         across = torch.hypot(excited.x, excited.y)
@@ -311,7 +297,7 @@ class KinematicSimulator:
             factor = reduced.square_().neg_().exp_().mean(1)
         return self.strength.to(factor.dtype)[excited.reflection] * factor
 
-    def _padded(self, excited: _Excited, intensity: Tensor, count: int) -> Spots:
+    def _padded(self, excited: _ExcitedReflections, intensity: Tensor, count: int) -> Spots:
         number = torch.bincount(excited.pattern, minlength=count)
         first = torch.cumsum(number, 0) - number
         slot = torch.arange(len(excited.pattern), device=self.device) - first[excited.pattern]

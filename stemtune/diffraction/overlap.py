@@ -17,7 +17,7 @@ from torch import Tensor
 from stemtune.config import SimulateConfig
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction.conditions import Conditions, draw_conditions
-from stemtune.diffraction.kinematic import Diffracted, KinematicSimulator
+from stemtune.diffraction.kinematic import DiffractedBeams, KinematicSimulator
 
 MOST_GRAINS = 3
 
@@ -90,7 +90,7 @@ def patterns(
 
 def diffracted(
     simulator: KinematicSimulator, orientation: Tensor, overlap: Overlap, conditions: Conditions
-) -> Diffracted:
+) -> DiffractedBeams:
     """Return what all grains of B patterns send to the detector; conditions (B,) but for the further grains' thickness.
 
     The beams of each grain are brought to the grain's share of the electrons, its direct beam to the same.
@@ -108,10 +108,10 @@ def diffracted(
         direct = torch.zeros_like(conditions.direct_beam).index_add_(0, there, lit.direct_beam)
         grains.append(lit._replace(pattern=there[lit.pattern], direct_beam=direct))
     pattern, x, y, intensity = (torch.cat(parts) for parts in zip(*(lit[:4] for lit in grains), strict=True))
-    return Diffracted(pattern, x, y, intensity, torch.stack([lit.direct_beam for lit in grains]).sum(0))
+    return DiffractedBeams(pattern, x, y, intensity, torch.stack([lit.direct_beam for lit in grains]).sum(0))
 
 
-def _share(lit: Diffracted, weight: Tensor) -> Diffracted:
+def _share(lit: DiffractedBeams, weight: Tensor) -> DiffractedBeams:
     """Return the same beams with intensities that add up to what `weight` (B,) leaves beside the direct beam."""
     weight = weight.to(lit.intensity.dtype)
     total = torch.zeros_like(weight).index_add_(0, lit.pattern, lit.intensity).clamp_min(1e-30)

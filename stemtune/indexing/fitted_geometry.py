@@ -59,7 +59,7 @@ def fit_geometry(predictions: Predictions, geometry: Geometry) -> GeometryFit:
         alike = ((centre > stated) == (place > stated)).mean(axis=0)
         if ((abs(place - stated) > MIN_CENTRE_ERROR_PX) & (alike >= MIN_SAME_SIDE)).any():
             notes.append(
-                f"the direct beam stands at row {place[0]:.1f}, column {place[1]:.1f}, but the calibration says"
+                f"the direct beam is at row {place[0]:.1f}, column {place[1]:.1f}, but the calibration says"
                 f" {stated[0]:.1f}, {stated[1]:.1f}"
             )
     return GeometryFit(figures, notes)

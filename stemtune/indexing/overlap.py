@@ -1,10 +1,10 @@
 """Patterns that hold two crystals: which two orientations, and how much of the pattern is each one's.
 
-The spots of the model's best answer are taken out, what is left is answered, and with the spots of that answer taken
-out the pattern is answered once more: each crystal is read without the other. A pattern counts as two crystals when the
-second template adds enough to the correlation and the spots of the second crystal, those that the first does not
-explain, are there. The weights are the shares of the scattered counts, by maximum likelihood: each count belongs to the
-first crystal, the second, or the background between the spots.
+The spots of the model's best candidate are taken out and what is left is indexed; with the spots of that candidate
+taken out the pattern is indexed once more: each crystal is read without the other. A pattern counts as two crystals
+when the second template adds enough to the correlation and the spots of the second crystal, those that the first does
+not explain, are there. The weights are the shares of the scattered counts, by maximum likelihood: each count belongs to
+the first crystal, the second, or the background between the spots.
 
 Shape legend: B patterns, H x W pixels, R radii, A in-plane angles, K spots.
 
@@ -58,7 +58,7 @@ scattered counts, to 0.06 on average (kinematic mixtures, true orientations); th
 crystal they do not tell, for the direct beam is not taken apart.
 """
 
-_SPOTS = 20  # spots of an answer that are taken out
+_SPOTS = 20  # spots of a candidate that are taken out
 _SPOT = 0.06  # their width (Gaussian sigma, 1/Å): disks, and a scale and an ellipse that are a little off
 _APART = 0.28  # their largest width, in lengths of the shortest reciprocal vector: something must be left
 _STEPS = 30  # of the maximisation
@@ -107,7 +107,7 @@ class OverlapFinder:
 
     @torch.no_grad()
     def find(self, patterns: Tensor, alone: Tensor | None = None) -> CrystalPairs:
-        """Return what patterns (B, H, W) of counts hold; `alone` (B, 4) are the model's best answers, where known."""
+        """Return what patterns (B, H, W) of counts hold; `alone` (B, 4) are the best candidates, where known."""
         # The second crystal is the best candidate once the spots of the first are taken out.
         counts = centred(patterns, self.geometry, self.view.beam_px)
         alone = self._best(counts) if alone is None else alone.to(counts)
@@ -150,7 +150,7 @@ class OverlapFinder:
         return counts * (1 - 1.5 * down_BKH.transpose(1, 2) @ right_BKW).clamp_min(0)
 
     def _compare(self, counts: Tensor, first: Tensor, second: Tensor, alone: Tensor) -> CrystalPairs:
-        """Return what speaks for two crystals (B, 4) in patterns whose best answer by itself is `alone` (B, 4)."""
+        """Return what speaks for two crystals (B, 4) in patterns whose best candidate by itself is `alone` (B, 4)."""
         pair_B24, rows = torch.stack((first, second), dim=1), torch.arange(len(counts), device=counts.device)[:, None]
         weight_B2 = self.weights(counts, pair_B24)
         order_B2 = weight_B2.argsort(dim=1, descending=True)
@@ -210,8 +210,9 @@ _EVENED, _WIDE = 0.4, 0.04  # power of the intensities, and width of the spots (
 
 
 def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.NDArray[np.float64]) -> CrystalPairs:
-    """Return what the patterns `rows` of the predictor's store hold, whose best answers are `best` (n, 4); at least one
-    row."""
+    """Return what the patterns `rows` of the predictor's store hold, whose best candidates are `best` (n, 4); at least
+    one row.
+    """
     finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
     parts: list[CrystalPairs] = []
     done = 0
@@ -237,7 +238,7 @@ def with_overlaps(
     choice
         The predictions for the patterns (m), and which predictor made them.
     pixel
-        Where each pattern stands (m,).
+        The pixel of each pattern (m,).
     """
     n = len(orientation_map.phase)
     second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)
@@ -272,7 +273,7 @@ def with_overlaps(
 
 
 def _first(rows: npt.NDArray[np.intp], place: npt.NDArray[np.intp], *columns: npt.NDArray[Any] | None) -> None:
-    """Let the answer at `place` of `rows` and the best one change places."""
+    """Swap the candidate at `place` of `rows` with the best one."""
     for values in columns:
         if values is not None:
             values[rows, 0], values[rows, place] = values[rows, place].copy(), values[rows, 0].copy()

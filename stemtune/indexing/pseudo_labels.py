@@ -1,8 +1,8 @@
-"""`stemtune label --method model`: a model's confident answers become labels, to train on in the next round.
+"""`stemtune label --method model`: a model's confident candidates become labels, to train on in the next round.
 
 A model that was pretrained on simulation and reads some measured patterns with confidence teaches itself the detector,
 the background and the intensities of the others. It also learns its own mistakes where it is confident of them, so
-only answers above a calibrated confidence are kept, and patterns without the predicted spots never are (`indexing`).
+only candidates above a calibrated confidence are kept, and patterns without the predicted spots never are (`indexing`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from stemtune._parallel import Spread
+from stemtune.crystal.phase import Phase
 from stemtune.dataset.labels import Labels, label_target, write_labels
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
-from stemtune.indexing.predictor import Predictor
+from stemtune.indexing.predictor import Predictions, Predictor
 from stemtune.learning.checkpoint import load_model
 
 MIN_CONFIDENCE = 0.9
-"""Smallest confidence, the probability of being within 5 degrees, of an answer that becomes a label."""
+"""Smallest confidence, the probability of being within 5 degrees, of a candidate that becomes a label."""
 
 
 def label_by_model(
@@ -85,29 +87,15 @@ def label_by_model(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"
         )
-    scores = {
-        "spot_z_score": predictions.spot_z_score,
-        "explained_intensity": predictions.explained_intensity,
-        "answered": confidence,
+    facts = {
+        "method": "model",
+        "store": Path(store).name,
+        "model": str(model_folder),
+        "architecture": model.config.model.name,
+        "min_confidence": min_confidence,
+        "refine": refine,
     }
-    if predictions.ncc is not None:
-        scores["ncc"] = predictions.ncc[:, 0]
-    labels = Labels(
-        orientation=np.where(kept[:, None], predictions.candidates[:, 0], np.nan),
-        confidence=np.where(kept, confidence, np.nan).astype(np.float32),
-        phase=np.where(kept, 0, -1).astype(np.int16),
-        phases=[model.phase],
-        scores=scores,
-        facts={
-            "method": "model",
-            "store": Path(store).name,
-            "model": str(model_folder),
-            "architecture": model.config.model.name,
-            "min_confidence": min_confidence,
-            "refine": refine,
-        },
-    )
-    write_labels(store, labels, target)
+    write_labels(store, _labels(predictions, kept, model.phase, facts), target)
     return {
         "store": str(target),
         "patterns": len(kept),
@@ -115,3 +103,23 @@ def label_by_model(
         "patterns_per_second": rate,
         "notes": predictor.notes,
     }
+
+
+def _labels(predictions: Predictions, kept: npt.NDArray[np.bool_], phase: Phase, facts: dict[str, Any]) -> Labels:
+    """Return the labels of those patterns that are `kept` (n,), and the scores of all."""
+    confidence = predictions.confidence[:, 0]
+    scores = {
+        "spot_z_score": predictions.spot_z_score,
+        "explained_intensity": predictions.explained_intensity,
+        "answered": confidence,
+    }
+    if predictions.ncc is not None:
+        scores["ncc"] = predictions.ncc[:, 0]
+    return Labels(
+        orientation=np.where(kept[:, None], predictions.candidates[:, 0], np.nan),
+        confidence=np.where(kept, confidence, np.nan).astype(np.float32),
+        phase=np.where(kept, 0, -1).astype(np.int16),
+        phases=[phase],
+        scores=scores,
+        facts=facts,
+    )

@@ -1,12 +1,12 @@
-"""A physical fit of orientation, scale and centre to each pattern, from answers that are nearly right.
+"""A physical fit of orientation, scale and centre to each pattern, from candidates that are nearly right.
 
 Positions come first: the counts around each predicted spot stand off by what the turn about the beam, the scale and
 the centre are wrong, and linear least squares finds these four. Then the tilt: intensities of thick crystals fall off
 with the excitation error s as 1 / (1 + (s / w)²), the two-beam law averaged over the thickness, and of all tilts nearby
-those count whose spots are strong where the pattern is. Both fits know how far off answers usually are, so that a
-pattern of few counts leaves its answer where it was.
+those count whose spots are strong where the pattern is. Both fits know how far off candidates usually are, so that a
+pattern of few counts leaves its candidate where it was.
 
-Shape legend: B patterns, n answers, K spots, P precession angles, J tilts.
+Shape legend: B patterns, n candidates, K spots, P precession angles, J tilts.
 
 References
 ----------
@@ -36,7 +36,7 @@ MIN_CONFIDENCE_RATIO = 0.05
 """Candidates with less than this share of the best one's confidence stay as they are."""
 
 SPREAD_DEG = 0.5
-"""Standard deviation, about each axis, of the errors that right answers come with."""
+"""Standard deviation, about each axis, of the errors that right candidates come with."""
 
 SPOTS = 96
 """Predicted spots that take part in the fit."""
@@ -66,7 +66,7 @@ GAMMA = 0.25
 """Power of the counts."""
 
 TILT_REACH, TILT_STEP = 2.4, 0.4
-"""How far from the answer tilts are tried, and how far apart, in spreads."""
+"""How far from the candidate tilts are tried, and how far apart, in spreads."""
 
 SHARPNESS = 80.0
 """Factor on the correlation that makes it the logarithm of a likelihood.

@@ -1,6 +1,6 @@
 """Does a pattern show the crystal that the model sees in it? The decision *not indexed*, whatever the model.
 
-The spots that the answer predicts are looked up in the measured pattern, and once more after turning them about the
+The spots that the candidate predicts are looked up in the measured pattern, and once more after turning them about the
 beam by other angles. A crystal is bright where its own spots are and darker where the turned ones are; vacuum, noise,
 an amorphous halo or a beam stop is as bright here as there. Comparing a pattern with itself needs no calibrated
 counts, no background model and no threshold per detector.
@@ -33,9 +33,9 @@ MAX_DIM_SHARE, MIN_DIM_Z_SCORE = 0.1, 3.0
 peaks of a support film or a few stray electrons lie on predicted spots too easily.
 
 How the four numbers were set: on simulated LiNiO2 over all ranges of `SimulateConfig` (300 to 100,000 electrons) they
-keep 94 % of 1,500 patterns whose answer is 1.2 degrees off; of answers that are wrong by more than 5 degrees they
+keep 94 % of 1,500 patterns whose candidate is 1.2 degrees off; of candidates that are wrong by more than 5 degrees they
 keep 43 %. Of 500 patterns each of vacuum with stray electrons, uniform noise, amorphous halos and beam stops, all
-answered by the model `matched`, which looks for the best match in them, they keep none. On the cathode scan they keep
+indexed by the model `matched`, which looks for the best match in them, they keep none. On the cathode scan they keep
 every pattern with 20 or more peaks, and 5 % of those beside the particle, which have 4 stray peaks on average.
 """
 
@@ -127,7 +127,7 @@ class SpotCheck:
     def __call__(self, patterns: Tensor, orientation: Tensor) -> SpotScores:
         """Return the scores of `patterns` (B, H, W) for `orientation` (B, 4), lab-to-crystal.
 
-        A pattern without any intensity around the direct beam, and an answer that is NaN, score 0.
+        A pattern without any intensity around the direct beam, and a candidate that is NaN, score 0.
         """
         x, y, weight = self._expected(orientation.to(self.device, torch.float32))
         pooled = self._pooled(patterns)

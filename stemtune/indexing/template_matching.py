@@ -73,14 +73,10 @@ SETTINGS = (
 )
 """The knobs that matching has."""
 
-SCORES = ("Q", "R", "spot_z_score", "explained_intensity")
-
 
 class Matches(NamedTuple):
-    """Labels of B patterns.
-
-    `orientation` (B, 4) and `phase` (B,) of the best answer whether indexed or not, `confidence` (B,), `indexed` (B,),
-    and `scores`, each (B,), by name.
+    """Labels of B patterns: `orientation` (B, 4) and `phase` (B,) of the best candidate whether indexed or not, its
+    `confidence` (B,), `indexed` (B,), and `scores`, each (B,), by name.
     """
 
     orientation: Tensor
@@ -146,7 +142,7 @@ class TemplateLabeller:
     def _checked(
         self, counts_BHW: Tensor, phase_B: Tensor, orientation_B4: Tensor, confidence_B: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the answers, refined where asked for, and what a look at their spots says; each phase on its own."""
+        """Return the orientations, refined if wanted, and what their spots say; each phase on its own."""
         orientation_B4 = orientation_B4.clone()
         names = ("indexed", "spot_z_score", "explained_intensity", *(("ncc",) if self.refiners else ()))
         found = {name: torch.zeros(len(phase_B), device=self.device) for name in names}
@@ -154,13 +150,12 @@ class TemplateLabeller:
             mine = (phase_B == number).nonzero()[:, 0]
             if not len(mine):
                 continue
-            counts, answers = counts_BHW[mine], orientation_B4[mine]
+            counts = counts_BHW[mine]
             if self.refiners:
-                asked = Candidates(answers[:, None], confidence_B[mine, None])
-                answers, ncc, *_ = self.refiners[number].refine(counts, asked)
-                answers = answers[:, 0]
-                orientation_B4[mine], found["ncc"][mine] = answers, ncc[:, 0]
-            scores = check(counts, answers)
+                candidates = Candidates(orientation_B4[mine, None], confidence_B[mine, None])
+                fit = self.refiners[number].refine(counts, candidates)
+                orientation_B4[mine], found["ncc"][mine] = fit.orientation[:, 0], fit.ncc[:, 0]
+            scores = check(counts, orientation_B4[mine])
             found["indexed"][mine] = is_crystal(scores).float()
             found["spot_z_score"][mine] = scores.spot_z_score
             found["explained_intensity"][mine] = scores.explained_intensity
@@ -178,7 +173,7 @@ class TemplateLabeller:
             yield self.on_cpu(patterns)
 
 
-class _Given(NamedTuple):
+class _LabellerSettings(NamedTuple):
     """What a worker makes its labeller from; it opens the store itself."""
 
     phases: list[Phase]
@@ -189,7 +184,7 @@ class _Given(NamedTuple):
     device: torch.device | str | None
 
 
-def _prepare(given: _Given) -> tuple[TemplateLabeller, Store]:
+def _prepare(given: _LabellerSettings) -> tuple[TemplateLabeller, Store]:
     store = Store.open(given.store)
     config = Config.from_flat(given.settings)
     return TemplateLabeller(given.phases, store, config, given.refine, given.calibration, given.device), store
@@ -200,7 +195,7 @@ def _work(state: tuple[TemplateLabeller, Store], rows: npt.NDArray[np.intp]) -> 
     return labeller.on_cpu(torch.from_numpy(store.take(rows)))
 
 
-def _over(spread: Spread, given: _Given, count: int, batch: int) -> Generator[Matches]:
+def _over(spread: Spread, given: _LabellerSettings, count: int, batch: int) -> Generator[Matches]:
     """Yield the labels of all `count` patterns from the workers of `spread`: batches are those of `run`."""
     plan = [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
     with closing(spread(_prepare, given, _work, plan)) as found:
@@ -283,7 +278,7 @@ def label_by_templates(
             "refine": refine,
             "settings": {name: value for name, value in Config.from_flat(flat).to_flat().items() if name in SETTINGS},
         }
-        given = _Given(phases, str(Path(store).resolve()), flat, refine, calibration, device)
+        given = _LabellerSettings(phases, str(Path(store).resolve()), flat, refine, calibration, device)
         parts = _prepare(given)[0].run(opened, batch) if spread is None else _over(spread, given, opened.n, batch)
         began = time.perf_counter()
         labels = _joined(parts, phases, opened.n, facts)

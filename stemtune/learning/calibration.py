@@ -1,6 +1,6 @@
 """Whether a confidence can be believed, and a map that makes it so.
 
-A confidence is meant as the probability that the best answer lies within 5 degrees of the truth. Every model has a
+A confidence is meant as the probability that the best candidate lies within 5 degrees of the truth. Every model has a
 confidence of its own (a share of scores, a likelihood, a second output); what it is worth is found out on validation
 patterns, after which it is mapped to that probability. The map is the same kind for all models and goes with them.
 """
@@ -36,10 +36,10 @@ class Calibration:
     offset: float = 0.0
 
     def __call__(self, confidence: Tensor) -> Tensor:
-        """Return the calibrated confidences of the answers (..., n) to each pattern, best first.
+        """Return the calibrated confidences of the candidates (..., n) to each pattern, best first.
 
-        Each is mapped alike. Since the answers exclude each other, those after the first are scaled down together
-        where all would come to more than 1. A confidence of 0, no answer, stays 0.
+        Each is mapped alike. Since the candidates exclude each other, those after the first are scaled down together
+        where all would come to more than 1. A confidence of 0, no candidate, stays 0.
         """
         if self == Calibration():
             return confidence
@@ -52,10 +52,10 @@ class Calibration:
 
     @classmethod
     def fitted(cls, confidence: npt.ArrayLike, right: npt.ArrayLike) -> Calibration:
-        """Return the map that makes these best answers' confidences (n,) fit whether they are `right` (n,).
+        """Return the map that makes these best candidates' confidences (n,) fit whether they are `right` (n,).
 
         Maximum likelihood, with a weak normal prior around "change nothing" (standard deviation 2) that keeps the
-        parameters finite where all answers are right, or there are few.
+        parameters finite where all candidates are right, or there are few.
         """
         p = np.clip(np.asarray(confidence, dtype=np.float64), _LEAST, 1 - _LEAST)
         terms = np.stack([np.log(p), -np.log1p(-p), np.ones_like(p)], axis=1)

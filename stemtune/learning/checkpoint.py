@@ -52,7 +52,8 @@ def describe(model: OrientationModel, metrics: dict[str, float], store_hash: str
         "store_sha256": store_hash,
         "calibration": model.calibration.to_dict(),
         "metrics": metrics,
-        "versions": {name: _version(name) for name in ("stemtune", "torch", "timm")} | {"python": _python()},
+        "versions": {name: _version(name) for name in ("stemtune", "torch", "timm")}
+        | {"python": platform.python_version()},
     }
 
 
@@ -169,7 +170,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _python() -> str:
-    return platform.python_version()

@@ -28,7 +28,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
 from stemtune.learning.inference import autocast
-from stemtune.learning.metrics import WORST, calibrated, judge, model_figures, summarise
+from stemtune.learning.metrics import WORST, fit_calibration, model_figures, score_patterns, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 
@@ -96,20 +96,10 @@ class _Loss(nn.Module):
 
 
 class Trainer:
-    """Model, optimiser and step count of a run, and the passes over the data.
+    """Model, optimiser and step count of a run, and the passes over the data, `steps_per_epoch` optimiser steps each.
 
-    Parameters
-    ----------
-    config
-        Every setting.
-    model
-        The model, its weights at their start.
-    steps_per_epoch
-        Optimiser steps in an epoch.
-    device
-        Where it trains.
-    world
-        Data-parallel workers; above 1 the process group must be initialised.
+    The weights of `model` are at their start; with `world` data-parallel workers above 1 the process group must be
+    initialised.
     """
 
     def __init__(
@@ -210,16 +200,14 @@ def seed_epoch(seed: int, epoch: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def as_pretrained(config: Config, train: Loader, validation: Loader, told: bool = True) -> tuple[Loader, Loader]:
+def resample_to_pretrained(
+    config: Config, train: Loader, validation: Loader, verbose: bool = True
+) -> tuple[Loader, Loader]:
     """Return the loaders, resampled to the calibration of the model that `model.pretrained` starts from, if it is one.
 
     Its weights know patterns of that size and scale only. The trained model keeps that calibration, and prediction
-    resamples to it as well. Where `told`, a line on stderr says so.
-
-    Raises
-    ------
-    UserError
-        When the patterns reach less than half as far (1/Å) as that model looks.
+    resamples to it as well; a line on stderr says so if `verbose`. Patterns that reach less than half as far (1/Å) as
+    that model looks are a `UserError`.
     """
     start = config.model.pretrained
     folder = shipped_or(start) if isinstance(start, str) and start else None
@@ -230,7 +218,7 @@ def as_pretrained(config: Config, train: Loader, validation: Loader, told: bool 
         train, validation = resampled_to(train, target), resampled_to(validation, target)
     except UserError as mistake:
         raise UserError(f"`model.pretrained` is '{start}', but {mistake}") from None
-    if isinstance(train, ResampledLoader) and told:
+    if isinstance(train, ResampledLoader) and verbose:
         print(f"note: {train.resampling.notes[0]}, that of `model.pretrained`", file=sys.stderr)
     return train, validation
 
@@ -244,15 +232,15 @@ def fit(
     world: int = 1,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """Train a model and report after every epoch.
+    """Train a model, report after every epoch, and return the metrics of the last.
 
     Parameters
     ----------
     config
         Every setting of the run; `train.batch_size` is shared by all workers.
     report
-        Called on every worker after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers)
-        and, on rank 0, the checkpoint folder, which the next epoch replaces.
+        Called on every worker after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers) and,
+        on rank 0, the checkpoint folder, which the next epoch replaces.
     folder
         Where rank 0 writes its checkpoint folder `checkpoint/`.
     resume
@@ -261,11 +249,6 @@ def fit(
         Which of how many data-parallel workers this is; above 1 the process group must be initialised.
     device
         Where to train; the default is the process's GPU, or the CPU.
-
-    Returns
-    -------
-    dict
-        The metrics of the last epoch.
 
     Raises
     ------
@@ -276,7 +259,7 @@ def fit(
     """
     device = device or default_device()
     torch.manual_seed(config.train.seed)
-    train, validation = as_pretrained(config, *loaders(config, rank, world, device), told=rank == 0)
+    train, validation = resample_to_pretrained(config, *loaders(config, rank, world, device), verbose=rank == 0)
     model = build(config, train.phase, train.geometry)
     checkpoint, source = Path(folder) / "checkpoint", train.source_sha256
     if not model.trainable:
@@ -299,9 +282,9 @@ def fit(
                 report(dict(WORST), None)
                 raise
             rate = steps * config.train.batch_size / (time.perf_counter() - began)
-            metrics = validated(trainer.model, validation, device, trainer.precision)
+            metrics = validate(trainer.model, validation, device, trainer.precision)
             metrics |= {"train/loss": loss, "train/samples_per_s": rate}
-            metrics = from_first(metrics, world)
+            metrics = broadcast_metrics(metrics, world)
             if rank == 0:
                 state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
                 save_checkpoint(trainer.model, state, checkpoint, metrics, source)
@@ -309,16 +292,16 @@ def fit(
     return metrics
 
 
-def validated(
+def validate(
     model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None
 ) -> dict[str, float]:
     """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out."""
-    answered = judge(model, validation, device, precision)
-    model.calibration = calibrated(answered)
-    return summarise(answered) | model_figures(model, answered)
+    scores = score_patterns(model, validation, device, precision)
+    model.calibration = fit_calibration(scores)
+    return summarise(scores) | model_figures(model, scores)
 
 
-def from_first(metrics: dict[str, float], world: int) -> dict[str, float]:
+def broadcast_metrics(metrics: dict[str, float], world: int) -> dict[str, float]:
     """Return rank 0's figures on every worker: their clocks differ."""
     if world == 1:
         return metrics
@@ -333,11 +316,11 @@ def _evaluate_once(
     """Report a model that has nothing to learn; its rate is that of the evaluation."""
     device = next((value.device for value in model.buffers()), torch.device("cpu"))
     began = time.perf_counter()
-    answered = judge(model, validation, device)
-    rate = answered.shape[1] / (time.perf_counter() - began)
-    metrics, model.calibration = summarise(answered), calibrated(answered)
-    metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate, **model_figures(model, answered)}
-    metrics = from_first(metrics, world)
+    scores = score_patterns(model, validation, device)
+    rate = scores.shape[1] / (time.perf_counter() - began)
+    metrics, model.calibration = summarise(scores), fit_calibration(scores)
+    metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate, **model_figures(model, scores)}
+    metrics = broadcast_metrics(metrics, world)
     if rank == 0:
         save_checkpoint(model, {"step": 0, "epoch": 1, "metrics": metrics}, checkpoint, metrics, source)
     report(metrics, checkpoint if rank == 0 else None)

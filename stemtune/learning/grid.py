@@ -1,11 +1,11 @@
-"""A grid over all different orientations: beam directions x in-plane angles, its labels and its answers.
+"""A grid over all different orientations: beam directions x in-plane angles, its labels and its candidates.
 
 A cell (d, a) stands for the orientation `base[d] * Rz(-angle[a])`: the crystal direction `directions[d]` lies
 along the beam, and the pattern is turned by `angle[a]`. The directions cover the fundamental sector of the
 proper point group, the angles the full turn, so that every orientation has an equal one near some cell.
 
 Shape legend: B patterns, D directions, A in-plane angles, S symmetry operations, K label cells per pattern,
-M candidate cells per pattern, n answers.
+M candidate cells per pattern, n candidates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Labels(NamedTuple):
     offset: Tensor
 
 
-_LEADERS = 8  # cells that may become the next answer
+_LEADERS = 8  # cells that may become the next candidate
 
 
 def rotation_vector(q: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class GridHead(nn.Module):
         return self.readout.loss(output, orientation)
 
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the answers of `GridReadout`."""
+        """Return the candidates of `GridReadout`."""
         return self.readout.candidates(output, n)
 
 
@@ -128,10 +128,12 @@ class SingleHead(nn.Module):
     orientation is within 5 degrees. It learns from detached features and so does not change the regression.
     """
 
-    def __init__(self, features: int, numbers: int, symmetry: Symmetry) -> None:
+    numbers: int
+
+    def __init__(self, features: int, symmetry: Symmetry) -> None:
         super().__init__()
         self.symmetry = symmetry
-        self.to_numbers = nn.Linear(features, numbers)
+        self.to_numbers = nn.Linear(features, self.numbers)
         self.to_hit = nn.Linear(features, 1)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
@@ -157,7 +159,7 @@ class SingleHead(nn.Module):
         return self.error(numbers, truth).mean() + 0.1 * confidence
 
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the one orientation this head has; further answers are NaN with confidence 0."""
+        """Return the one orientation this head has; further candidates are NaN with confidence 0."""
         best_B4 = reduce_to_fundamental_zone(self.orientation(output["numbers"].float()), self.symmetry)
         orientation = best_B4.new_full((len(best_B4), n, 4), math.nan)
         confidence = best_B4.new_zeros((len(best_B4), n))
@@ -169,8 +171,7 @@ class SingleHead(nn.Module):
 class QuaternionHead(SingleHead):
     """A quaternion, made unit length, under the symmetric-minimum loss."""
 
-    def __init__(self, features: int, symmetry: Symmetry) -> None:
-        super().__init__(features, 4, symmetry)
+    numbers = 4
 
     def orientation(self, numbers: Tensor) -> Tensor:
         """Return the unit quaternions (B, 4) of four raw numbers."""
@@ -183,8 +184,7 @@ class SixDHead(SingleHead):
     Unlike quaternions and Euler angles, this representation has no jump anywhere on the rotation group.
     """
 
-    def __init__(self, features: int, symmetry: Symmetry) -> None:
-        super().__init__(features, 6, symmetry)
+    numbers = 6
 
     def orientation(self, numbers: Tensor) -> Tensor:
         """Return the unit quaternions (B, 4) of six raw numbers."""
@@ -199,10 +199,11 @@ class EulerHead(SingleHead):
     output outside gets no gradient.
     """
 
+    numbers = 3
     ranges: Tensor
 
     def __init__(self, features: int, symmetry: Symmetry, clamp: bool = False) -> None:
-        super().__init__(features, 3, symmetry)
+        super().__init__(features, symmetry)
         self.clamp = clamp
         self.register_buffer("ranges", torch.tensor(euler_ranges_deg(symmetry)), persistent=False)
         nn.init.constant_(self.to_numbers.bias, 0.5)

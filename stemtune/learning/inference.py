@@ -1,8 +1,9 @@
-"""From patterns to answers, the same for every model: several views of a pattern if wanted, and believable confidences.
+"""From patterns to candidates, the same for every model: several views of a pattern if wanted, and believable
+confidences.
 
 Training, prediction and evaluation all ask here, so that none of them sees another confidence than the others.
 
-Shape legend: B patterns, H x W pixels with H = W, V views of a pattern, n answers per pattern.
+Shape legend: B patterns, H x W pixels with H = W, V views of a pattern, n candidates per pattern.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def predict_candidates(
 def predict_raw(
     model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None
 ) -> tuple[Output, Candidates]:
-    """Return the raw output for the patterns as they are, and the answers with the model's own confidences."""
+    """Return the raw output for the patterns as they are, and the candidates with the model's own confidences."""
     with autocast(patterns.device, precision):
         output = model(patterns)
     plain = model.candidates(output, n)
@@ -53,7 +54,7 @@ def predict_raw(
         with autocast(patterns.device, precision):
             turned = model(view_of(patterns, quarters, mirrored))
         views.append(model.candidates(turned, n))
-    return output, merged(views, n, model)
+    return output, merge_views(views, n, model)
 
 
 def view_of(patterns_BHW: Tensor, quarters: int, mirrored: bool) -> Tensor:
@@ -62,7 +63,7 @@ def view_of(patterns_BHW: Tensor, quarters: int, mirrored: bool) -> Tensor:
     return turned.flip(-1) if mirrored else turned
 
 
-def merged(views: list[Candidates], n: int, model: OrientationModel) -> Candidates:
+def merge_views(views: list[Candidates], n: int, model: OrientationModel) -> Candidates:
     """Return the `n` best orientations of the patterns from the candidates of each of their `VIEWS`.
 
     Every candidate is brought back to the pattern as it was, and counts with its confidence, shared among the views:

@@ -35,27 +35,27 @@ WORST = {
 """What a diverged run reports: finite, and worse than anything a sane run can show."""
 
 
-def pseudo_symmetric(answer: Tensor, truth: Tensor, phase: Phase) -> Tensor:
-    """Return (B,) which orientations `answer` (B, 4) lie within 5 degrees of a pseudo-symmetric variant of the truth
+def pseudo_symmetric(candidate: Tensor, truth: Tensor, phase: Phase) -> Tensor:
+    """Return (B,) which orientations `candidate` (B, 4) lie within 5 degrees of a pseudo-symmetric variant of the truth
     (B, 4).
     """
-    near = torch.zeros(len(answer), dtype=torch.bool, device=answer.device)
+    near = torch.zeros(len(candidate), dtype=torch.bool, device=candidate.device)
     for _, variant in pseudo_variants(phase):
         taken_for = multiply(variant.to(truth), truth)
-        near |= disorientation_deg(answer, taken_for, phase.symmetry) <= DIFFERENT_DEG
+        near |= disorientation_deg(candidate, taken_for, phase.symmetry) <= DIFFERENT_DEG
     return near
 
 
-def summarise(answered: Tensor) -> dict[str, float]:
-    """Return the `val/` figures of `stemtune.config.METRICS` from the columns that `judge` returns.
+def summarise(scores: Tensor) -> dict[str, float]:
+    """Return the `val/` figures of `stemtune.config.METRICS` from the columns that `score_patterns` returns.
 
-    No answer (NaN) counts as 180 degrees wrong. Pseudo-symmetric confusions are counted among the answers that are
-    more than 5 degrees wrong. The expected calibration error (`val/ece`) is that of calibrated confidences, each half
-    of the patterns calibrated by the other.
+    No candidate (NaN) counts as 180 degrees wrong. Pseudo-symmetric confusions are counted among the candidates that
+    are more than 5 degrees wrong. The expected calibration error (`val/ece`) is that of calibrated confidences, each
+    half of the patterns calibrated by the other.
     """
-    angles = answered[:2].double().nan_to_num(nan=180.0)
+    angles = scores[:2].double().nan_to_num(nan=180.0)
     strict, beam180 = angles.unbind(0)
-    pseudo, wrong = answered[2] > 0.5, strict > DIFFERENT_DEG
+    pseudo, wrong = scores[2] > 0.5, strict > DIFFERENT_DEG
     return {
         "val/disorientation_median_deg": float(np.median(strict.numpy())),
         "val/disorientation_mean_deg": float(strict.mean()),
@@ -64,25 +64,25 @@ def summarise(answered: Tensor) -> dict[str, float]:
         "val/disorientation_median_deg_beam180": float(np.median(beam180.numpy())),
         "val/within_5deg_beam180": float((beam180 <= DIFFERENT_DEG).double().mean()),
         "val/pseudo_symmetry_fraction": float((pseudo & wrong).sum()) / max(1, int(wrong.sum())),
-        "val/ece": cross_validated_error(answered[4].numpy(), (strict <= DIFFERENT_DEG).numpy()),
-        "val/loss": float(answered[3].double().mean().nan_to_num(nan=1e6).clamp(max=1e6)),
+        "val/ece": cross_validated_error(scores[4].numpy(), (strict <= DIFFERENT_DEG).numpy()),
+        "val/loss": float(scores[3].double().mean().nan_to_num(nan=1e6).clamp(max=1e6)),
     }
 
 
-def model_figures(model: OrientationModel, answered: Tensor) -> dict[str, float]:
+def model_figures(model: OrientationModel, scores: Tensor) -> dict[str, float]:
     """Return the `model/` figures: how large the model is, and how long it takes for a pattern of a batch (median)."""
     return {
-        "model/ms_per_pattern": float(np.median(answered[5].numpy())),
+        "model/ms_per_pattern": float(np.median(scores[5].numpy())),
         "model/parameters": float(sum(weight.numel() for weight in model.parameters())),
     }
 
 
-def calibrated(answered: Tensor) -> Calibration:
-    """Return the map to the probability of being within 5 degrees, fitted to the columns that `judge` returns."""
-    return Calibration.fitted(answered[4].numpy(), (answered[0] <= DIFFERENT_DEG).numpy())
+def fit_calibration(scores: Tensor) -> Calibration:
+    """Return the map to the probability of being within 5 degrees, fitted to what `score_patterns` returns."""
+    return Calibration.fitted(scores[4].numpy(), (scores[0] <= DIFFERENT_DEG).numpy())
 
 
-def judge(
+def score_patterns(
     model: OrientationModel, loader: Loader, device: torch.device, precision: torch.dtype | None = None
 ) -> Tensor:
     """Return how good the model's best candidate for each validation pattern is: (6, N) over all data-parallel workers.
@@ -105,11 +105,11 @@ def judge(
                 torch.cuda.synchronize(device)
             spent = truth.new_tensor(1e3 * (time.perf_counter() - began) / len(truth))
             loss = model.loss(output, truth)
-            answer = found.orientation[:, 0].to(truth)
+            candidate = found.orientation[:, 0].to(truth)
             figures = [
-                disorientation_deg(answer, truth, symmetry),
-                disorientation_beam180_deg(answer, truth, symmetry),
-                pseudo_symmetric(answer, truth, model.phase).to(truth),
+                disorientation_deg(candidate, truth, symmetry),
+                disorientation_beam180_deg(candidate, truth, symmetry),
+                pseudo_symmetric(candidate, truth, model.phase).to(truth),
                 loss.expand(len(truth)).to(truth),
                 found.confidence[:, 0].to(truth),
                 spent.expand(len(truth)),
@@ -117,13 +117,6 @@ def judge(
             columns.append(torch.stack(figures).cpu())
     model.train(training)
     return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(6, 0))
-
-
-def evaluate(
-    model: OrientationModel, loader: Loader, device: torch.device, precision: torch.dtype | None = None
-) -> dict[str, float]:
-    """Return the `val/` figures of the model's best answers over all batches of a validation loader."""
-    return summarise(judge(model, loader, device, precision))
 
 
 def _from_all_workers(mine: Tensor) -> Tensor:

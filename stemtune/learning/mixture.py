@@ -1,4 +1,4 @@
-"""A head that answers with a mixture of orientations: several at once, each with a weight and a width.
+"""A head whose output is a mixture of orientations: several at once, each with a weight and a width.
 
 Where a pattern fits two orientations alike, a head with one output lands between them; this one can name both. The
 density of pattern b is a sum over K components with weights w, centres M and concentrations kappa,

@@ -1,6 +1,6 @@
-"""What every model of an orientation shares: preparation of the pattern, the loss and the answers.
+"""What every model of an orientation shares: preparation of the pattern, the loss and the candidates.
 
-Shape legend: B patterns, H x W pixels, S x S pixels after resampling, F features, n answers per pattern.
+Shape legend: B patterns, H x W pixels, S x S pixels after resampling, F features, n candidates per pattern.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stemtune.learning.calibration import Calibration
 Output = Tensor | dict[str, Tensor]
 
 DIFFERENT_DEG = 5.0
-"""Two answers count as different when their disorientation is larger than this angle, in degrees."""
+"""Two candidates count as different when their disorientation is larger than this angle, in degrees."""
 
 
 class Candidates(NamedTuple):
@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
         Candidates of one pattern are more than 5 degrees apart modulo the crystal's symmetry; where a model has
         fewer than n different ones to offer, the rest are NaN.
     confidence
-        (B, n) float32 in [0, 1]; 0 where the answer is NaN.
+        (B, n) float32 in [0, 1]; 0 where the candidate is NaN.
     """
 
     orientation: Tensor
@@ -145,5 +145,5 @@ class Network(OrientationModel):
 
     def candidates(self, output: Any, n: int = 1) -> Candidates:
         """Return the head's `n` best different orientations."""
-        answers: Candidates = self.head.candidates(output, n)  # type: ignore[operator]
-        return answers
+        candidates: Candidates = self.head.candidates(output, n)  # type: ignore[operator]
+        return candidates

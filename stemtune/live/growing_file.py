@@ -93,14 +93,8 @@ class GrowingFile:
     def look(self) -> None:
         """Find out how many frames are whole.
 
-        Raises
-        ------
-        NotReady
-            When nothing can be said now; what was known before stays.
-        NotIncremental
-            When the file is of a kind that is not read while it grows.
-        UserError
-            When it never will be a scan.
+        Raises `NotReady` when nothing can be said now (what was known before stays), `NotIncremental` when the file is
+        of a kind that is not read while it grows, and a `UserError` when it never will be a scan.
         """
         stat = self.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (self._size, self._modified):

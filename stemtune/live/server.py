@@ -172,14 +172,14 @@ def _application(folder: str, token: str, limits: Limits, cpus: int) -> Any:
 
             try:
                 if not allowed(request.headers.get("authorization"), digest):
-                    raise Refused(401, "show the token: Authorization: Bearer TOKEN")
+                    raise Refusal(401, "show the token: Authorization: Bearer TOKEN")
                 if request.method != "POST":
-                    raise Refused(405, "POST frames as a .npy")
+                    raise Refusal(405, "POST frames as a .npy")
                 body = await limited(request.stream(), request.headers.get("content-length"))
                 array = parsed(body, request.headers.get("content-type") or "")
                 # In a thread: a calibration that is new takes a while, and other requests are let in meanwhile.
                 checked = await asyncio.to_thread(self.service.check, array, dict(request.query_params))
-            except Refused as refusal:
+            except Refusal as refusal:
                 return Response(f"{refusal}\n", refusal.status, media_type="text/plain")
             except UserError as mistake:
                 return Response(f"{mistake}\n", 400, media_type="text/plain")
@@ -271,7 +271,7 @@ def _number(query: Mapping[str, str], name: str, default: float, between: tuple[
     return value
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """A request that is not answered, with the HTTP status that says so."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -296,7 +296,7 @@ async def limited(stream: AsyncIterable[bytes], length: str | None) -> bytes:
             if len(body) > MAX_MIB * 2**20:
                 break
     if max(stated, len(body)) > MAX_MIB * 2**20:
-        raise Refused(413, f"a request may have {MAX_MIB} MiB; send fewer frames at a time")
+        raise Refusal(413, f"a request may have {MAX_MIB} MiB; send fewer frames at a time")
     return bytes(body)
 
 

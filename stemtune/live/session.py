@@ -139,10 +139,7 @@ class LiveScan:
     def turn(self) -> bool:
         """Look at the file and answer what has landed, at most `RUN` frames; return whether there were any.
 
-        Raises
-        ------
-        UserError
-            When the file never will be a scan, or the options do not suit it.
+        A `UserError` says that the file never will be a scan, or that the options do not suit it.
         """
         now = time.monotonic()
         try:
@@ -316,9 +313,9 @@ class LiveScan:
         if calibration.get("keep") is not None:
             top, left, _, right = self._window
             calibration["keep"] = f"{top}:{rows},{left}:{right}"
-        kept = KnownAnswers(self.options.model, joined(self._parts), np.concatenate(self._marks), self._seconds)
+        kept = EarlierPredictions(self.options.model, joined(self._parts), np.concatenate(self._marks), self._seconds)
         scan = self.file.scan(rows if self._window.bottom > rows else self.file.layout[0])
-        summary = predict(scan, self.options.folder, out, refine=self.options.refine, known=kept, **calibration)
+        summary = predict(scan, self.options.folder, out, refine=self.options.refine, earlier=kept, **calibration)
         self.anew = kept.anew
         return summary
 
@@ -328,7 +325,7 @@ class LiveScan:
         self._parts, self._marks, self._picture = [], [], None
 
 
-class KnownAnswers:
+class EarlierPredictions:
     """Answers given while a scan was written, and the `pattern_marks` of the patterns that they were given to."""
 
     def __init__(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stemtune._files import whole_file
-from stemtune.dataset.kind import kind_of
+from stemtune.dataset.schema import kind_of
 from stemtune.dataset.store import Store
 from stemtune.scan.corrections import corrections_of, describe_corrections
 from stemtune.scan.ellipse import Ellipse

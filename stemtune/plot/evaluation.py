@@ -30,17 +30,11 @@ HIGHEST_DIFFERENCE_DEG = 15.0
 
 
 def draw_evaluation(figures: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Draw the figures of `analysis.evaluation.evaluate.compare` as a PNG.
+    """Draw the figures of `analysis.evaluation.evaluate.compare` as a PNG of four panels.
 
-    Panels: the reliability diagram, with the standard deviation that chance gives each bin, over the number of pixels
-    of each confidence; the risk-coverage curve; what the answers are; and precision and recall of the boundaries.
-
-    Parameters
-    ----------
-    figures
-        What `compare` returns where some pixel is indexed as the phase of the truth.
-    path
-        The PNG.
+    The reliability diagram, with the standard deviation that chance gives each bin, over the number of pixels of each
+    confidence; the risk-coverage curve; what the answers are; and precision and recall of the boundaries. A `UserError`
+    where no pixel is indexed as the phase of the truth.
     """
     from matplotlib.figure import Figure
 

@@ -32,22 +32,11 @@ _MARGIN_IN = 0.2
 def framed(
     shape: tuple[int, int], step: tuple[float, float] | None, side_in: float, title: str, note: str
 ) -> tuple[Figure, Axes, tuple[float, float, float, float]]:
-    """Return a figure with axes for a map of `shape` and, right of it, room for a key.
+    """Return a figure with axes for a map of `shape` (rows, columns) and, right of it, room for a key.
 
-    Parameters
-    ----------
-    shape
-        Rows and columns.
-    step
-        Distance between rows and between columns, which sets the pixels' aspect.
-    side_in
-        Width in inches of the room on the right.
-    title, note
-        One line above the picture; small print below it.
-
-    Returns
-    -------
-    The figure, the map's axes, and the room as (left, bottom, width, height) in figure coordinates.
+    `step` is the distance between rows and between columns, which sets the pixels' aspect. The room is `side_in` inches
+    wide and returned as (left, bottom, width, height) in figure coordinates; `title` is a line above, `note` small
+    print below.
     """
     from matplotlib.figure import Figure
 

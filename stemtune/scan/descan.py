@@ -32,16 +32,11 @@ _MAX_RATIO = 0.8  # a quadratic must leave less than this share of the residual 
 
 @dataclass(frozen=True)
 class Descan:
-    """A surface of the direct beam's place over the scan.
+    """A surface of the direct beam's place over a scan of `shape` rows and columns.
 
-    Parameters
-    ----------
-    shape
-        Rows and columns of the scan, which positions are scaled by.
-    coefficients
-        (3 or 6, 2): of 1, r, c (and r², rc, c²), with r and c from -1 to 1 over the scan, for row and column in pixels.
-    residual_px
-        Robust standard deviation of the measured centres about the surface, along the worse axis.
+    `coefficients` (3 or 6, 2) are of 1, r, c (and r², rc, c²), with r and c from -1 to 1 over the scan, for row and
+    column in pixels; `residual_px` is the robust standard deviation of the measured centres about the surface, along
+    the worse axis.
     """
 
     shape: tuple[int, int]
@@ -56,10 +51,7 @@ class Descan:
     @property
     def drift_px(self) -> float:
         """Largest distance between two corners or middles of the scan's edges, in pixels."""
-        ends = (
-            [(self.shape[0] - 1) / 2 * (1 + a) for a in (-1, 0, 1)],
-            [(self.shape[1] - 1) / 2 * (1 + b) for b in (-1, 0, 1)],
-        )
+        ends = [np.linspace(0, length - 1, 3) for length in self.shape]
         places = self.at(np.stack(np.meshgrid(*ends), axis=-1).reshape(-1, 2))
         return float(np.hypot(*(places[:, None] - places).T).max())
 
@@ -68,7 +60,7 @@ class Descan:
         return np.asarray(_terms(position, self.shape, self.order) @ self.coefficients)
 
     def moved(self, centre: tuple[float, float]) -> Descan:
-        """Return the same surface, lifted so that the beam in the middle of the scan stands at `centre`."""
+        """Return the same surface, lifted so that the beam in the middle of the scan is at `centre`."""
         middle = self.at(np.array([[(self.shape[0] - 1) / 2, (self.shape[1] - 1) / 2]]))[0]
         lifted = self.coefficients.copy()
         lifted[0] += np.asarray(centre) - middle

@@ -1,6 +1,6 @@
 """Elliptical distortion of a detector or projector lens, and patterns moved so that it is gone.
 
-A distortion stretches what stands at (x, y) (1/Å, y up) by 1 + e/2 along its long axis and by 1 - e/2 across it, as
+A distortion stretches what is at (x, y) (1/Å, y up) by 1 + e/2 along its long axis and by 1 - e/2 across it, as
 the simulator's `Conditions.distortion` does: a ring becomes an ellipse with axes in the ratio (1 + e/2) : (1 - e/2), so
 e is the relative difference of the axes. The azimuth of the long axis counts anticlockwise from x, in the picture as
 the file has it. py4DSTEM's p_ellipse (qx0, qy0, a, b, theta) counts theta from its qx, which runs down the rows,
@@ -72,7 +72,7 @@ class Warp:
     ellipse: Ellipse
 
     def __call__(self, patterns: npt.NDArray[Any], centre_px: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Return `patterns` (B, H, W), whose beams stand at `centre_px` (B, 2), as (B, size, size)."""
+        """Return `patterns` (B, H, W), whose beams are at `centre_px` (B, 2), as (B, size, size)."""
         parts = [
             self._moved(patterns[start : start + _CHUNK], centre_px[start : start + _CHUNK])
             for start in range(0, len(patterns), _CHUNK)

@@ -14,7 +14,7 @@ from stemtune.scan.beam_center import Centre, beam_near, common_pattern, fit_cen
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.descan import MIN_CENTRES, Descan, fit_descan, improves, measure_centres
-from stemtune.scan.peaks import SpotList, find_spots
+from stemtune.scan.ring_fit import SpotList, find_spots
 
 if TYPE_CHECKING:
     from stemtune.scan.ring_fit import RingFit
@@ -34,7 +34,7 @@ _NO_HAND = (
 
 
 class Sample(NamedTuple):
-    """Patterns (N, H, W) of a scan of `shape` rows and columns, and where they stand in it, `position` (N, 2)."""
+    """Patterns (N, H, W) of a scan of `shape` rows and columns, and where they are in it, `position` (N, 2)."""
 
     patterns: npt.NDArray[Any]
     position: npt.NDArray[np.intp]
@@ -43,20 +43,10 @@ class Sample(NamedTuple):
 
 @dataclass
 class Plan:
-    """What to do, and what was found on the way.
+    """The corrections to apply to every pattern, 1/Å per pixel of the file, and what was found on the way.
 
-    Attributes
-    ----------
-    corrections
-        To apply to every pattern.
-    scale
-        1/Å per pixel of the file.
-    facts
-        What was found and done, plain values for the store.
-    notes
-        What the user ought to know, one sentence each.
-    evidence
-        Arrays that the picture of `stemtune inspect` is drawn from.
+    `facts` are plain values for the store, `notes` what the user ought to know, one sentence each, and `evidence` the
+    arrays that the picture of `stemtune inspect` is drawn from.
     """
 
     corrections: Corrections
@@ -74,27 +64,12 @@ def plan(
     centre: Place | None,
     centre_by_axes: Place | None,
 ) -> Plan:
-    """Find out from `sample` what `options` come to.
+    """Find out from a sample what `options` come to for stored patterns of `size` pixels.
 
-    Parameters
-    ----------
-    sample
-        Patterns spread over the scan.
-    options
-        What the user asks for.
-    size
-        Width and height of the stored patterns.
-    scale
-        1/Å per pixel of the file, or None where only `options.calibrate` can tell.
-    centre
-        (row, column) of the direct beam in the file, where the user gave it.
-    centre_by_axes
-        The same by the file's axes, where it has them; a fit within `TRUSTED_PX` gives way to it.
-
-    Raises
-    ------
-    UserError
-        For empty patterns, a bad option, or an unknown scale that the patterns do not tell either.
+    `scale` is 1/Å per pixel of the file, or None where only `options.calibrate` can tell; `centre` (row, column) of the
+    direct beam in the file, where the user gave it; `centre_by_axes` the same by the file's axes, where it has them: a
+    fit within `TRUSTED_PX` gives way to it. A `UserError` says that the patterns are empty, that an option is bad, or
+    that the scale is unknown and the patterns do not tell it either.
     """
     notes: list[str] = []
     raw, shape = sample.patterns, (int(sample.patterns.shape[1]), int(sample.patterns.shape[2]))

@@ -1,6 +1,6 @@
 """Scale and ellipse of a scan from the distances of its diffraction spots, when the crystal is known.
 
-A spot of a known phase stands at one of the phase's |g| from the direct beam, whatever the orientation (out-of-plane
+A spot of a known phase is at one of the phase's |g| from the direct beam, whatever the orientation (out-of-plane
 parts shorten it by a few parts in ten thousand). So scale and ellipse are those with which the spots of many patterns
 fall onto the phase's rings: the most likely ones, where every spot may lie on any ring or, in part, anywhere.
 """
@@ -9,17 +9,84 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
+from scipy import ndimage, optimize
 
 from stemtune.scan.ellipse import Ellipse
-from stemtune.scan.peaks import SpotList
 
 if TYPE_CHECKING:
     from stemtune.crystal.phase import Phase
+
+_MAX_SPOTS = 80  # of one pattern that count, the brightest
+_MIN_Z_SCORE = 4.5  # a spot is this many times the noise above its surroundings
+_MIN_SHARE = 0.01  # and has at least this share of the brightest spot
+
+
+class SpotList(NamedTuple):
+    """Spots of N patterns as one list (M,): `pattern` they belong to, `x` and `y` from its beam in px (y up)."""
+
+    pattern: npt.NDArray[np.intp]
+    x: FloatArray
+    y: FloatArray
+
+
+def find_spots(
+    patterns: npt.NDArray[Any],
+    centre_px: FloatArray,
+    radius_px: float,
+    hidden: npt.NDArray[np.bool_] | None = None,
+) -> SpotList:
+    """Return the spots of `patterns` (N, H, W) around their direct beams at `centre_px` (N, 2).
+
+    A spot is a local maximum of the pattern smoothed to about the size of the direct beam (`radius_px`), less the same
+    smoothed three times as wide, that is above the noise; its place is the top of a parabola through the
+    logarithms of the smoothed counts. What touches the direct beam, an edge or `hidden` (H, W) pixels is left out.
+    """
+    sigma = max(1.0, 0.6 * radius_px)
+    margin = math.ceil(2 * sigma)
+    near = 2.5 * radius_px + 2 * sigma
+    shut = np.zeros(patterns.shape[1:], dtype=bool) if hidden is None else ndimage.binary_dilation(hidden, None, margin)
+    shut[:margin], shut[-margin:], shut[:, :margin], shut[:, -margin:] = True, True, True, True
+    row, column = np.indices(patterns.shape[1:])
+    lists = []
+    for number, (pattern, centre) in enumerate(zip(patterns, centre_px, strict=True)):
+        smooth = ndimage.gaussian_filter(pattern.astype(np.float64), sigma, mode="nearest")
+        around = ndimage.gaussian_filter(smooth, 2.5 * sigma, mode="nearest")
+        above = smooth - around
+        open_ = (np.hypot(row - centre[0], column - centre[1]) > near) & ~shut
+        noise = np.sqrt(around)  # of counting, up to a factor that the pattern itself tells
+        lit = open_ & (around > 1e-3 * around.max())
+        if not lit.any():
+            continue
+        noise *= 1.4826 * float(np.median(np.abs(above[lit] / noise[lit])))
+        top = (ndimage.maximum_filter(above, size=2 * math.ceil(sigma) + 1) == above) & open_
+        brightest = float(above[top].max(initial=0.0))
+        top &= above > np.maximum(_MIN_Z_SCORE * noise, _MIN_SHARE * brightest)
+        found = np.argwhere(top)
+        found = found[np.argsort(-above[top])[:_MAX_SPOTS]]
+        if len(found):
+            place = _summit(smooth, found) - centre
+            lists.append(np.column_stack((np.full(len(found), number), place[:, 1], -place[:, 0])))
+    table = np.concatenate(lists) if lists else np.zeros((0, 3))
+    return SpotList(table[:, 0].astype(np.intp), table[:, 1], table[:, 2])
+
+
+def _summit(smooth: FloatArray, found: npt.NDArray[np.intp]) -> FloatArray:
+    """Return the places (M, 2) of the maxima at pixels `found` (M, 2) to a part of a pixel."""
+    log = np.log(np.maximum(smooth, 1e-12 * max(float(smooth.max()), 1e-30)))
+    moved = found.astype(np.float64)
+    for axis, step in enumerate(((1, 0), (0, 1))):
+        before, here, after = (
+            log[found[:, 0] + shift * step[0], found[:, 1] + shift * step[1]] for shift in (-1, 0, 1)
+        )
+        bend = 2 * here - before - after
+        off = np.where(bend > 1e-9, (after - before) / 2 / np.maximum(bend, 1e-9), 0)
+        moved[:, axis] += np.clip(off, -0.75, 0.75)
+    return moved
+
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -150,7 +217,7 @@ class _Contrast:
     """How much denser the rings of a phase lie at a distance than on the average around it.
 
     Rings are Gaussians on a logarithmic axis, as wide as `width` (relative) and `spot_px` together. Where they lie too
-    densely to be told apart, as beyond the last of them, spots say nothing: the gain is 0.
+    densely to be resolved, as beyond the last of them, spots say nothing: the gain is 0.
     """
 
     def __init__(self, offset: FloatArray, phase: Phase, scale: float, width: float, spot_px: float) -> None:

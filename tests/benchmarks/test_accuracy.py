@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import accuracy, testset
+from benchmarks.__main__ import main as benchmark
 from benchmarks.testset import Condition
-from stemtune import cli
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
@@ -93,8 +93,8 @@ def test_a_model_that_is_not_there_and_a_peer_that_is_no_python(tmp_path: Path) 
 
 
 def test_the_command_line_refuses_what_it_cannot_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["accuracy", "--patterns", "0"]) == 2
-    assert cli.main(["acuracy"]) == 2
+    assert benchmark(["accuracy", "--patterns", "0"]) == 2
+    assert benchmark(["acuracy"]) == 2
     assert "did you mean 'accuracy'" in capsys.readouterr().err
 
 

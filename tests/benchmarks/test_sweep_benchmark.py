@@ -14,10 +14,10 @@ from benchmarks import sweep
 from benchmarks.__main__ import main
 
 
-def trial(start: float, end: float, status: str, **seconds: float) -> Any:
+def trial(began: float, ended: float, status: str, **seconds: float) -> Any:
     """A run of MLflow, as far as it is looked at."""
     metrics = {f"time/{name}_s": value for name, value in seconds.items()}
-    info = SimpleNamespace(start_time=int(1000 * start), end_time=int(1000 * end))
+    info = SimpleNamespace(start_time=int(1000 * began), end_time=int(1000 * ended))
     return SimpleNamespace(info=info, data=SimpleNamespace(metrics=metrics, tags={"stemtune.status": status}))
 
 

@@ -17,7 +17,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
-from stemtune.plot.contact_sheet import contact_sheet
+from stemtune.plot.patterns import contact_sheet
 from stemtune.tune.space.space import load_space
 
 SIZE = 32

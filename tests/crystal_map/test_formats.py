@@ -24,8 +24,7 @@ from stemtune.crystal_map.io.ang import write_ang
 from stemtune.crystal_map.io.csv import write_csv
 from stemtune.crystal_map.io.ctf import write_ctf
 from stemtune.crystal_map.io.dream3d import write_dream3d
-from stemtune.crystal_map.io.orix_h5 import from_orix, read_with_orix, write_orix
-from stemtune.crystal_map.io.read_back import check_same
+from stemtune.crystal_map.io.orix_h5 import check_same, from_orix, read_with_orix, write_orix
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 

@@ -15,8 +15,7 @@ from stemtune.crystal_map.io import read_map, read_map_h5, write_map_h5
 from stemtune.crystal_map.io.ang import write_ang
 from stemtune.crystal_map.io.csv import write_csv
 from stemtune.crystal_map.io.ctf import write_ctf
-from stemtune.crystal_map.io.orix_h5 import from_orix, read_with_orix
-from stemtune.crystal_map.io.read_back import check_same
+from stemtune.crystal_map.io.orix_h5 import check_same, from_orix, read_with_orix
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.errors import UserError
 

@@ -15,7 +15,7 @@ from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import beam180
 from stemtune.dataset.batches import Batch
 from stemtune.diffraction.geometry import Geometry
-from stemtune.learning.metrics import evaluate
+from stemtune.learning.metrics import score_patterns, summarise
 from stemtune.learning.model import Candidates, OrientationModel
 
 TURN = from_axis_angle_deg(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 3.0)
@@ -52,7 +52,7 @@ class Listed:
 
 def figures(wrong: Callable[[Tensor], Tensor]) -> dict[str, float]:
     truth = random_orientations(32, 1)
-    return evaluate(Oracle(truth, wrong, linio2()), Listed(truth), torch.device("cpu"))  # type: ignore[arg-type]
+    return summarise(score_patterns(Oracle(truth, wrong, linio2()), Listed(truth), torch.device("cpu")))  # type: ignore[arg-type]
 
 
 def test_a_constant_error_is_measured_as_such() -> None:

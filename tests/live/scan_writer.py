@@ -12,6 +12,7 @@ times of the lines go to OUT.times.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ def main() -> None:
             mapped[row, column] = patterns[row, column]
     else:
         hdf5(out, kind, patterns, pace)
+
+
+def write_in_background(source: Path, out: Path, kind: str, rate: float, *further: float) -> subprocess.Popen[bytes]:
+    """Run this program."""
+    return subprocess.Popen([sys.executable, __file__, str(source), str(out), kind, str(rate), *map(str, further)])
 
 
 class Pace:

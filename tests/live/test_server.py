@@ -32,7 +32,7 @@ from stemtune.errors import UserError
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
-from stemtune.live.server import MAX_MIB, Refused, Service, allowed, limited, parsed, token_from, written
+from stemtune.live.server import MAX_MIB, Refusal, Service, allowed, limited, parsed, token_from, written
 
 SECRET = "a token of some length"
 
@@ -167,7 +167,7 @@ def test_a_body_without_a_length_or_with_a_wrong_one_is_limited(length: str | No
             read.append(1)
             yield bytes(2**20)
 
-    with pytest.raises(Refused, match=f"{MAX_MIB} MiB; send fewer frames") as refused:
+    with pytest.raises(Refusal, match=f"{MAX_MIB} MiB; send fewer frames") as refused:
         asyncio.run(limited(stream(200), length))
     assert refused.value.status == 413
     assert len(read) <= MAX_MIB + 1

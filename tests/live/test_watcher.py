@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -20,68 +19,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from listening import listening
+from scan_writer import write_in_background as writer
 
 from stemtune import cli
-from stemtune.config import Config, SimulateConfig, Span
-from stemtune.crystal.phase import linio2
 from stemtune.crystal_map.io import read_map_h5
-from stemtune.dataset.simulate import simulate_polycrystal
-from stemtune.dataset.store import Store
-from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.learning.checkpoint import load_model, save_model
-from stemtune.learning.models import build
-from stemtune.live import growing_file, watcher
-from stemtune.live.growing_file import NotReady, open_growing
+from stemtune.learning.checkpoint import load_model
+from stemtune.live import watcher
 from stemtune.live.session import LiveOptions, LiveScan
 from stemtune.live.status_page import ScanStatus, StatusBoard, serve_page
 from stemtune.live.watcher import Watch, watch
 from stemtune.map_folder.predict import predict
-from stemtune.scan.readers import read_scan
 
-WRITER = Path(__file__).with_name("scan_writer.py")
-MICROSCOPE = dataclasses.replace(
-    SimulateConfig(),
-    size=64,
-    scale=0.05,
-    dose=Span(20_000, 20_000),
-    precession=Span(0.7, 0.7),
-    background=Span(0.05, 0.1),
-    centre_error=0.0,
-)
 GIVEN = {"kv": 200.0, "scale": 0.05, "centre": "31.5,31.5"}
-SHAPE = (24, 24)
-
-
-@pytest.fixture(scope="module")
-def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of the patterns (24, 24, 64, 64) of a simulated polycrystal."""
-    folder = tmp_path_factory.mktemp("patterns")
-    simulate_polycrystal("", folder / "scan.h5", SHAPE, 4, MICROSCOPE, seed=1)
-    with Store.open(folder / "scan.h5") as store:
-        counts = np.array(store.patterns).reshape(*SHAPE, 64, 64).astype(np.uint16)
-    np.save(folder / "patterns.npy", counts)
-    return folder / "patterns.npy"
-
-
-@pytest.fixture(scope="module")
-def small(patterns: Path) -> Path:
-    """A file of (6, 10, 64, 64) of them."""
-    path = patterns.with_name("small.npy")
-    np.save(path, np.load(patterns)[:6, :10])
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings = {"model.name": "matched", "model.grid_step": 4, "model.angles": 90, "model.radii": 24}
-    folder = tmp_path_factory.mktemp("model") / "model"
-    save_model(build(Config.from_flat(settings), linio2(), Geometry(64, 0.05, 200.0)), folder, {}, "")
-    return folder
-
-
-def writer(source: Path, out: Path, kind: str, rate: float, *further: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(WRITER), str(source), str(out), kind, str(rate), *map(str, further)])
 
 
 def same_maps(found: Path, wanted: Path) -> None:
@@ -95,99 +45,6 @@ def same_maps(found: Path, wanted: Path) -> None:
     assert np.nanmin(alike) > 1 - 1e-6
     for name in ("origin_sha256", "geometry", "phase", "origin_centre_px"):
         assert one.attrs[name] == other.attrs[name], name
-
-
-@pytest.mark.parametrize("kind", ["npy", "mib"])
-def test_half_a_frame_is_waited_for(kind: str, small: Path, tmp_path: Path) -> None:
-    counts, path = np.load(small), tmp_path / f"scan.{kind}"
-    assert writer(small, path, kind, 1e4).wait() == 0
-    whole = path.read_bytes()
-    frame = 64 * 64 * 2 + (384 if kind == "mib" else 0)
-    start = len(whole) - 60 * frame
-    path.write_bytes(whole[: start // 2])
-    file = open_growing(path)
-    assert file is not None
-    with pytest.raises(NotReady):
-        file.look()
-    for size, frames in ((start + 5 * frame - 1, 4), (start + 5 * frame, 5), (len(whole) - 7, 59), (len(whole), 60)):
-        path.write_bytes(whole[:size])
-        file.look()
-        assert (file.frames, file.whole) == (frames, frames == 60)
-    np.testing.assert_array_equal(file.read(7, 23), counts.reshape(60, 64, 64)[7:23])
-    read = read_scan(path)  # rosettasciio's way through a .mib
-    assert read.shape == (6, 10)
-    np.testing.assert_array_equal(file.scan(6).data.compute(), read.data.compute())
-
-
-def test_frames_of_a_file_of_full_size_count_when_the_next_has_begun(small: Path, tmp_path: Path) -> None:
-    counts = np.load(small)
-    mapped = np.lib.format.open_memmap(tmp_path / "scan.npy", "w+", counts.dtype, counts.shape)
-    file = open_growing(tmp_path / "scan.npy", stall_s=3)
-    assert file is not None
-    seen = []
-    for written in (0, 1, 4):
-        mapped.reshape(60, 64, 64)[:written] = counts.reshape(60, 64, 64)[:written]
-        mapped.flush()
-        file.look()
-        seen.append(file.frames)
-    assert seen == [0, 0, 3]
-    mapped[:] = counts
-    mapped.flush()
-    file.look()
-    assert (file.frames, file.whole) == (59, False)
-    time.sleep(1.1)
-    file.look()
-    assert file.whole
-
-
-def test_a_file_of_full_size_is_hardly_read_while_nothing_comes(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blank frames between others are found all the same."""
-    counts = np.zeros((20, 40, 64, 64), np.uint16)
-    mapped = np.lib.format.open_memmap(tmp_path / "scan.npy", "w+", counts.dtype, counts.shape)
-    file = open_growing(tmp_path / "scan.npy", stall_s=60)
-    assert file is not None
-    file.look()
-    read: list[int] = []
-    whole = file.read
-    monkeypatch.setattr(file, "read", lambda first, end: (read.append(end - first), whole(first, end))[1])
-    for _ in range(20):
-        file.look()
-    assert sum(read) <= 20 * 4
-    assert file.frames == 0
-    mapped.reshape(800, 64, 64)[:100] = 1
-    mapped.reshape(800, 64, 64)[150] = 1
-    mapped.flush()
-    file.look()
-    assert file.frames in (99, 150)
-    monkeypatch.setattr(growing_file, "QUIET_S", 0.0)
-    file.look()
-    assert file.frames == 150
-
-
-@pytest.mark.parametrize("kind", ["swmr", "counted", "closing"])
-def test_hdf5_is_read_while_another_process_writes_it(kind: str, small: Path, tmp_path: Path) -> None:
-    path, seen = tmp_path / "scan.h5", set()
-    process = writer(small, path, kind, 60)
-    while not path.exists():
-        time.sleep(0.02)
-    file = open_growing(path, (6, 10))
-    assert file is not None
-    until = time.monotonic() + 60
-    while not file.whole and time.monotonic() < until:
-        try:
-            file.look()
-            if file.frames:
-                file.read(file.frames - 1, file.frames)
-        except (NotReady, FileNotFoundError):
-            pass
-        seen.add(file.frames)
-        time.sleep(0.03)
-    assert process.wait() == 0  # what looks on has not made it fail
-    assert file.frames == 60
-    assert len(seen) > 3
-    np.testing.assert_array_equal(file.read(0, 60), np.load(small).reshape(60, 64, 64))
 
 
 @pytest.mark.parametrize("centre", ["auto", pytest.param("31.5,31.5", marks=pytest.mark.slow)])

@@ -24,7 +24,7 @@ from stemtune.learning.models import build
 from stemtune.learning.models.matched import Matched
 from stemtune.map_folder import predict as predict_module
 from stemtune.map_folder.predict import predict
-from stemtune.plot.overlay import overlay_positions
+from stemtune.plot.patterns import overlay_positions
 from stemtune.scan.corrections import flipped
 
 MICROSCOPE = dataclasses.replace(

@@ -38,7 +38,7 @@ from stemtune.map_folder import files
 from stemtune.map_folder import predict as predict_module
 from stemtune.map_folder.predict import predict
 from stemtune.plot.evaluation import draw_evaluation
-from stemtune.plot.overlay import overlay_positions
+from stemtune.plot.patterns import overlay_positions
 
 SHAPE = (12, 10)
 

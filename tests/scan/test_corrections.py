@@ -10,11 +10,10 @@ from scipy import ndimage
 from stemtune.dataset.ingest import corrected_at, ingest
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
-from stemtune.scan.background import RadialBackground
 from stemtune.scan.bad_pixels import fill_bad_pixels, find_bad_pixels
 from stemtune.scan.beam_center import Resampling, fit_centre
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
-from stemtune.scan.corrections import flipped
+from stemtune.scan.corrections import RadialBackground, flipped
 from stemtune.scan.descan import fit_descan, improves, measure_centres
 from stemtune.scan.ellipse import Ellipse, Warp
 

@@ -10,8 +10,7 @@ from stemtune.crystal.phase import linio2
 from stemtune.dataset.ingest import ingest
 from stemtune.dataset.store import Store
 from stemtune.scan.ellipse import Ellipse
-from stemtune.scan.peaks import SpotList, find_spots
-from stemtune.scan.ring_fit import MIN_SPOTS, fit_rings, rings
+from stemtune.scan.ring_fit import MIN_SPOTS, SpotList, find_spots, fit_rings, rings
 
 CENTRE = np.array([[62.4, 64.3], [0.0, 0.0], [0.0, 0.0]])
 TRUE, ELLIPSE = 0.025 / 1.013, Ellipse(0.032, 35.0)

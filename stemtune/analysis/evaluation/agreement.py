@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stemtune.analysis.evaluation.evaluate import in_percent
+from stemtune.analysis.evaluation.evaluate import RIGHT_DEG, confusion, disorientations_deg, in_percent, same_laue
 from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
-from stemtune.analysis.evaluation.pairs import RIGHT_DEG, confusion, disorientations_deg, same_laue
 from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_pattern_frame
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.store import Store

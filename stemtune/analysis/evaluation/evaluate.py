@@ -1,19 +1,25 @@
-"""How far a map is from the truth, and whether its confidence can be believed."""
+"""How far a map is from the truth, and whether its confidence can be believed.
+
+Orientations are compared pair by pair, each pair by the symmetry of its phase, by one loop over phases for all figures.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from stemtune.analysis.evaluation.boundary_match import boundary_match
-from stemtune.analysis.evaluation.coverage import risk_coverage
 from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
-from stemtune.analysis.evaluation.pairs import RIGHT_DEG, confusion, disorientations_deg, same_laue
-from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
+from stemtune.crystal.phase import Phase
+from stemtune.crystal.pseudo_symmetry import pseudo_variants
+from stemtune.crystal.rotations import multiply
+from stemtune.crystal.symmetry import beam180, disorientation_beam180_deg, disorientation_deg
+from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 from stemtune.learning import calibration
 
@@ -180,3 +186,133 @@ def reliability(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_
         "calibration_error_by_chance": table.by_chance,
         "histogram": np.histogram(confidence, _HISTOGRAM, (0.0, 1.0))[0].tolist(),
     }
+
+
+SHARES = tuple(round(0.05 * step, 2) for step in range(1, 21))
+"""Shares of the pixels at which the curve is given."""
+
+
+def risk_coverage(confidence: npt.NDArray[Any], angle_deg: npt.NDArray[np.float64], right_deg: float) -> dict[str, Any]:
+    """Return the error of the most confident pixels against the share of pixels that is kept.
+
+    Pixels of equal confidence are in no order; each of them counts with the mean of all of them.
+
+    Parameters
+    ----------
+    confidence
+        Of each pixel (n,), n at least 1.
+    angle_deg
+        Disorientation (n,) from the truth.
+    right_deg
+        From here on an orientation is wrong.
+
+    Returns
+    -------
+    dict
+        Lists `kept`, shares of the pixels (rounded up to whole ones); `wrong`, the share of those that is wrong; and
+        `mean_deg`, their mean disorientation. `area` is the mean of `wrong` over keeping 1, 2, ... n pixels (the area
+        under the curve, AURC; Geifman and El-Yaniv, NIPS 2017), `area_of_perfect` what it would be if every wrong
+        pixel were less confident than every right one, `area_of_chance` if the confidence were of no use.
+    """
+    n = len(confidence)
+    wrong = (angle_deg >= right_deg).astype(np.float64)
+    risk = running_mean(confidence, wrong)
+    angle = running_mean(confidence, angle_deg)
+    last = np.ceil(np.array(SHARES) * n - 1e-9).astype(int) - 1
+    return {
+        "kept": list(SHARES),
+        "wrong": risk[last].tolist(),
+        "mean_deg": angle[last].tolist(),
+        "area": float(risk.mean()),
+        "area_of_perfect": float(running_mean(-wrong, wrong).mean()),
+        "area_of_chance": float(wrong.mean()),
+    }
+
+
+def running_mean(score: npt.NDArray[Any], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the mean (n,) of `values` over the 1, 2, ... n entries of the best score; ties share their mean."""
+    order = np.argsort(-score.astype(np.float64), kind="stable")
+    ranked = values[order]
+    _, group, size = np.unique(-score[order].astype(np.float64), return_inverse=True, return_counts=True)
+    shared = (np.bincount(group, ranked) / size)[group]
+    mean: npt.NDArray[np.float64] = np.cumsum(shared) / np.arange(1, len(values) + 1)
+    return mean
+
+
+RIGHT_DEG = 5.0
+"""An orientation within this angle of the truth counts as right in the tables."""
+
+Phases = Sequence[Phase | PhaseDescription]
+
+
+def same_laue(orientation_map: OrientationMap, other: OrientationMap) -> npt.NDArray[np.bool_]:
+    """Return the pixels (n,) that both maps index as the same Laue class."""
+    known = orientation_map.indexed & np.isfinite(other.orientation).all(axis=1)
+    return np.asarray(known & (orientation_map.laue == other.laue))
+
+
+def disorientations_deg(
+    first: npt.NDArray[np.float64],
+    second: npt.NDArray[np.float64],
+    phase: npt.NDArray[np.integer],
+    phases: Phases,
+    *,
+    modulo_beam180: bool = False,
+) -> npt.NDArray[np.float64]:
+    """Return the disorientation (n,) of `first` and `second` (n, 4), pixels of `phase` (n,); NaN where that is -1."""
+    measure = disorientation_beam180_deg if modulo_beam180 else disorientation_deg
+    angles = np.full(len(phase), np.nan)
+    for number, own in _by_phase(phase, phases):
+        one, other = (torch.from_numpy(np.ascontiguousarray(values[own])) for values in (first, second))
+        angles[own] = measure(one, other, phases[number].symmetry).numpy()
+    return angles
+
+
+def confusion(
+    right: npt.NDArray[np.float64], given: npt.NDArray[np.float64], phase: npt.NDArray[np.integer], phases: Phases
+) -> dict[str, float]:
+    """Return the shares of right answers, of beam-180 twins, of each family of pseudo-symmetric variants, and `other`.
+
+    Parameters
+    ----------
+    right, given
+        Orientations (n, 4) of the truth and of the answers.
+    phase
+        Index (n,) into `phases`; pixels of -1 are left out.
+    """
+    counts: dict[str, int] = {"right": 0, "beam180": 0}
+    for number, own in _by_phase(phase, phases):
+        one, other = (torch.from_numpy(np.ascontiguousarray(values[own])) for values in (right, given))
+        for name, count in count_families(one, other, phases[number]).items():
+            counts[name] = counts.get(name, 0) + count
+    total = int((phase >= 0).sum())
+    counts["other"] = total - sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
+def count_families(right: torch.Tensor, given: torch.Tensor, phase: Phase | PhaseDescription) -> dict[str, int]:
+    """Count, among answers (n, 4), the right ones, the twins and each family of variants, every answer once."""
+    symmetry = phase.symmetry
+    left = torch.ones(len(given), dtype=torch.bool)
+    counts: dict[str, int] = {}
+
+    def count(name: str, expected: torch.Tensor) -> None:
+        hit = left & (disorientation_deg(expected, given, symmetry) < RIGHT_DEG)
+        counts[name] = counts.get(name, 0) + int(hit.sum())
+        left[hit] = False
+
+    count("right", right)
+    count("beam180", beam180(right))
+    for name, variant in pseudo_variants(phase):
+        family = name.split(" #")[0]
+        for start in (right, beam180(right)):
+            count(family, multiply(variant.to(start), start))
+    return counts
+
+
+def _by_phase(phase: npt.NDArray[np.integer], phases: Phases) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """Yield each phase that pixels have, with those pixels."""
+    for number in range(len(phases)):
+        own = phase == number
+        if own.any():
+            yield number, own

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stemtune.analysis.evaluation.evaluate import in_percent
-from stemtune.analysis.evaluation.pairs import RIGHT_DEG, disorientations_deg
+from stemtune.analysis.evaluation.evaluate import RIGHT_DEG, disorientations_deg, in_percent
 from stemtune.crystal_map.frame_rotations import scan_rotation_deg, to_scan_frame
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.selection import CONFIDENCE, score_of
@@ -42,14 +41,7 @@ def describe_risk(figures: dict[str, Any]) -> str:
 
 
 def label_risk(store: str | os.PathLike[str], truth: OrientationMap) -> dict[str, Any]:
-    """Return the error of a store's labels against the truth as a function of the share that is kept.
-
-    Parameters
-    ----------
-    store
-        The labelled store.
-    truth
-        What is right, on the same scan.
+    """Return the error of a labelled store's labels against the truth of the same scan, by the share that is kept.
 
     Returns
     -------

@@ -36,8 +36,7 @@ from stemtune.crystal.point_groups import laue_of_point_group
 from stemtune.crystal.symmetry import Symmetry
 from stemtune.crystal_map.frames import AUTO
 from stemtune.crystal_map.grid import GridHeader, Points, grid_of, map_of
-from stemtune.crystal_map.io.orix_h5 import from_orix, read_with_orix
-from stemtune.crystal_map.io.read_back import check_same
+from stemtune.crystal_map.io.orix_h5 import check_same, from_orix, read_with_orix
 from stemtune.crystal_map.io.text import from_euler, number, numbers, read_lines, table
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from stemtune._files import existing
 from stemtune.crystal.lattice import Lattice
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.point_groups import laue_of_point_group
-from stemtune.crystal.symmetry import Symmetry
+from stemtune.crystal.symmetry import Symmetry, disorientation_deg
 from stemtune.crystal_map.frames import AUTO
 from stemtune.crystal_map.grid import GridHeader, Points, grid_of, map_of
-from stemtune.crystal_map.io.read_back import check_same
 from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap, PhaseDescription
 from stemtune.errors import UserError
 
@@ -217,3 +217,35 @@ def _phase(phase: Any, number: int | None) -> PhaseDescription:
     laue = None if group is None else laue_of_point_group(str(group.laue.name)) or laue_of_point_group(str(group.name))
     symmetry = None if laue is None else Symmetry.of_map_phase(laue, lattice, number)
     return PhaseDescription(str(phase.name), symmetry, lattice, number, "" if group is None else str(group.name))
+
+
+TOLERANCE_DEG = 0.05
+"""Largest disorientation between a map and what is read back from its file."""
+
+
+def check_same(written: OrientationMap, read: OrientationMap, name: str) -> None:
+    """Make sure that `read`, what the file `name` reads back as, is the map `written` to `TOLERANCE_DEG`.
+
+    Raises
+    ------
+    RuntimeError
+        Naming the first thing that differs.
+    """
+    if len(read.phase) != len(written.phase):
+        raise RuntimeError(f"{name} reads back with {len(read.phase)} of {len(written.phase)} pixels")
+    if not np.array_equal(read.indexed, written.indexed):
+        raise RuntimeError(f"{name} reads back with other pixels not indexed")
+    for index, phase in enumerate(written.phases):
+        own = written.phase == index
+        if not own.any():
+            continue
+        off = disorientation_deg(_tensor(written.orientation[own]), _tensor(read.orientation[own]), phase.symmetry)
+        if float(off.max()) > TOLERANCE_DEG:
+            raise RuntimeError(f"{name} reads back with orientations {float(off.max()):.3f} deg away")
+        other = read.phases[int(read.phase[own][0])]
+        if other.symmetry.laue != phase.symmetry.laue or other.space_group not in (None, phase.space_group):
+            raise RuntimeError(f"{name} reads back with another symmetry of {phase.name}: {other}")
+
+
+def _tensor(quaternions: npt.NDArray[np.float64]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(quaternions, dtype=np.float64))

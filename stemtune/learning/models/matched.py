@@ -3,10 +3,10 @@
 It learns nothing and is the baseline that every trained model has to beat. Two stages keep it fast. The first scores
 every beam direction in half precision at low angular resolution: one matrix product per angular frequency, then
 one that turns frequencies into angles. The second scores the few best directions exactly, finds the different
-answers among them, and moves each to the top of a parabola through the scores of the cells around it.
+candidates among them, and moves each to the top of a parabola through the scores of the cells around it.
 
 Shape legend: B patterns, R radii, A in-plane angles, F angular frequencies, D beam directions, T shortlisted
-directions, P peaks per direction, M candidates, K neighbouring directions, J angles around a peak, n answers.
+directions, P peaks per direction, M candidates, K neighbouring directions, J angles around a peak, n candidates.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ COARSE = 0.36
 """Frequencies of the first stage, as a part of the number of in-plane angles; 0.5 would be all of them."""
 
 SHARPNESS = 0.01
-"""Difference of correlation at which one answer is e times as likely as another; found on simulated patterns."""
+"""Difference of correlation at which one candidate is e times as likely as another; found on simulated patterns."""
 
 NCC_WITHOUT_CRYSTAL, NCC_OF_CRYSTAL = 0.12, 0.24
-"""Correlations at which the confidence in the best answer is 0, and no longer lowered."""
+"""Correlations at which the confidence in the best candidate is 0, and no longer lowered."""
 
 _CPU_BATCH, _GPU_BATCH = 32, 512  # patterns worked on at once: on a CPU their scores stay in its cache
 
@@ -208,7 +208,7 @@ def _half_turn(frequencies: Tensor, highest: int) -> Tensor:
 
 
 def confidence_of(score_Br: Tensor) -> Tensor:
-    """Return the confidence (B, r) of different answers from their scores, best first; -inf is no answer."""
+    """Return the confidence (B, r) of different candidates from their scores, best first; -inf is no candidate."""
     total_B1 = (score_Br[:, :RIVALS] / SHARPNESS).logsumexp(dim=1, keepdim=True)
     share_Br = (score_Br / SHARPNESS - total_B1).exp().nan_to_num(0.0)
     return share_Br * _clear(score_Br[:, :1])

@@ -1,10 +1,10 @@
-"""The tops of scores over a grid of orientations: the different answers in them, finer than the grid.
+"""The tops of scores over a grid of orientations: the different candidates in them, finer than the grid.
 
 `matched` and `polar` both score beam directions x in-plane angles, one with fixed templates and one with learned
-filters, and read their answers out here.
+filters, and read their candidates out here.
 
 Shape legend: B patterns, F angular frequencies, D beam directions, A in-plane angles, T shortlisted directions,
-P peaks per direction, M candidates, K neighbouring directions, J angles around a peak, r rivals, n answers.
+P peaks per direction, M candidates, K neighbouring directions, J angles around a peak, r rivals, n candidates.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NEIGHBOURS = 7
 """Directions, the best one included, through whose scores the parabola of the last step goes."""
 
 PEAKS = 4
-"""Angles of one direction that may each become an answer."""
+"""Angles of one direction that may each become a candidate."""
 
 RIVALS = 5
-"""Different answers among which the confidence is shared out."""
+"""Different candidates among which the confidence is shared out."""
 
 
 class Maxima(NamedTuple):
@@ -128,7 +128,7 @@ class Peaks(nn.Module):
         """Return orientations (B, n, 4) and scores (B, n) at the top of a parabola through the scores around cells.
 
         The parabola, in two tilts and the in-plane angle in units of a grid step, is fitted by least squares with a
-        Gaussian weight; where it has no top, or one farther than a step, the answer moves no farther than that.
+        Gaussian weight; where it has no top, or one farther than a step, the candidate moves no farther than that.
         The third are the scores (B, n, K J) that it goes through.
         """
         count, step = self.grid.shape[1], math.radians(self.grid.step_deg)

@@ -1,12 +1,12 @@
 """Propose, choose, correct: the matched filter's best candidates, scored by a network over their predicted spots.
 
-The polar matched filter almost always has the truth among its ten best answers, but picks another in one pattern of
+The polar matched filter almost always has the truth among its ten best candidates, but picks another in one pattern of
 ten: intensities of thick crystals are not those of its templates. Here a small network, trained on dynamical patterns,
 reads the pattern at the spots that each candidate predicts, says which candidate it is and how far it is off; the
 best are corrected and scored once more. It sees nothing of the crystal but couplings, excitation errors and lengths of
 reciprocal vectors, so what it learned on one phase is a start for another.
 
-Shape legend: B patterns, M candidates, T candidates that are corrected, n answers.
+Shape legend: B patterns, M candidates, T candidates that are corrected, n candidates.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Rerank(OrientationModel):
         return Candidates(orientation, confidence)
 
     def _different(self, found_BT4: Tensor) -> Tensor:
-        """Return which answers (B, T) are more than 5 degrees from every better one that is kept."""
+        """Return which candidates (B, T) are more than 5 degrees from every better one that is kept."""
         border = math.cos(math.radians(DIFFERENT_DEG) / 2)
         near_BTT = closeness(found_BT4, found_BT4, self.phase.symmetry.operations_like(found_BT4)) >= border
         kept = [torch.ones_like(near_BTT[:, 0, 0])]

@@ -21,13 +21,11 @@ from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.indexing.overlap import WEIGHT_LAYER
 from stemtune.plot.figures import length_text, round_length
-from stemtune.plot.grains import class_colours, edge_lines, grain_colours, highest_deg
+from stemtune.plot.grains import class_colours, colours_of, edge_lines, grain_colours, highest_deg, phase_colours
 from stemtune.plot.ipf import DIRECTIONS, MEANING, map_colours, present_phases
-from stemtune.plot.phases import colours_of, phase_colours
 from stemtune.plot.pole_figures import HALF_WIDTH_DEG
 from stemtune.plot.report import figures
-from stemtune.plot.report.pixels import pixel_data
-from stemtune.plot.report.worst_fit import worst_fit
+from stemtune.plot.report.data import pixel_data, worst_fit
 
 NAME = "report.html"
 
@@ -38,18 +36,10 @@ _LONGEST = 400  # characters of one setting that are shown
 
 
 def write_report(analysis: Analysis, folder: Path, summary: Mapping[str, Any], store: Store | None = None) -> None:
-    """Write `report.html` of a map into its folder.
+    """Write `report.html` of a map into its folder; `summary` is what `summary.json` says.
 
-    Parameters
-    ----------
-    analysis
-        The map and its grains.
-    folder
-        The map folder.
-    summary
-        What `summary.json` says.
-    store
-        The patterns; left out, they are looked for where the map says, and if they are gone the page says so.
+    The patterns are those of `store`; without it they are looked for where the map says, and if they are gone the page
+    says so.
     """
     (folder / NAME).write_text(report(analysis, summary, store), encoding="utf-8")
 

@@ -27,7 +27,7 @@ from stemtune.scan.readers.scan import Frames, Scan, lazily, scan_step
 FloatArray = npt.NDArray[np.float64]
 
 SPOT_PX = 1.1
-"""Standard deviation of a spot in pixels: its neighbours tell where between pixels it stands."""
+"""Standard deviation of a spot in pixels: its neighbours tell where between pixels it is."""
 
 COUNTS = 5000.0
 """Counts of a pattern in the mean over the scan, for py4DSTEM's intensities have no unit."""

@@ -26,27 +26,20 @@ class Scan:
 
     Attributes
     ----------
-    path
-        The file.
+    path, parts
+        The file, and further ones that the patterns lie in.
     data
         Lazy dask array (rows, columns, height, width) of counts; pattern rows run downwards, y = -row.
-    scale
-        Reciprocal length of a pixel as the file has it; `scale_inv_angstrom` gives it in 1/Å.
-    scale_units
-        Unit of `scale`, as written in the file.
-    kv
-        Acceleration voltage in kV, or None.
-    centre_px
-        (row, column) of the direct beam by the file's axes, or None.
-    step_nm
-        (row, column) distance of scan positions in nm, or None.
+    scale, scale_units
+        Reciprocal length of a pixel and its unit as the file has them; `scale_inv_angstrom` gives it in 1/Å.
+    kv, centre_px, step_nm
+        Acceleration voltage in kV, (row, column) of the direct beam by the file's axes, and distance of scan positions;
+        None where the file does not say.
     rotation_deg
         Angle from the scan's axes to the detector's, as py4DSTEM's QR_rotation has it (from array axis 0 to axis 1), or
         None when the file does not say.
     flip
         Whether the scan's axes are those of the detector with rows and columns swapped (py4DSTEM's QR_flip), or None.
-    parts
-        Further files that the patterns lie in, beside `path`.
     """
 
     path: Path
@@ -77,10 +70,7 @@ class Scan:
     def scale_inv_angstrom(self, kv: float | None) -> float | None:
         """Return 1/Å per pixel, or None when the file's unit is no reciprocal length and no angle.
 
-        Raises
-        ------
-        UserError
-            When the two axes disagree by more than 1 %, so that pixels are not square.
+        A `UserError` says that the two axes disagree by more than 1 %, so that pixels are not square.
         """
         factor = reciprocal_factor(self.scale_units, kv)
         if factor is None:
@@ -203,10 +193,7 @@ def beam_by_axes(
 def scan_shape(name: str, lengths: Sequence[int], wanted: tuple[int, int] | None) -> tuple[int, int]:
     """Return rows and columns of a scan whose axes have these `lengths`, laid out as `wanted` if that is given.
 
-    Raises
-    ------
-    UserError
-        When there are not as many frames as `wanted`, or nothing is wanted and there are not two axes.
+    A `UserError` says that there are not as many frames, or that nothing is wanted and there are not two axes.
     """
     frames = math.prod(lengths)
     if wanted is not None:

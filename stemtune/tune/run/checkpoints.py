@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemtune._files import damage, seal, seal_also, whole_file, whole_folder
+from stemtune._files import damage, seal, whole_file, whole_folder
 from stemtune.errors import UserError
 
 NOTE = ".metadata.json"  # the note in a checkpoint: its epoch, and what was reported after each epoch up to it
@@ -52,7 +52,7 @@ def train_folder(sweep_folder: str | Path, trial_id: str) -> Path:
 def annotate(folder: Path, history: Sequence[dict[str, Any]]) -> None:
     """Write into a checkpoint that is about to be stored what was reported after each epoch."""
     (folder / NOTE).write_text(json.dumps({"epoch": int(history[-1]["epoch"]), "history": list(history)}))
-    seal_also(folder, NOTE)
+    seal(folder, NOTE)
 
 
 def store(source: Path, run: Path, name: str, metric: str, mode: str) -> Path:
