@@ -152,7 +152,7 @@ def _store_hash(space: SearchSpace) -> str:
     if config.data.source != "store":
         return ""
     if not config.data.store:
-        if any(key == "data.store" for key in space.search) or "data.source" in space.search:
+        if "data.store" in space.search or "data.source" in space.search:
             return ""
         raise UserError("no training store is named; give --set data.store=FILE, or --set data.source=simulate")
     from stemtune.dataset.store import Store

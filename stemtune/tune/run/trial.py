@@ -99,8 +99,8 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["objectives"]))
         return
     remove_partial(folder)
-    workers = _how_many(knobs, sweep)
-    elastic = isinstance(workers, tuple)
+    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
+    elastic = least is not None and least < most
     os.environ[START_WAIT] = ELASTIC_START_S if elastic else ENVIRONMENT[START_WAIT]
     resources = {"CPU": float(sweep["cpus_per_worker"])}
     if sweep["gpus_per_worker"]:
@@ -110,7 +110,9 @@ def run_trial(config: dict[str, Any]) -> None:
         train_loop_config={"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started},
         torch_config=RendezvousConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(sweep["gpus_per_worker"]), resources_per_worker=resources
+            num_workers=(int(least), most) if elastic else most,
+            use_gpu=bool(sweep["gpus_per_worker"]),
+            resources_per_worker=resources,
         ),
         run_config=train.RunConfig(
             name=folder.name,
@@ -125,12 +127,6 @@ def run_trial(config: dict[str, Any]) -> None:
         ),
     )
     trainer.fit()
-
-
-def _how_many(knobs: dict[str, Any], sweep: dict[str, Any]) -> int | tuple[int, int]:
-    """Return the number of workers, or the fewest and the most where a trial may go on with fewer."""
-    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
-    return most if least is None or least >= most else (int(least), most)
 
 
 def train_worker(config: dict[str, Any]) -> None:
