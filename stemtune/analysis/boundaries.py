@@ -53,18 +53,9 @@ class Relation:
 class Boundaries:
     """The edges between pixels of different grains, m of them.
 
-    Attributes
-    ----------
-    first, second
-        Pixels (m,) on both sides: flat indices, the second right of or below the first.
-    angle_deg
-        Disorientation (m,); infinity between two phases.
-    kind
-        Index (m,) into `names`.
-    names
-        Low angle, high angle, phase boundary, and the special relations.
-    length
-        Length (m,) in nm; in pixels where the map's step is not known.
+    `first`, `second` (m,) flat indices of the pixels on both sides, the second right of or below the first; `angle_deg`
+    (m,) disorientation, infinity between two phases; `kind` (m,) index into `names`: low angle, high angle, phase
+    boundary and the special relations; `length` (m,) in nm, in pixels where the map's step is not known.
     """
 
     first: npt.NDArray[np.intp]
