@@ -120,10 +120,7 @@ def twin(text: str, phase: Phase, tolerance_deg: float) -> Relation:
     The axis is a lattice direction [u v w] ([u v t w] in a hexagonal cell), or a plane's normal (h k l), (h k i l).
     Examples: `60,[0 0 1]`, `180,(1 1 -2 1)`, `86.3,[1 1 -2 0],3`.
 
-    Raises
-    ------
-    UserError
-        When it cannot be read.
+    Raises `UserError` when it cannot be read.
     """
     match = _TWIN.match(text)
     numbers = match and [part for part in re.split(r"[,\s]+", match[3]) if part]

@@ -35,10 +35,8 @@ def read_map(path: str | os.PathLike[str], frame: str = AUTO) -> OrientationMap:
     HDF5 is recognised by its content, text by its ending. `frame` is a key of `frames.FRAMES`, or "auto": the frame of
     the program that the file's header names.
 
-    Raises
-    ------
-    UserError
-        Where it is none of these, is cut off or contradicts itself in a way that leaves its meaning open.
+    Raises `UserError` where it is none of these, is cut off or contradicts itself in a way that leaves its meaning
+    open.
     """
     checked_frame(frame)
     found = map_file(path)
@@ -73,10 +71,7 @@ def write_map(path: str | os.PathLike[str], to: str, out: str | os.PathLike[str]
 
     Without `out` the file is beside the map under its name, with the format's ending.
 
-    Raises
-    ------
-    UserError
-        Where the map or the format is unknown, or `out` would replace the map or cannot be written.
+    Raises `UserError` where the map or the format is unknown, or `out` would replace the map or cannot be written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: no format is called that; there are {', '.join(FORMATS)}")
