@@ -235,8 +235,8 @@ def boundary_match(orientation_map: OrientationMap, truth: OrientationMap) -> li
     A boundary is here the edge between two pixels that differ by more than a threshold, or are of different phases; no
     grains are needed. Precision is the share of the map's edges that have an edge of the truth near them, recall the
     share of the truth's that have one of the map near them (D. R. Martin et al., IEEE Trans. Pattern Anal. 26, 2004,
-    530). Only edges between pixels whose orientation the truth knows, both of them, are counted. Edges of the truth where
-    the map indexes nothing count as not found.
+    530). Only edges between pixels whose orientation the truth knows, both of them, are counted. Edges of the truth
+    where the map indexes nothing count as not found.
 
     Returns
     -------
