@@ -28,9 +28,7 @@ from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.plan import Plan, Sample, plan
 from stemtune.scan.readers import Scan, read_scan
 
-BLOCK = 8
-"""Scan positions along the edge of a group: neighbours in one block are never on both sides of a split."""
-
+BLOCK = 8  # scan positions along the edge of a group: neighbours in one block are never on both sides of a split
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that corrections are planned from
 _SAMPLE_BYTES = 128 * 2**20  # and the most memory that they may take, as float64

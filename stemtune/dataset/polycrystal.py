@@ -14,11 +14,8 @@ from stemtune.crystal import rotations
 from stemtune.crystal.sampling import random_orientations
 from stemtune.errors import UserError
 
-VACUUM = -1
-"""Grain number of scan positions beside the specimen."""
-
-GRAIN_SPREAD_DEG = 0.5
-"""Lattice rotation inside a grain, from its middle to its edge, in degrees."""
+VACUUM = -1  # grain number of scan positions beside the specimen
+GRAIN_SPREAD_DEG = 0.5  # lattice rotation inside a grain, from its middle to its edge, in degrees
 
 
 def grain_map(

@@ -15,21 +15,11 @@ import numpy.typing as npt
 
 from stemtune.errors import UserError
 
-SCHEMA = 1
-"""Version of the layout below; it goes up when a reader of the old one would go wrong."""
-
-UNFINISHED = 0
-"""What `schema` is while a store is being written."""
-
-SIMULATED = "stemtune simulate"
-"""The attribute `origin` of a store whose orientations are exact."""
-
-SPLITS = ("train", "validation", "test")
-"""Names of the values 0, 1, 2 of `split`."""
-
-LABELLED = "labelled"
-"""Attribute of a store that says in JSON how its labels were made."""
-
+SCHEMA = 1  # version of the layout below; it goes up when a reader of the old one would go wrong
+UNFINISHED = 0  # what `schema` is while a store is being written
+SIMULATED = "stemtune simulate"  # the attribute `origin` of a store whose orientations are exact
+SPLITS = ("train", "validation", "test")  # names of the values 0, 1, 2 of `split`
+LABELLED = "labelled"  # attribute of a store that says in JSON how its labels were made
 CONTENT_SHA256 = "content_sha256"
 """The attribute with the hash of all patterns, or of the files that they are read from and of what is done to them;
 stores up to version 0.1 have none."""

@@ -20,9 +20,7 @@ from stemtune.errors import UserError, did_you_mean
 
 Rows = npt.NDArray[np.intp]
 
-CONFIDENCE = "confidence"
-"""The score that every store has; others have the names that the labeller gave them."""
-
+CONFIDENCE = "confidence"  # the score that every store has; others have the names that the labeller gave them
 _RANDOM_SHARES = (0.8, 0.9)  # where, of labels in random order, training ends and validation ends
 _LATTICE_TOLERANCE = 0.03  # relative difference of two lattices below which they may be the same crystal
 

@@ -35,17 +35,11 @@ from stemtune.diffraction.overlap import Overlap
 from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
-BLOCK = 4 * CHUNK
-"""Patterns that are simulated and written at once."""
-
-GROUP = 16
-"""Patterns of one group, which stays on one side of a split."""
-
-STEP_NM = 10.0
-"""Scan step of a simulated polycrystal."""
-
+BLOCK = 4 * CHUNK  # patterns that are simulated and written at once
+GROUP = 16  # patterns of one group, which stays on one side of a split
+STEP_NM = 10.0  # scan step of a simulated polycrystal
 _SATURATION = 65535
-_PER_SCAN = (
+_PER_SCAN = (  # conditions of the microscope and the support film, which stay the same over a scan
     "precession_rad",
     "convergence_rad",
     "shape_width",
@@ -59,7 +53,6 @@ _PER_SCAN = (
     "stop_px",
     "distortion",
 )
-"""Conditions of the microscope and the support film, which stay the same over a scan."""
 
 
 def simulate_store(
@@ -105,8 +98,7 @@ def simulate_store(
     return Path(out)
 
 
-Block = tuple[npt.NDArray[Any], dict[str, Any]]
-"""Patterns (n, size, size) as stored, and their columns."""
+Block = tuple[npt.NDArray[Any], dict[str, Any]]  # patterns (n, size, size) as stored, and their columns
 
 
 def _writer(

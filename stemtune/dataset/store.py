@@ -46,11 +46,10 @@ _PIECE = 2**22  # bytes at a time of what is only read into the page cache
 _SAMPLED = 64  # patterns whose counts are checked, and that stand for all in the hash of a store of version 0.1
 
 
-OLD_SCORES = {
+OLD_SCORES = {  # names of the labellers' own scores in stores of this version and of those up to 0.1, either way
     **(_renamed := {"spot_z_score": "signal", "explained_intensity": "fit", "ncc": "goodness"}),
     **{old: new for new, old in _renamed.items()},
 }
-"""Names of the labellers' own scores in stores of this version and of those up to 0.1, either way."""
 
 
 class Store:

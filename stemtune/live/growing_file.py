@@ -32,12 +32,8 @@ from stemtune.errors import UserError
 from stemtune.scan.readers import arrays, hdf5
 from stemtune.scan.readers.scan import Frames, Scan, failure_reason, lazily, scan_shape
 
-QUIET_S = 1.0
-"""How long a file must be left alone before its last frame counts as whole, where nothing else says so."""
-
-ENDINGS = (".npy", ".mib", ".h5", ".hdf5", ".emd", ".nxs")
-"""Endings of files that can be read while they grow."""
-
+QUIET_S = 1.0  # how long a file must be left alone before its last frame counts as whole, where nothing else says so
+ENDINGS = (".npy", ".mib", ".h5", ".hdf5", ".emd", ".nxs")  # endings of files that can be read while they grow
 _SEARCHED = 256  # frames beyond those known to be whole that are searched for the last one begun
 _GLANCED = 4  # of them that are looked at every time; the others when these hold something, and now and then
 _MIB_TYPES = {"U08": ">u1", "U16": ">u2", "U32": ">u4"}

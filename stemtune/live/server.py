@@ -33,12 +33,8 @@ from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model
 from stemtune.scan.blocks import stored_type, valid_counts
 
-TOKEN = "STEMTUNE_TOKEN"
-"""The environment's variable that holds the token."""
-
-MAX_MIB = 64
-"""Largest body of a request."""
-
+TOKEN = "STEMTUNE_TOKEN"  # the environment's variable that holds the token
+MAX_MIB = 64  # largest body of a request
 _MIN_TOKEN = 16  # characters
 _CALIBRATIONS = 8  # that are kept ready
 _MAX_FRAMES = 4096  # of a request

@@ -36,9 +36,7 @@ from stemtune.plot.ipf import ipf_colours
 from stemtune.scan.blocks import Window, stored_type, valid_counts
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 
-RUN = 64
-"""Frames that are answered at a time: few enough that other scans do not wait long for their turn."""
-
+RUN = 64  # frames that are answered at a time: few enough that other scans do not wait long for their turn
 _PLAN_FRAMES = 48  # frames that the corrections are found in
 _MAX_GROWTH = 16  # of the rows that they are found in, before a failure is the scan's own
 _MARKS = 4  # numbers that a pattern is recognised by

@@ -11,12 +11,8 @@ from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 
-MAX_SHARE = 0.02
-"""Share of the pixels above which they are not believed to be bad: something else is amiss."""
-
-MIN_PATTERNS = 8
-"""Patterns below which no pixel is judged: a spot would look like a hot pixel."""
-
+MAX_SHARE = 0.02  # share of the pixels above which they are not believed to be bad: something else is amiss
+MIN_PATTERNS = 8  # patterns below which no pixel is judged: a spot would look like a hot pixel
 _HOT_RATIO = 8.0  # a hot pixel's usual count over its neighbours'; the sharpest spot stays below
 _MIN_EXPECTED = 25.0  # counts that a dead pixel must have missed
 _THICK_PX = 3  # dark regions thicker than this are no pixels but a beam stop or the detector's edge

@@ -19,9 +19,7 @@ from stemtune.scan.beam_center import beam_near, centroids, common_pattern
 
 FloatArray = npt.NDArray[np.float64]
 
-MIN_CENTRES = 16
-"""Measured centres below which no surface is fitted."""
-
+MIN_CENTRES = 16  # measured centres below which no surface is fitted
 MIN_DRIFT_PX = 0.5
 """How far the beam must drift over the scan before its pattern-by-pattern centre is used without being asked for."""
 

@@ -20,9 +20,7 @@ from stemtune.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 
-MAX_ELLIPTICITY = 0.2
-"""Largest ellipticity that can be given; lenses and detectors stay below 0.1."""
-
+MAX_ELLIPTICITY = 0.2  # largest ellipticity that can be given; lenses and detectors stay below 0.1
 _CHUNK = 128  # patterns resampled at once
 
 

@@ -19,9 +19,7 @@ from stemtune.scan.ring_fit import SpotList, find_spots
 if TYPE_CHECKING:
     from stemtune.scan.ring_fit import RingFit
 
-TRUSTED_PX = 0.25
-"""A fit this near to the centre in the file's axes confirms it."""
-
+TRUSTED_PX = 0.25  # a fit this near to the centre in the file's axes confirms it
 Mask = npt.NDArray[np.bool_]
 Place = tuple[float, float]
 

@@ -90,12 +90,8 @@ def _summit(smooth: FloatArray, found: npt.NDArray[np.intp]) -> FloatArray:
 
 FloatArray = npt.NDArray[np.float64]
 
-MIN_SPOTS = 60
-"""Spots below which nothing is fitted."""
-
-TOLERANCE = 0.08
-"""How far off, relatively, a scale that is known may be."""
-
+MIN_SPOTS = 60  # spots below which nothing is fitted
+TOLERANCE = 0.08  # how far off, relatively, a scale that is known may be
 MIN_SHARE, MIN_GAIN, MIN_LEAD = (0.2, 0.5), (0.06, 0.3), 0.025
 """What can be believed: share of the spots on rings and gain, each where a scale was known before and where not; lead.
 

@@ -26,12 +26,8 @@ from stemtune.scan.readers.scan import Frames, Scan, lazily, scan_step
 
 FloatArray = npt.NDArray[np.float64]
 
-SPOT_PX = 1.1
-"""Standard deviation of a spot in pixels: its neighbours tell where between pixels it is."""
-
-COUNTS = 5000.0
-"""Counts of a pattern in the mean over the scan, for py4DSTEM's intensities have no unit."""
-
+SPOT_PX = 1.1  # standard deviation of a spot in pixels: its neighbours tell where between pixels it is
+COUNTS = 5000.0  # counts of a pattern in the mean over the scan, for py4DSTEM's intensities have no unit
 _REACH_PX = 5  # from a spot's middle to where it is cut off
 _SIZE = 128  # of the patterns, where neither the options nor the file say
 _SAMPLED_ROWS = 64  # of the scan, that the grid and the counts are fitted to

@@ -19,11 +19,10 @@ from stemtune.scan.readers.scan import Scan, failure_reason, lazily
 _VOLTAGES = {"root.iom_measurements.source.get_voltage": 1e-3, "simulation_parameters.E0": 1.0}
 """Where files keep the acceleration voltage that rosettasciio does not pass on, and the factor to kV."""
 
-_OTHER_WAYS = {
+_OTHER_WAYS = {  # what to do instead, by words of the reader's own message
     "RAW MIB": "it is a RAW .mib, whose pixels are still in the order of the detector's chips; save it again"
     " without RAW in Merlin's software, or read it with LiberTEM and save the array as .npy",
 }
-"""What to do instead, by words of the reader's own message."""
 
 
 def read_by_rosettasciio(
