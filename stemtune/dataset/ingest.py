@@ -23,10 +23,10 @@ from stemtune.dataset.schema import CONTENT_SHA256, replaceable_store
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.scan.blocks import Window, blocks, read_part, stored_type
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.plan import Plan, Sample, plan
-from stemtune.scan.readers import Scan, read_scan
+from stemtune.scan.readers import read_scan
+from stemtune.scan.readers.scan import Scan, Window, blocks, read_part, stored_type
 
 BLOCK = 8  # scan positions along the edge of a group: neighbours in one block are never on both sides of a split
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for

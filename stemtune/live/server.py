@@ -31,7 +31,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model
-from stemtune.scan.blocks import stored_type, valid_counts
+from stemtune.scan.readers.scan import stored_type, valid_counts
 
 TOKEN = "STEMTUNE_TOKEN"  # the environment's variable that holds the token
 MAX_MIB = 64  # largest body of a request

@@ -33,8 +33,8 @@ from stemtune.learning.model import OrientationModel
 from stemtune.live.growing_file import GrowingFile, NotReady
 from stemtune.map_folder.predict import predict
 from stemtune.plot.ipf import ipf_colours
-from stemtune.scan.blocks import Window, stored_type, valid_counts
 from stemtune.scan.corrections import CorrectionOptions, Corrections
+from stemtune.scan.readers.scan import Window, stored_type, valid_counts
 
 RUN = 64  # frames that are answered at a time: few enough that other scans do not wait long for their turn
 _PLAN_FRAMES = 48  # frames that the corrections are found in

@@ -24,7 +24,6 @@ Mask = npt.NDArray[np.bool_]
 Place = tuple[float, float]
 
 _MIN_ELLIPTICITY = 0.002  # below, patterns are left as they are
-
 _NO_HAND = (
     "patterns of a crystal do not tell mirror and turn of the detector: the mirrored pattern is exactly that of the"
     " crystal turned by 180° about an axis in the picture; give --flip and --scan-rotation where they are known"
@@ -70,7 +69,8 @@ def plan(
     that the scale is unknown and the patterns do not tell it either.
     """
     notes: list[str] = []
-    raw, shape = sample.patterns, (int(sample.patterns.shape[1]), int(sample.patterns.shape[2]))
+    raw, (height, width) = sample.patterns, sample.patterns.shape[1:]
+    shape = (height, width)
     # The beam stop comes first: its edge would look like bad pixels, and it may hide the direct beam.
     hidden, behind = _find_stop(raw, options, centre, centre_by_axes)
     # Bad pixels next: a hot one would pull at the centre and pass for a spot.
@@ -99,7 +99,7 @@ def plan(
         scale = fit.scale_inv_angstrom
     if scale is None:
         raise UserError(f"{notes[-1]}; give --scale, 0.02 for instance")
-    ellipse = options.given_ellipse or (fit.ellipse if fit is not None else None)
+    ellipse = options.given_ellipse or (fit and fit.ellipse)
     if ellipse is not None and ellipse.ellipticity < _MIN_ELLIPTICITY:
         ellipse = None
     if options.calibrate and options.flip == "none" and not options.scan_rotation:
@@ -116,20 +116,19 @@ def _find_stop(
     """Return the hidden pixels, and the place of the direct beam where that is among them."""
     if options.beam_stop == "off":
         return None, None
-    shape = (int(raw.shape[1]), int(raw.shape[2]))
-    middle = centre or axes or ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
+    height, width = raw.shape[1:]
+    middle = centre or axes or ((height - 1) / 2, (width - 1) / 2)
     given = None if options.beam_stop == "auto" else StopShape.parse(options.beam_stop)
     hidden = find_stop(raw)
     if hidden is None and given is not None:
-        hidden = given.mask(shape, middle)
+        hidden = given.mask((height, width), middle)
     if hidden is None:
         return None, None
     place = centre or centre_by_symmetry(raw, hidden, middle)
     if given is not None:
-        hidden = given.mask(shape, place)
+        hidden = given.mask((height, width), place)
     row, column = (round(value) for value in place)
-    behind = 0 <= row < shape[0] and 0 <= column < shape[1] and bool(hidden[row, column])
-    return hidden, place if behind else None
+    return hidden, place if 0 <= row < height and 0 <= column < width and hidden[row, column] else None
 
 
 def _find_bad_pixels(
@@ -141,10 +140,8 @@ def _find_bad_pixels(
         return none
     row, column, reach = beam_near(common)
     down, right = np.indices(common.shape)
-    beam = np.hypot(down - row, right - column) <= reach
-    if centre is not None:
-        beam |= np.hypot(down - centre[0], right - centre[1]) <= reach
-    bad = find_bad_pixels(raw, beam)
+    places = [(row, column)] if centre is None else [(row, column), centre]
+    bad = find_bad_pixels(raw, np.any([np.hypot(down - y, right - x) <= reach for y, x in places], axis=0))
     if hidden is not None:
         bad = BadPixels(bad.hot & ~hidden, bad.dead & ~hidden)
     if bad.count > MAX_SHARE * common.size:

@@ -190,7 +190,7 @@ def test_only_blocks_are_in_memory(scan: Path, tmp_path: Path, monkeypatch: pyte
         return whole(self, **options)
 
     monkeypatch.setattr(dask.array.Array, "compute", watched)
-    monkeypatch.setattr("stemtune.scan.blocks._BYTES", 40 * 16 * 16 * 2)
+    monkeypatch.setattr("stemtune.scan.readers.scan._READ_BYTES", 40 * 16 * 16 * 2)
     ingest(scan, tmp_path / "s.h5", centre="7.5,7.5")
     assert max(sizes) <= 40 * 16 * 16 * 2
     with Store.open(tmp_path / "s.h5") as store:

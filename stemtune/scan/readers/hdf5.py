@@ -21,10 +21,7 @@ from stemtune.scan.readers.scan import Frames, Scan, checked_kv, failure_reason,
 _LISTED = 8  # arrays that a message lists
 _DECTRIS = re.compile(r"data_\d+")
 _MASKS = ("entry/instrument/detector/detectorSpecific/pixel_mask", "entry/instrument/detector/pixel_mask")
-_TRIGGERS = (
-    "entry/instrument/detector/detectorSpecific/ntrigger",
-    "entry/instrument/detector/detectorSpecific/nimages",
-)
+_TRIGGERS = tuple(f"entry/instrument/detector/detectorSpecific/{name}" for name in ("ntrigger", "nimages"))
 _ENERGIES = ("entry/instrument/beam/incident_energy", "entry/instrument/source/energy")
 
 
@@ -35,7 +32,7 @@ class Candidate(NamedTuple):
     lengths: tuple[int, ...]
 
     def __str__(self) -> str:
-        return " x ".join(str(length) for length in self.lengths) + (" lists of peaks" if self.kind == "peaks" else "")
+        return " x ".join(map(str, self.lengths)) + (" lists of peaks" if self.kind == "peaks" else "")
 
 
 def read_hdf5(
@@ -79,12 +76,8 @@ def array_in(name: str, file: h5py.File, dataset: str | None) -> tuple[str, str]
             raise UserError(f"{name} has no array '{dataset}' of patterns; {listed}")
         return found[wanted].kind, wanted
     arrays = [place for place, item in found.items() if item.kind == "array"]
-    for group in (
-        [place for place in arrays if len(found[place].lengths) >= 4],
-        [place for place, item in found.items() if item.kind == "frames"],
-        [place for place, item in found.items() if item.kind == "peaks"],
-        arrays,
-    ):
+    frames, peaks = ([place for place, item in found.items() if item.kind == kind] for kind in ("frames", "peaks"))
+    for group in ([place for place in arrays if len(found[place].lengths) >= 4], frames, peaks, arrays):
         if len(group) == 1:
             return found[group[0]].kind, group[0]
         if group:
@@ -196,11 +189,10 @@ def _frames(path: Path, group: h5py.Group, shape: tuple[int, int] | None) -> Sca
             counts[:, dead] = 0
         return counts
 
-    source = Frames((rows, columns, height, width), datasets[0].dtype, read)
     links = [group.get(key, getlink=True) for key in group if _DECTRIS.fullmatch(key)]
     names = {link.filename for link in links if isinstance(link, h5py.ExternalLink)}
-    parts = tuple(path.parent / name for name in sorted(names))
-    return Scan(path, lazily(source), kv=_kv(group.file), parts=parts)
+    lazy = lazily(Frames((rows, columns, height, width), datasets[0].dtype, read))
+    return Scan(path, lazy, kv=_kv(group.file), parts=tuple(path.parent / name for name in sorted(names)))
 
 
 def _array(path: Path, data: h5py.Dataset, shape: tuple[int, int] | None) -> Scan:

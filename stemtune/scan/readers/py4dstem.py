@@ -12,7 +12,7 @@ file says, in py4DSTEM's order: origin, ellipse, pixel size. qx runs along rows,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,8 @@ _SAMPLED_ROWS = 64  # of the scan, that the grid and the counts are fitted to
 _LARGEST_Q = 5.0  # 1/Å: positions around 0 that stay below are in 1/Å, not in pixels
 _PRISMATIC = "4DSTEM_simulation"
 
+# Where py4DSTEM has kept calibrations over the years, from the group of the data or from one above it.
 _PLACES = ("metadatabundle/calibration", "calibration", "_metadata/calibration", "metadata/metadata_0/calibration")
-"""Where py4DSTEM has kept calibrations over the years, from the group of the data or from one above it."""
 
 
 class Calibration(NamedTuple):
@@ -165,10 +165,10 @@ def read_peaks(
     else:
         pixel = float(np.abs(positions).max()) / ((size - 1) / 2 - 3)
     gain = COUNTS * len(lists) / float(raw["intensity"].sum())
-    source = _DrawnPeaks(data, origin, ellipse, step / pixel, size, gain)
+    read = partial(_drawn, data, origin, ellipse, step / pixel, size, gain)
     return Scan(
         path,
-        lazily(Frames((*laid, size, size), np.float32, source.read)),
+        lazily(Frames((*laid, size, size), np.float32, read)),
         (pixel, pixel),
         "1/Å" if factor is not None else "px",
         calibration.kv,
@@ -199,34 +199,30 @@ def draw(
     return drawn.astype(np.float32).reshape(n, size, size)
 
 
-@dataclass
-class _DrawnPeaks:
-    """Reads lists of peaks and draws them, pattern by pattern."""
-
-    data: h5py.Dataset
-    origin: FloatArray | None
-    ellipse: tuple[float, float, float] | None
-    px_per_step: float
-    size: int
-    gain: float
-
-    def read(self, first: int, end: int) -> npt.NDArray[np.float32]:
-        """Return the patterns (end - first, size, size) of the scan positions from `first` to before `end`."""
-        columns = self.data.shape[1]
-        place = np.stack(np.divmod(np.arange(first, end), columns), axis=1)
-        lists = [
-            peaks
-            for row in range(first // columns, (end - 1) // columns + 1)
-            for peaks in self.data[row, max(0, first - row * columns) : min(columns, end - row * columns)]
-        ]
-        count = [len(peaks) for peaks in lists]
-        peaks, owner = np.concatenate(lists), np.repeat(np.arange(len(lists)), count)
-        origin = np.zeros((1, 2)) if self.origin is None else self.origin
-        if origin.ndim == 3:
-            at = origin[place[:, 0], place[:, 1]]
-            origin = np.where(np.isfinite(at), at, _middle(origin))[owner]
-        found = _positions(peaks, origin, self.ellipse) * self.px_per_step + (self.size - 1) / 2
-        return draw(found, peaks["intensity"] * self.gain, owner, len(lists), self.size)
+def _drawn(
+    data: h5py.Dataset,
+    origin: FloatArray | None,
+    ellipse: tuple[float, float, float] | None,
+    px_per_step: float,
+    size: int,
+    gain: float,
+    first: int,
+    end: int,
+) -> npt.NDArray[np.float32]:
+    """Return the patterns (end - first, size, size) of the scan positions from `first` to before `end`."""
+    columns = data.shape[1]
+    lists = [
+        peaks
+        for row in range(first // columns, (end - 1) // columns + 1)
+        for peaks in data[row, max(0, first - row * columns) : min(columns, end - row * columns)]
+    ]
+    peaks, owner = np.concatenate(lists), np.repeat(np.arange(len(lists)), [len(peaks) for peaks in lists])
+    origin = np.zeros((1, 2)) if origin is None else origin
+    if origin.ndim == 3:
+        at = origin[np.divmod(np.arange(first, end), columns)]
+        origin = np.where(np.isfinite(at), at, _middle(origin))[owner]
+    found = _positions(peaks, origin, ellipse) * px_per_step + (size - 1) / 2
+    return draw(found, peaks["intensity"] * gain, owner, len(lists), size)
 
 
 def _positions(peaks: npt.NDArray[Any], origin: FloatArray, ellipse: tuple[float, float, float] | None) -> FloatArray:

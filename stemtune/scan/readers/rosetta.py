@@ -75,10 +75,10 @@ def _readers_of(path: Path) -> list[str]:
 
 def _largest(path: Path, signals: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the one signal of a file that is the scan: the one with the most values."""
-    arrays = [signal for signal in signals if hasattr(signal.get("data"), "shape")]
-    if not arrays or not max(math.prod(signal["data"].shape) for signal in arrays):
+    sizes = [math.prod(getattr(signal.get("data"), "shape", (0,))) for signal in signals]
+    if not max(sizes, default=0):
         raise UserError(f"{path.name} holds no data")
-    return max(arrays, key=lambda signal: math.prod(signal["data"].shape))
+    return signals[sizes.index(max(sizes))]
 
 
 def _ordered(signal: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
@@ -102,9 +102,7 @@ def _as_scan(
     if data.shape[:-2] != target:
         flat = data.reshape((math.prod(target), *data.shape[-2:]))
         return flat.reshape((*target, *data.shape[-2:])), None
-    return _whole_pieces(data), base.scan_step(
-        [axis.get("scale") for axis in axes], [axis.get("units") for axis in axes]
-    )
+    return _whole_pieces(data), base.scan_step(*([axis.get(name) for axis in axes] for name in ("scale", "units")))
 
 
 def _whole_pieces(data: Any) -> Any:
