@@ -158,23 +158,14 @@ def corrected_at(
     return planned.corrections(np.stack(chosen), np.asarray(positions))
 
 
-def _planned(
-    scan: str | os.PathLike[str] | Scan,
-    kv: float | None = None,
-    scale: float | None = None,
-    centre: str | tuple[float, float] = "auto",
-    shape: str | tuple[int, int] | None = None,
-    size: int | None = None,
-    keep: str | None = None,
-    dataset: str | None = None,
-    **corrections: Any,
-) -> tuple[Scan, Window, Plan, Geometry]:
+def _planned(scan: str | os.PathLike[str] | Scan, **calibration: Any) -> tuple[Scan, Window, Plan, Geometry]:
     """Return the scan, the part that is kept, what is to be done to its patterns, and their calibration afterwards."""
-    options = CorrectionOptions.of(corrections)
+    kv, scale, centre, shape, size, keep, dataset = (calibration.pop(name, None) for name in _CALIBRATING)
+    options = CorrectionOptions.of(calibration)
     if not isinstance(scan, Scan):
         scan = read_scan(scan, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
     window = kept_window(keep, scan.shape)
-    return scan, window, *plan_for(scan, window, options, kv, scale, size, centre)
+    return scan, window, *plan_for(scan, window, options, kv, scale, size, "auto" if centre is None else centre)
 
 
 def plan_for(
@@ -296,11 +287,6 @@ class ScanHash:
         for piece in self._pieces:
             self._digest.update(piece)
         return self._digest.hexdigest()
-
-
-def file_sha256(path: Path, parts: Sequence[Path] = ()) -> str:
-    """Return the sha256 of a file, or of all files in a folder by name (some formats are folders)."""
-    return ScanHash(path, parts).finish()
 
 
 def _pieces(path: Path, parts: Sequence[Path]) -> Iterator[bytes | memoryview]:

@@ -37,26 +37,14 @@ from stemtune.errors import UserError
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of all n patterns of a store.
+    """Labels of all n patterns of a store."""
 
-    Parameters
-    ----------
-    orientation, confidence
-        Unit quaternions (n, 4), scalar first, lab-to-crystal; (n,) larger is better. NaN where not indexed.
-    phase, phases
-        Index (n,) into the crystals; -1 where not indexed.
-    scores
-        The labeller's own scores (n,) under its own names.
-    facts
-        How they were made: the method, every option, the origin.
-    """
-
-    orientation: npt.NDArray[np.float64]
-    confidence: npt.NDArray[np.float32]
-    phase: npt.NDArray[np.int16]
+    orientation: npt.NDArray[np.float64]  # unit quaternions (n, 4), scalar first, lab-to-crystal; NaN: not indexed
+    confidence: npt.NDArray[np.float32]  # (n,), larger is better; NaN: not indexed
+    phase: npt.NDArray[np.int16]  # index (n,) into `phases`; -1: not indexed
     phases: Sequence[Phase]
-    scores: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # the labeller's own (n,), by its own names
+    facts: Mapping[str, Any] = field(default_factory=dict)  # how they were made: the method, every option, the origin
 
     def __post_init__(self) -> None:
         n = len(self.phase)
@@ -74,12 +62,8 @@ def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mappin
     """Return the labels that a map gives the patterns of a store.
 
     The map is in the frame of the scan (`frame_rotations`). It may cover the scan as it is in the store, or the
-    whole scan that the store is a part of (`ingest --keep`).
-
-    Raises
-    ------
-    UserError
-        When the store is no scan, or the shapes do not fit.
+    whole scan that the store is a part of (`ingest --keep`). A `UserError` says that the store is no scan, or that the
+    shapes do not fit.
     """
     if store.scan_shape is None:
         raise UserError(f"'{store.path}' is no scan, so a map cannot be laid on it; `stemtune ingest` makes one")

@@ -55,16 +55,8 @@ OLD_SCORES = {  # names of the labellers' own scores in stores of this version a
 class Store:
     """A store opened for reading; use `Store.open`.
 
-    Attributes
-    ----------
-    path
-        The file.
-    n, size
-        Number of patterns; their width and height in pixels.
-    geometry
-        Calibration that all patterns of the store share.
-    attrs
-        All attributes of the file as plain Python values.
+    It has `n` patterns of `size` x `size` pixels from the file `path`, which share the calibration `geometry`; `attrs`
+    are all attributes of the file as plain Python values.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -81,11 +73,8 @@ class Store:
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """Open the store at `path`.
 
-        Raises
-        ------
-        UserError
-            When the file is missing, truncated, no HDF5, not laid out as a store, or holds NaN or negative counts
-            (of those stored as float32 a sample is looked at).
+        A `UserError` says that the file is missing, truncated, no HDF5, not laid out as a store, or holds NaN or
+        negative counts (of those stored as float32 a sample is looked at).
         """
         found = existing(path, "the store")
         file = open_hdf5(found)
@@ -132,13 +121,12 @@ class Store:
     def patterns(self) -> Any:
         """Patterns (n, size, size): a read-only memory-mapped array, or an `h5py.Dataset` if stored in chunks."""
         data = self._file["patterns"]
-        offset = data.id.get_offset()  # None for chunks
-        if offset is None or data.external:
+        self._map_offset = data.id.get_offset()  # None for chunks
+        if self._map_offset is None or data.external:
             return data
         with self.path.open("rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-        self._map_offset = offset
-        return np.frombuffer(self._map, data.dtype, data.size, offset).reshape(data.shape)
+        return np.frombuffer(self._map, data.dtype, data.size, self._map_offset).reshape(data.shape)
 
     @property
     def is_mapped(self) -> bool:
@@ -266,9 +254,8 @@ class Store:
     def step_nm(self) -> tuple[float, float] | None:
         """Distance between scan rows and between scan columns in nm; None when it is not known."""
         step = self.attrs.get("step_nm")
-        if not step:
-            return None
-        return (float(step), float(step)) if isinstance(step, int | float) else (float(step[0]), float(step[1]))
+        rows, columns = (step, step) if isinstance(step, int | float) else (step or (0, 0))
+        return (float(rows), float(columns)) if step else None
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -335,12 +322,11 @@ class Store:
         if self.overlap_weight is None:
             return ""
         grains = (self.overlap_weight > 0).sum(axis=1)
-        several = grains > 1
-        if not several.any():
+        if not (grains > 1).any():
             return "no pattern shows more than one grain"
         return (
-            f"{int(several.sum()):,} patterns show further grains ({int((grains == 3).sum()):,} show three), the"
-            f" strongest has {np.median(self.overlap_weight[several, 0]):.0%} of the beam in them (median)"
+            f"{(grains > 1).sum():,} patterns show further grains ({(grains == 3).sum():,} show three), the"
+            f" strongest has {np.median(self.overlap_weight[grains > 1, 0]):.0%} of the beam in them (median)"
         )
 
     def _describe_phases(self) -> str:

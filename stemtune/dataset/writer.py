@@ -52,30 +52,15 @@ _HASHED_ROWS = 256  # that are read at a time to be hashed, of a run before this
 
 
 class StoreWriter(AbstractContextManager["StoreWriter"]):
-    """Writes a store row by row; the file appears under its name only when the block ends well.
+    """Writes a store of `n` patterns row by row; the file appears at `path` only when the block ends well.
 
-    Parameters
-    ----------
-    path
-        Final name of the store.
-    n
-        Number of patterns; every row has to be written.
-    geometry
-        Their common calibration.
-    phases
-        Crystal phases that `phase` counts in; only their `name` and `cif` text are kept.
-    dtype
-        uint8, uint16 or float32.
-    attrs
-        Further attributes: scan_shape, step_nm, origin, the command's options ... Mappings become JSON text.
-    split_seed
-        Seed of `make_splits`, which fills `split` over groups unless every row came with its own.
-    overlap
-        Whether rows may have several grains: the columns of `schema.OVERLAP` are kept too.
-    calibration
-        Arrays that show how the patterns were calibrated, kept in the group `calibration` under their names.
-    hashed
-        Whether the patterns are hashed; where what they are read from is hashed already, `amend` sets `content_sha256`.
+    Every row has to be written. All patterns share one `geometry`; of `phases`, the crystals that the column `phase`
+    counts in, `name` and `cif` text are kept; `dtype` is uint8, uint16 or float32. `attrs` are further attributes:
+    scan_shape, step_nm, origin, the command's options ...; mappings become JSON text. `split_seed` is that of
+    `make_splits`, which fills `split` over groups unless every row came with its own. With `overlap` rows may have
+    several grains, and the columns of `schema.OVERLAP` are kept too. `calibration` are arrays that show how the
+    patterns were calibrated, kept in a group of that name. `hashed` says whether the patterns are hashed; where what
+    they are read from is hashed already, `amend` sets `content_sha256`.
     """
 
     def __init__(
@@ -235,14 +220,9 @@ class ResumableWriter(StoreWriter):
     What is written is on the disk after a few seconds at most, and only then counts as done: a row whose `split` is
     below 0 is yet to be written. So neither Ctrl-C nor a kill nor a crash of the machine costs more than that. With
     `restart` it begins anew, even if there is an unfinished file, `part`. After entering the block `done` (n,) says
-    which rows an earlier run wrote.
-
-    Raises
-    ------
-    UserError
-        On entering, when the unfinished file was made with other settings or is being written by another process.
-    Interrupted
-        On leaving, when the block ended by Ctrl-C and rows are kept.
+    which rows an earlier run wrote. A `UserError` says on entering that the unfinished file was made with other
+    settings or is being written by another process, `Interrupted` on leaving that Ctrl-C ended the block and rows are
+    kept.
     """
 
     def __init__(self, *arguments: Any, restart: bool = False, **options: Any) -> None:

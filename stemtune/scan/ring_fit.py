@@ -36,10 +36,7 @@ class SpotList(NamedTuple):
 
 
 def find_spots(
-    patterns: npt.NDArray[Any],
-    centre_px: FloatArray,
-    radius_px: float,
-    hidden: npt.NDArray[np.bool_] | None = None,
+    patterns: npt.NDArray[Any], centre_px: FloatArray, radius_px: float, hidden: npt.NDArray[np.bool_] | None = None
 ) -> SpotList:
     """Return the spots of `patterns` (N, H, W) around their direct beams at `centre_px` (N, 2).
 

@@ -21,7 +21,7 @@ _VOLTAGES = {"root.iom_measurements.source.get_voltage": 1e-3, "simulation_param
 
 _OTHER_WAYS = {  # what to do instead, by words of the reader's own message
     "RAW MIB": "it is a RAW .mib, whose pixels are still in the order of the detector's chips; save it again"
-    " without RAW in Merlin's software, or read it with LiberTEM and save the array as .npy",
+    " without RAW in Merlin's software, or read it with LiberTEM and save the array as .npy"
 }
 
 
