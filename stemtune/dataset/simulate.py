@@ -24,7 +24,7 @@ from stemtune._progress import Progress
 from stemtune.config import SimulateConfig, Span
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
-from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map, grain_thickness, neighbours
+from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map, neighbours
 from stemtune.dataset.schema import SIMULATED
 from stemtune.dataset.writer import ResumableWriter
 from stemtune.diffraction import overlap
@@ -198,7 +198,8 @@ def _draw_scan(
     simulator: KinematicSimulator, grain: npt.NDArray[np.int64], lattices: Lattices, generator: torch.Generator
 ) -> _Scan:
     simulate, flat = simulator.simulate, torch.from_numpy(grain).view(-1)
-    of_grain = grain_thickness(len(lattices.seeds), simulate.thickness, generator)
+    low, high = simulate.thickness.low, simulate.thickness.high
+    of_grain = 10 * (low + (high - low) * torch.rand(len(lattices.seeds), generator=generator))  # in Å
     varied = 1 + 0.05 * (2 * torch.rand(grain.size, generator=generator) - 1)
     microscope = draw_conditions(simulate, simulator.geometry, 1, generator, simulator.device)
     several = None

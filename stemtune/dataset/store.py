@@ -52,6 +52,11 @@ OLD_SCORES = {  # names of the labellers' own scores in stores of this version a
 }
 
 
+def _column(name: str) -> Any:
+    """Return a property of a store: its column of this name, read once, in the type that the schema gives it."""
+    return cached_property(lambda store: np.asarray(store._file[name][()], dtype=COLUMNS[name][1]))
+
+
 class Store:
     """A store opened for reading; use `Store.open`.
 
@@ -166,35 +171,18 @@ class Store:
             while raw.readinto(piece):
                 pass
 
-    @cached_property
-    def orientation(self) -> npt.NDArray[np.float64]:
-        """Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where unlabelled."""
-        return np.asarray(self._file["orientation"][()], dtype=np.float64)
-
-    @cached_property
-    def confidence(self) -> npt.NDArray[np.float32]:
-        """Confidence of each label (n,), larger is better; NaN where unlabelled."""
-        return np.asarray(self._file["confidence"][()], dtype=np.float32)
-
-    @cached_property
-    def phase(self) -> npt.NDArray[np.int16]:
-        """Index (n,) into `phases`; -1 where not indexed."""
-        return np.asarray(self._file["phase"][()], dtype=np.int16)
-
-    @cached_property
-    def position(self) -> npt.NDArray[np.int32]:
-        """Scan (row, column) of each pattern (n, 2); -1 where the patterns are no scan."""
-        return np.asarray(self._file["position"][()], dtype=np.int32)
-
-    @cached_property
-    def group(self) -> npt.NDArray[np.int32]:
-        """Group (n,) of each pattern: one group is never on both sides of a split."""
-        return np.asarray(self._file["group"][()], dtype=np.int32)
-
-    @cached_property
-    def split(self) -> npt.NDArray[np.int8]:
-        """0 train, 1 validation, 2 test (n,)."""
-        return np.asarray(self._file["split"][()], dtype=np.int8)
+    # Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where unlabelled.
+    orientation: cached_property[npt.NDArray[np.float64]] = _column("orientation")
+    # Confidence of each label (n,), larger is better; NaN where unlabelled.
+    confidence: cached_property[npt.NDArray[np.float32]] = _column("confidence")
+    # Index (n,) into `phases`; -1 where not indexed.
+    phase: cached_property[npt.NDArray[np.int16]] = _column("phase")
+    # Scan (row, column) of each pattern (n, 2); -1 where the patterns are no scan.
+    position: cached_property[npt.NDArray[np.int32]] = _column("position")
+    # Group (n,) of each pattern: one group is never on both sides of a split.
+    group: cached_property[npt.NDArray[np.int32]] = _column("group")
+    # 0 train, 1 validation, 2 test (n,).
+    split: cached_property[npt.NDArray[np.int8]] = _column("split")
 
     @cached_property
     def overlap_orientation(self) -> npt.NDArray[np.float64] | None:

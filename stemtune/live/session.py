@@ -84,23 +84,13 @@ class LiveOptions:
 
 
 class LiveScan:
-    """A scan that is answered as it lands; `cache` holds what has been answered, and `map.png`, the picture so far.
-
-    Attributes
-    ----------
-    landed, done, anew
-        How many frames, of those that are kept, are on the disk; have been answered; were answered again at the end.
-    waiting
-        What is waited for, for people; empty while frames come.
-    latency_s
-        Of each run of frames, how long its oldest line had to wait at most.
-    """
+    """A scan that is answered as it lands; `cache` holds what has been answered, and `map.png`, the picture so far."""
 
     def __init__(self, file: GrowingFile, cache: Path, options: LiveOptions) -> None:
         self.file, self.cache, self.options = file, cache, options
-        self.done = self.landed = self.anew = 0
-        self.waiting = ""
-        self.latency_s: deque[float] = deque(maxlen=10_000)
+        self.landed = self.done = self.anew = 0  # kept frames on the disk, answered, answered again at the end
+        self.waiting = ""  # for what, for people; empty while frames come
+        self.latency_s: deque[float] = deque(maxlen=10_000)  # how long the oldest line of a run waited at most
         self._window = Window(0, 0, 0, 0)
         self._rows = 0  # that the corrections are found in
         self._looked: float | None = None
@@ -109,7 +99,7 @@ class LiveScan:
         self._corrections: Corrections
         self._parts: list[Predictions] = []
         self._marks: list[npt.NDArray[np.float64]] = []
-        self._picture: npt.NDArray[np.float64] | None = None
+        self._picture = np.empty((0, 0, 3))
         self._drawn = 0
         self._seconds = 0.0
         self._recalled = False
@@ -150,7 +140,7 @@ class LiveScan:
 
     def _landed(self, now: float) -> None:
         """Take note of the frames that are new, and of when the file was last looked at without them."""
-        if self.file.layout is None:
+        if not any(self.file.layout):
             return
         self._window = kept_window(self.options.calibration.get("keep"), self.file.layout[:2])
         landed = int(np.searchsorted(self._places(0, self.total), self.file.frames))
@@ -161,7 +151,6 @@ class LiveScan:
 
     def _places(self, first: int, end: int) -> npt.NDArray[np.intp]:
         """Return the numbers in the file of the kept frames from `first` to before `end`."""
-        assert self.file.layout is not None
         row, column = np.divmod(np.arange(first, end), max(1, self.shape[1]))
         return (row + self._window.top) * self.file.layout[1] + column + self._window.left
 
@@ -193,14 +182,11 @@ class LiveScan:
         if not self._rows or there < self._rows:
             self.waiting = self.waiting or f"waits for the first {self._rows} rows, to find the beam in them"
             return False
-        top, left, _, right = self._window
-        given = {name: self.options.calibration.get(name) for name in ("kv", "scale", "size")}
-        centre = self.options.calibration.get("centre") or "auto"
-        scan = self.file.scan(top + self._rows)
+        given: dict[str, Any] = {name: self.options.calibration.get(name) for name in ("kv", "scale", "size")}
+        given["centre"] = self.options.calibration.get("centre") or "auto"
+        window = self._window._replace(bottom=self._window.top + self._rows)
         try:
-            planned, geometry = plan_for(
-                scan, Window(top, left, top + self._rows, right), self.options.corrections, **given, centre=centre
-            )
+            planned, geometry = plan_for(self.file.scan(window.bottom), window, self.options.corrections, **given)
         except UserError as problem:
             if self._rows >= min(self.shape[0], _MAX_GROWTH * _PLAN_FRAMES // columns + 1):
                 raise
@@ -245,17 +231,15 @@ class LiveScan:
         self._parts.append(answered)
         self._marks.append(marks)
         rows, columns = self.shape
-        if self._picture is None or len(self._picture) < rows:
-            before = self._picture
-            self._picture = np.full((rows, columns, 3), _EMPTY)
-            if before is not None:
-                self._picture[: len(before)] = before
+        if len(self._picture) < rows:
+            more = np.full((rows - len(self._picture), columns, 3), _EMPTY)
+            self._picture = np.concatenate((self._picture.reshape(-1, columns, 3), more))
         best = np.where(answered.indexed[:, None], answered.candidates[:, 0], np.nan)
         self._picture[place[:, 0], place[:, 1]] = ipf_colours(best, self.options.model.phase)
 
     def draw(self) -> None:
         """Bring the picture, IPF along the beam, up to date: grey is not indexed, dark not there yet."""
-        if self._picture is None or self._drawn == self.done:
+        if not len(self._picture) or self._drawn == self.done:
             return
         from matplotlib.image import imsave
 
@@ -303,7 +287,6 @@ class LiveScan:
 
     def finish(self, out: Path) -> dict[str, Any]:
         """Write the map folder of the scan, or of the whole lines of it that are there, and return its summary."""
-        assert self.file.layout is not None
         rows = self._window.top + self.done // self.shape[1]
         if rows <= self._window.top:
             raise UserError(f"{self.file.path.name} has not a single line, so there is no map of it")
@@ -320,7 +303,7 @@ class LiveScan:
     def forget(self) -> None:
         """Remove what was kept of the scan, for it has become a map."""
         shutil.rmtree(self.cache, ignore_errors=True)
-        self._parts, self._marks, self._picture = [], [], None
+        self._parts, self._marks, self._picture = [], [], np.empty((0, 0, 3))
 
 
 class EarlierPredictions:

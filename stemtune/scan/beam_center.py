@@ -52,8 +52,7 @@ def fit_centre(patterns: npt.NDArray[Any]) -> Centre:
         raise UserError("the sampled patterns have no bright direct beam to fit a centre to; give --centre y,x")
     each = centroids(counts, first, reach)
     each = each[np.isfinite(each).all(axis=1)]
-    if not len(each):
-        return Centre(float(first[0]), float(first[1]), 0.0)
+    each = each if len(each) else first[None]
     centre = np.median(each, axis=0)
     spread = 1.4826 * float(np.median(np.abs(each - centre), axis=0).max())
     return Centre(float(centre[0]), float(centre[1]), spread)
@@ -138,8 +137,6 @@ class Resampling:
 
     def _overlap(self, length: int, centre: float) -> npt.NDArray[np.float32]:
         """Return how much of each old pixel (columns) lies in each new one (rows), along one axis."""
-        if self.exact:
-            centre = round(centre - (self.size - 1) / 2) + (self.size - 1) / 2
         edges = centre + (np.arange(self.size + 1) - self.size / 2) * self.factor
         old = np.arange(length)
         low = np.maximum(edges[:-1, None], old - 0.5)

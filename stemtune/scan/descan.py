@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,9 @@ class Descan:
 
     def moved(self, centre: tuple[float, float]) -> Descan:
         """Return the same surface, lifted so that the beam in the middle of the scan is at `centre`."""
-        middle = self.at(np.array([[(self.shape[0] - 1) / 2, (self.shape[1] - 1) / 2]]))[0]
         lifted = self.coefficients.copy()
-        lifted[0] += np.asarray(centre) - middle
-        return Descan(self.shape, lifted, self.residual_px)
+        lifted[0] = centre  # r and c are 0 there
+        return replace(self, coefficients=lifted)
 
 
 def measure_centres(counts: npt.NDArray[Any], position: npt.NDArray[Any], shape: tuple[int, int]) -> FloatArray:

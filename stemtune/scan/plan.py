@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,7 @@ from stemtune.scan.beam_center import Centre, beam_near, common_pattern, fit_cen
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.descan import MIN_CENTRES, Descan, fit_descan, improves, measure_centres
-from stemtune.scan.ring_fit import SpotList, find_spots
-
-if TYPE_CHECKING:
-    from stemtune.scan.ring_fit import RingFit
+from stemtune.scan.ring_fit import MIN_SPOTS, RingFit, SpotList, find_spots, fit_rings, rings
 
 TRUSTED_PX = 0.25  # a fit this near to the centre in the file's axes confirms it
 Mask = npt.NDArray[np.bool_]
@@ -82,8 +79,8 @@ def plan(
     beam = _find_beam(clean, centre, behind, centre_by_axes)
     measured, descan = _find_descan(clean, sample, options, beam, centre, behind is not None, notes)
     if descan is not None:
-        middle = descan.at(np.array([[(n - 1) / 2 for n in sample.shape]]))[0]
-        beam = Centre(float(middle[0]), float(middle[1]), beam.spread_px)
+        row, column = descan.coefficients[0].tolist()  # in the middle of the scan
+        beam = Centre(row, column, beam.spread_px)
     radius = 2.0 if behind is not None else beam_near(common_pattern(clean))[2] / 2
     centred = Corrections(shape, size, beam, bad, hidden, descan)
     # Scale and ellipse from the rings of a known crystal, spots taken from each pattern's own centre.
@@ -95,8 +92,7 @@ def plan(
         spots = find_spots(clean, places, radius, hidden)
         fit, problems = _fit_rings(spots, options, scale, min(shape))
         notes += problems
-    if fit is not None:
-        scale = fit.scale_inv_angstrom
+    scale = fit.scale_inv_angstrom if fit is not None else scale
     if scale is None:
         raise UserError(f"{notes[-1]}; give --scale, 0.02 for instance")
     ellipse = options.given_ellipse or (fit and fit.ellipse)
@@ -195,7 +191,6 @@ def _fit_rings(
 ) -> tuple[RingFit | None, list[str]]:
     """Return the fit to the rings of the phase that was named, if it can be believed, and what to say about it."""
     from stemtune.crystal.phase import phase_from  # here, because most scans are calibrated by their file
-    from stemtune.scan.ring_fit import MIN_SPOTS, fit_rings
 
     phase, given = phase_from(options.calibrate), options.given_ellipse
     if given is not None:
@@ -252,23 +247,20 @@ def _evidence(
     pixels = corrections.bad.hot.astype(np.uint8) + 2 * corrections.bad.dead.astype(np.uint8)
     if corrections.hidden is not None:
         pixels[corrections.hidden] = 3
+    hidden = corrections.hidden_stored
     evidence = {
         "mean_before": sample.patterns.mean(axis=0, dtype=np.float64).astype(np.float32),
         "mean_after": after.mean(axis=0, dtype=np.float64).astype(np.float32),
         "pixels": pixels,
         "position": sample.position.astype(np.int32),
         "fitted_centre": corrections.centres(sample.position),
+        "hidden": None if hidden is None else hidden.astype(np.uint8),
+        "measured_centre": measured,
     }
-    hidden = corrections.hidden_stored
-    if hidden is not None:
-        evidence["hidden"] = hidden.astype(np.uint8)
-    if measured is not None:
-        evidence["measured_centre"] = measured
     if spots is not None and fit is not None:
         from stemtune.crystal.phase import phase_from
-        from stemtune.scan.ring_fit import rings
 
         evidence["spot_before"] = fit.scale_inv_angstrom * np.hypot(spots.x, spots.y)
         evidence["spot_after"] = fit.distance
         evidence["rings"] = rings(phase_from(options.calibrate), 1.05 * float(fit.distance.max()))[0]
-    return evidence
+    return {name: array for name, array in evidence.items() if array is not None}

@@ -112,13 +112,11 @@ def _by_rosettasciio(path: Path, file: h5py.File, shape: tuple[int, int] | None,
 def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tuple[str, Candidate]]:
     """Yield path and kind of whatever below `group` may be a scan; links are followed, each object once."""
     seen = set() if seen is None else seen
-    frames = _frame_arrays(group)
-    if frames:
+    if frames := _frame_arrays(group):
         yield group.name, Candidate("frames", (sum(map(len, frames)), *frames[0].shape[1:]))
         return
     for key in group:
-        item = _member(group, key)
-        if item is None:
+        if (item := _member(group, key)) is None:
             continue
         info = h5py.h5o.get_info(item.id)
         if (info.fileno, info.addr) in seen:
@@ -127,7 +125,8 @@ def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tup
         place = f"{group.name.rstrip('/')}/{key}"
         if isinstance(item, h5py.Group):
             held = item.get("data")
-            if isinstance(held, h5py.Dataset) and _is_peaks(held):
+            fields = h5py.check_vlen_dtype(held.dtype) if isinstance(held, h5py.Dataset) and held.ndim == 2 else None
+            if fields is not None and {"qx", "qy", "intensity"} <= set(fields.names or ()):
                 yield place, Candidate("peaks", held.shape)
             else:
                 yield from _candidates(item, seen)
@@ -154,11 +153,6 @@ def _member(group: h5py.Group, key: str) -> Any:
         if isinstance(link, h5py.SoftLink):
             return None
         raise
-
-
-def _is_peaks(data: h5py.Dataset) -> bool:
-    fields = h5py.check_vlen_dtype(data.dtype)
-    return data.ndim == 2 and fields is not None and {"qx", "qy", "intensity"} <= set(fields.names or ())
 
 
 def _frames(path: Path, group: h5py.Group, shape: tuple[int, int] | None) -> Scan:
@@ -222,8 +216,7 @@ def array_scan(path: Path, data: h5py.Dataset, lazy: Any) -> Scan:
 def _kv(file: h5py.File) -> float | None:
     """Return the voltage of a NeXus file in kV: its beam's energy, in eV unless it says keV."""
     for place in _ENERGIES:
-        value = _scalar(file, place)
-        if value is not None:
+        if (value := _scalar(file, place)) is not None:
             units = file[place].attrs.get("units", b"eV")
             text = (units.decode(errors="replace") if isinstance(units, bytes) else str(units)).lower()
             return checked_kv(value * (1.0 if text in ("kev", "kv") else 1e-3))

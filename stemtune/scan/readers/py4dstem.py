@@ -69,7 +69,7 @@ def calibration_of(group: h5py.Group, data: h5py.Dataset | None = None) -> Calib
         found = found._replace(step_nm=scan_step([step] * 2, [step_units] * 2))
     origin = _origin(kept)
     if origin is not None:
-        middle = np.nanmedian(origin.reshape(-1, 2), axis=0)
+        middle = _middle(origin)
         found = found._replace(origin=origin, centre_px=(float(middle[0]), float(middle[1])))
     a, b, theta = (_number(kept.get(name)) for name in ("a", "b", "theta"))
     rotation, flip = _number(kept.get("QR_rotation_degrees")), kept.get("QR_flip")
@@ -154,14 +154,15 @@ def read_peaks(
     factor, origin = _frame(raw, lists, calibration)
     step, ellipse = factor or 1.0, None if origin is None else calibration.ellipse  # centred: calibrated already
     positions = _positions(raw, np.zeros(2) if origin is None else _middle(origin), ellipse) * step
-    detector = _detector(group)
-    size = size or (max(detector) if detector else _SIZE)
+    shape_px = group.parent.get("metadatabundle/_braggvectors_shape/Qshape")  # of the detector; BraggVectors keep it
+    detector = int(max(shape_px)) if isinstance(shape_px, h5py.Dataset) and shape_px.shape == (2,) else 0
+    size = size or detector or _SIZE
     if factor is None:
         pixel = 1.0
     elif scale is not None:
         pixel = scale
     elif detector and origin is not None:
-        pixel = step * max(detector) / size
+        pixel = step * detector / size
     else:
         pixel = float(np.abs(positions).max()) / ((size - 1) / 2 - 3)
     gain = COUNTS * len(lists) / float(raw["intensity"].sum())
@@ -250,15 +251,9 @@ def _frame(
         return (1.0, None) if np.abs(q).max() <= _LARGEST_Q else (factor, None)
     if calibration.origin is not None:
         return factor, calibration.origin
-    strongest = np.array([peaks[np.argmax(peaks["intensity"])][["qx", "qy"]].tolist() for peaks in lists if len(peaks)])
+    strongest = [peaks[np.argmax(peaks["intensity"])][["qx", "qy"]].tolist() for peaks in lists if len(peaks)]
     return factor, np.median(strongest, axis=0)
 
 
 def _middle(origin: FloatArray) -> FloatArray:
     return np.asarray(np.nanmedian(origin.reshape(-1, 2), axis=0))
-
-
-def _detector(group: h5py.Group) -> tuple[int, int] | None:
-    """Return the detector's height and width in pixels where the file says (BraggVectors do)."""
-    kept = group.parent.get("metadatabundle/_braggvectors_shape/Qshape")
-    return (int(kept[0]), int(kept[1])) if isinstance(kept, h5py.Dataset) and kept.shape == (2,) else None

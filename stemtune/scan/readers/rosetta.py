@@ -89,7 +89,7 @@ def _ordered(signal: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     if len(axes) != data.ndim:
         raise UserError(f"the file describes {len(axes)} axes, but its data have {data.ndim}")
     place = [axis.get("index_in_array") for axis in axes]
-    where = list(range(data.ndim)) if any(index is None for index in place) else [int(index) for index in place]
+    where = list(range(data.ndim)) if None in place else [int(index) for index in place]
     order = sorted(range(data.ndim), key=lambda number: (not axes[number].get("navigate"), where[number]))
     return [axes[number] for number in order], data.transpose([where[number] for number in order])
 
@@ -98,10 +98,9 @@ def _as_scan(
     path: Path, data: Any, axes: list[dict[str, Any]], shape: tuple[int, int] | None
 ) -> tuple[Any, tuple[float, float] | None]:
     """Return the data as (rows, columns, height, width), and the scan step in nm."""
-    target = base.scan_shape(path.name, data.shape[:-2], shape)
+    target, frame = base.scan_shape(path.name, data.shape[:-2], shape), data.shape[-2:]
     if data.shape[:-2] != target:
-        flat = data.reshape((math.prod(target), *data.shape[-2:]))
-        return flat.reshape((*target, *data.shape[-2:])), None
+        return data.reshape((math.prod(target), *frame)).reshape((*target, *frame)), None
     return _whole_pieces(data), base.scan_step(*([axis.get(name) for axis in axes] for name in ("scale", "units")))
 
 

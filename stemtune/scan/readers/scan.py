@@ -50,8 +50,8 @@ class Scan:
         return int(self.data.shape[2]), int(self.data.shape[3])
 
     def __str__(self) -> str:
-        size = "{} x {}".format(*self.pattern_shape)
-        return f"a scan of {math.prod(self.shape):,} patterns of {size} pixels, {self.data.dtype}"
+        height, width = self.pattern_shape
+        return f"a scan of {math.prod(self.shape):,} patterns of {height} x {width} pixels, {self.data.dtype}"
 
     def scale_inv_angstrom(self, kv: float | None) -> float | None:
         """Return 1/Å per pixel, or None when the file's unit is no reciprocal length and no angle.
@@ -184,14 +184,11 @@ def scan_shape(name: str, lengths: Sequence[int], wanted: tuple[int, int] | None
     frames = math.prod(lengths)
     if wanted is not None:
         if wanted[0] * wanted[1] != frames:
-            raise UserError(
-                f"{name} holds {frames:,} frames, which is not {wanted[0]} x {wanted[1]}; give another --shape ny,nx"
-            )
+            given = f"{wanted[0]} x {wanted[1]}"
+            raise UserError(f"{name} holds {frames:,} frames, which is not {given}; give another --shape ny,nx")
         return wanted
-    if len(lengths) == 2:
-        return int(lengths[0]), int(lengths[1])
-    if not lengths:
-        return 1, 1
+    if len(lengths) in (0, 2):
+        return (int(lengths[0]), int(lengths[1])) if len(lengths) else (1, 1)
     if len(lengths) == 1:
         raise UserError(f"{name} holds {frames:,} frames and no scan shape; give --shape ny,nx")
     axes = " x ".join(map(str, lengths))
@@ -285,6 +282,4 @@ def read_part(scan: Scan, part: Any) -> npt.NDArray[Any]:
 
 def stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the store's type that holds counts of `dtype` without loss (beyond 2^24, to 7 digits)."""
-    if dtype.kind == "b" or (dtype.kind in "ui" and dtype.itemsize == 1):
-        return np.dtype(np.uint8)
-    return np.dtype(np.uint16) if dtype.kind in "ui" and dtype.itemsize == 2 else np.dtype(np.float32)
+    return np.dtype({1: np.uint8, 2: np.uint16}.get(dtype.itemsize, np.float32) if dtype.kind in "bui" else np.float32)
