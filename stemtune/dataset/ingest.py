@@ -230,7 +230,7 @@ def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
     picked = [(line, chosen) for line, chosen in picked if len(chosen)]
     parts = [read_part(scan, scan.data[line, chosen[0] : window.right : step]) for line, chosen in picked]
     counts = np.concatenate(parts)
-    place = np.concatenate([np.column_stack((np.full(len(chosen), line), chosen)) for line, chosen in picked])
+    place = np.array([(line, column) for line, chosen in picked for column in chosen])
     whole = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
     return Sample(whole, place - np.array((window.top, window.left)), (rows, columns))
 

@@ -104,8 +104,7 @@ def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | No
             f"'{store}' holds the exact orientations of a simulation, which labels would replace; give --out"
         )
     replaceable_file(target)
-    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
-    if needed > free:
+    if (needed := source.stat().st_size) > (free := shutil.disk_usage(target.parent).free):
         raise UserError(
             f"the labelled store needs {needed / 1e9:,.1f} GB beside the old one, but {free / 1e9:,.1f} GB are free in"
             f" '{target.parent}'; make room, or choose another --out"

@@ -37,11 +37,8 @@ def split_rows(
     """
     if data.split == "random":
         if verbose:
-            print(
-                "warning: `data.split` is random: neighbours in the scan stand on both sides, so validation flatters"
-                " the model",
-                file=sys.stderr,
-            )
+            near = "neighbours in the scan stand on both sides, so validation flatters the model"
+            print(f"warning: `data.split` is random: {near}", file=sys.stderr)
         rows = np.random.default_rng(0).permutation(np.flatnonzero(learnable))
         ends = [math.ceil(share * len(rows)) for share in _RANDOM_SHARES]
         train, validation = np.sort(rows[: ends[0]]), np.sort(rows[ends[0] : ends[1]])

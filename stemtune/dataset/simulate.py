@@ -173,11 +173,8 @@ def simulate_polycrystal(
     phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
     simulator = simulator_for(phase, geometry, simulate, device)
     scan = _draw_scan(simulator, grain, Lattices.draw(grain, seeds, generator), generator)
-    attrs = {
-        **_attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device),
-        "scan_shape": list(shape),
-        "step_nm": STEP_NM,
-    }
+    attrs = _attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device)
+    attrs |= {"scan_shape": list(shape), "step_nm": STEP_NM}
     spread = spread or map_over_processes(workers if device == "cpu" else 1)
     writer = _writer(out, grain.size, simulator, attrs, seed, restart)
     return _fill(writer, spread, ((simulator.phase.cif, simulate, device), scan, grains, seed), _scan_block)

@@ -343,5 +343,4 @@ def spread_evenly(length: int, count: int) -> npt.NDArray[np.intp]:
 
 
 def _spread(n: int) -> npt.NDArray[np.intp]:
-    """Return rows spread evenly over a store of `n` patterns."""
     return np.unique(np.linspace(0, n - 1, _SAMPLED).astype(np.intp))

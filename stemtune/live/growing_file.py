@@ -185,11 +185,9 @@ class GrowingMib(GrowingFile):
         """Return rows and columns as given, or by the .hdr as rosettasciio understands it."""
         if self.shape is not None:
             return self.shape
-        header: dict[str, str] = {}
         beside = self.path.with_suffix(".hdr")
-        if beside.is_file():
-            lines = beside.read_text(errors="replace").splitlines()
-            header = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        lines = beside.read_text(errors="replace").splitlines() if beside.is_file() else []
+        header = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         try:
             columns, frames = (int(header[f"Frames {name} (Number)"]) for name in ("per Trigger", "in Acquisition"))
         except (KeyError, ValueError):

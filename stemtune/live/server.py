@@ -214,8 +214,7 @@ class Service:
             raise UserError(f"a request has 1 to {_MAX_FRAMES} frames, but this one has {len(frames)}")
         if not valid_counts(frames):
             raise UserError("counts must be finite and 0 or more")
-        unknown = sorted(set(query) - {"scale", "kv"})
-        if unknown:
+        if unknown := sorted(set(query) - {"scale", "kv"}):
             raise UserError(f"'{unknown[0]}' is no part of a request; scale and kv are")
         own = self.model.geometry
         if frames.shape[1] != own.size and "scale" not in query:

@@ -64,8 +64,7 @@ class LiveOptions:
     @property
     def shape(self) -> tuple[int, int] | None:
         """The scan's shape, where it was given."""
-        shape = self.calibration.get("shape")
-        return None if shape is None else pair(shape, "--shape")
+        return None if (shape := self.calibration.get("shape")) is None else pair(shape, "--shape")
 
     def warm_up(self) -> None:
         """Let the model answer something, so that what is made at the first answer is there before a scan lands."""
@@ -76,11 +75,8 @@ class LiveOptions:
 
     def key(self) -> dict[str, Any]:
         """What answers depend on, to be compared with that of answers on disk."""
-        return {
-            "model": str(Path(self.folder).expanduser().absolute()),
-            "refine": self.refine,
-            **{name: value for name, value in self.calibration.items() if value is not None},
-        }
+        given = {name: value for name, value in self.calibration.items() if value is not None}
+        return {"model": str(Path(self.folder).expanduser().absolute()), "refine": self.refine, **given}
 
 
 class LiveScan:
@@ -100,9 +96,7 @@ class LiveScan:
         self._parts: list[Predictions] = []
         self._marks: list[npt.NDArray[np.float64]] = []
         self._picture = np.empty((0, 0, 3))
-        self._drawn = 0
-        self._seconds = 0.0
-        self._recalled = False
+        self._drawn, self._seconds, self._recalled = 0, 0.0, False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,7 +127,14 @@ class LiveScan:
         try:
             self.file.look()
             self._landed(now)
-            return self._answered_some()
+            if self._indexer is None and not self._planned():
+                return False
+            lines = self._lines(self.landed)
+            end = min(self.done + RUN, lines if lines > self.done else self.landed)
+            if lines <= self.done and end - self.done < RUN:
+                return False
+            self._answer(self.done, end)
+            return True
         except NotReady as reason:
             self.waiting = f"waits for {reason}"
             return False
@@ -157,16 +158,6 @@ class LiveScan:
     def _lines(self, frames: int) -> int:
         """Return how many of the first `frames` kept frames are in whole lines."""
         return frames - frames % max(1, self.shape[1])
-
-    def _answered_some(self) -> bool:
-        if self._indexer is None and not self._planned():
-            return False
-        lines = self._lines(self.landed)
-        end = min(self.done + RUN, lines if lines > self.done else self.landed)
-        if lines <= self.done and end - self.done < RUN:
-            return False
-        self._answer(self.done, end)
-        return True
 
     def _planned(self) -> bool:
         """Find the corrections in the first rows, once there are enough of them; return whether they are known."""

@@ -85,6 +85,7 @@ class Watch:
         self.cache = writable_folder(out / ".live")
         self.entries: dict[str, _Entry] = {}
         self.board = StatusBoard(f"stemtune watch {folder}")
+        self._key: dict[str, Any] = json.loads(json.dumps(options.key()))
         self._complaint = ""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="maps")
         try:
@@ -141,7 +142,7 @@ class Watch:
     def _open(self, path: Path) -> _Entry:
         """Return the entry of a file: done, where it has become a map and is the same since, else to be answered."""
         known = self._known.get(path.name)
-        if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key():
+        if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key:
             return _Entry(path, known["name"], None, "done", known["note"], _stamp(path))
         entry = _Entry(path, str(known["name"]) if known is not None else self._new_name(path), None)
         if known is None:
@@ -243,7 +244,7 @@ class Watch:
         entry.state, entry.note = ("stalled" if entry.partial else "done"), text
         _log(f"{entry.path.name}: {text}; the map is in {self.out / entry.name}")
         if not entry.partial:
-            self._record(entry, key=self._key())
+            self._record(entry, key=self._key)
             if scan is not None:
                 scan.forget()
         return True
@@ -277,10 +278,6 @@ class Watch:
                 part.write_text(json.dumps(self._known, indent=1) + "\n")
         except (OSError, UserError) as problem:  # no reason to stop answering; the next change writes all of it
             self._complain(f"{self.cache / 'scans.json'} cannot be written ({problem}), so a restart begins anew")
-
-    def _key(self) -> dict[str, Any]:
-        key: dict[str, Any] = json.loads(json.dumps(self.options.key()))
-        return key
 
     def _status(self, entry: _Entry) -> ScanStatus:
         scan, now = entry.scan, time.monotonic()

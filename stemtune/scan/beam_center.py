@@ -155,9 +155,8 @@ class Resampling:
         if not any(shift) and self.shape == (self.size, self.size):
             return patterns
         moved = np.zeros((len(patterns), self.size, self.size), dtype=patterns.dtype)
-        new, old = [], []
-        for offset, length in zip(shift, self.shape, strict=True):
-            new.append(slice(max(0, -offset), max(0, min(self.size, length - offset))))
-            old.append(slice(max(0, offset), max(0, min(length, self.size + offset))))
-        moved[:, new[0], new[1]] = patterns[:, old[0], old[1]]
+        ends = list(zip(shift, self.shape, strict=True))
+        new = [slice(max(0, -offset), max(0, min(self.size, length - offset))) for offset, length in ends]
+        old = [slice(max(0, offset), max(0, min(length, self.size + offset))) for offset, length in ends]
+        moved[:, *new] = patterns[:, *old]
         return moved

@@ -201,8 +201,7 @@ def _fit_rings(
     if fit is None:
         few = f"the sampled patterns show {len(spots.x)} spots, but {MIN_SPOTS} are needed to fit {phase.name}"
         return None, [f"{few}; {unchanged}"]
-    doubt = fit.doubt(scale is not None)
-    if not doubt:
+    if not (doubt := fit.doubt(scale is not None)):
         return fit, []
     if options.ellipse == "auto":
         circle = fit_rings(spots, phase, scale, size, ellipse=False)

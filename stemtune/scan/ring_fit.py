@@ -230,18 +230,17 @@ def _search(offset: FloatArray, phase: Phase, scales: FloatArray, ellipse: bool)
     middle = math.sqrt(scales[0] * scales[-1])
     contrast = _Contrast(offset, phase, middle if scales[-1] < 1.5 * scales[0] else scales[-1], *_STAGES[0])
     logarithm = np.log(scales)
-    first_choice: list[tuple[float, FloatArray]] = []
-    second_choice: list[tuple[float, FloatArray]] = []
+    choices: tuple[list[tuple[float, FloatArray]], ...] = ([], [])  # the best scale of each ellipse, the second best
     for first, second in itertools.product((-0.03, 0.0, 0.03), repeat=2) if ellipse else [(0.0, 0.0)]:
         distance = np.log(_distance(offset, np.array([0.0, first, second])))
         score = np.array([contrast(distance + scale) for scale in logarithm])
-        for choice in (first_choice, second_choice):
+        for choice in choices:
             best = int(score.argmax())
             if np.isfinite(score[best]):
                 choice.append((float(score[best]), np.array([logarithm[best], first, second])))
             score[np.abs(logarithm - logarithm[best]) < 0.03] = -np.inf
-    others = sorted(second_choice, key=lambda pair: -pair[0])[:_SECOND_STARTS]
-    return [start for _, start in sorted(first_choice, key=lambda pair: -pair[0]) + others]
+    firsts, seconds = (sorted(choice, key=lambda pair: -pair[0]) for choice in choices)
+    return [start for _, start in firsts + seconds[:_SECOND_STARTS]]
 
 
 def _different(parameters: list[FloatArray]) -> list[FloatArray]:

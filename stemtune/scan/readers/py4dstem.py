@@ -73,8 +73,8 @@ def calibration_of(group: h5py.Group, data: h5py.Dataset | None = None) -> Calib
         found = found._replace(origin=origin, centre_px=(float(middle[0]), float(middle[1])))
     a, b, theta = (_number(kept.get(name)) for name in ("a", "b", "theta"))
     rotation, flip = _number(kept.get("QR_rotation_degrees")), kept.get("QR_flip")
-    if rotation is None and _number(kept.get("QR_rotation")) is not None:
-        rotation = math.degrees(float(kept["QR_rotation"]))
+    if rotation is None and (radians := _number(kept.get("QR_rotation"))) is not None:
+        rotation = math.degrees(radians)
     return found._replace(
         ellipse=(a, b, theta) if a and b and theta is not None else None,
         rotation_deg=rotation,
