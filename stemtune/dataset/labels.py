@@ -97,8 +97,7 @@ def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | No
     source = existing(store, "the store").resolve()
     with Store.open(store) as opened:
         exact = opened.attrs.get("origin") == SIMULATED and LABELLED not in opened.attrs
-    target = source if out is None else replaceable_file(replaceable_store(out))
-    target = target.resolve()  # a link stays one, what it points to is replaced
+    target = source if out is None else replaceable_file(replaceable_store(out)).resolve()  # a link stays one
     if exact and target == source:
         raise UserError(
             f"'{store}' holds the exact orientations of a simulation, which labels would replace; give --out"

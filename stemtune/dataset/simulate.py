@@ -90,8 +90,7 @@ def _writer(
     seed: int,
     restart: bool,
 ) -> ResumableWriter:
-    phases, several = [simulator.phase], simulator.simulate.overlap > 0
-    kind = _kind(simulator.simulate)
+    phases, kind, several = [simulator.phase], _kind(simulator.simulate), simulator.simulate.overlap > 0
     return ResumableWriter(out, count, simulator.geometry, phases, kind, attrs, seed, several, restart=restart)
 
 

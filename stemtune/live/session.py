@@ -235,9 +235,8 @@ class LiveScan:
         from matplotlib.image import imsave
 
         grow = max(1, -(-_MIN_PICTURE_PX // max(self._picture.shape[:2])))
-        large = self._picture.repeat(grow, axis=0).repeat(grow, axis=1)
         with whole_file(self.cache / "map.png") as part:
-            imsave(part, np.clip(large, 0, 1))
+            imsave(part, np.clip(self._picture.repeat(grow, axis=0).repeat(grow, axis=1), 0, 1))
         self._drawn = self.done
 
     def _recall(self) -> None:
@@ -247,9 +246,8 @@ class LiveScan:
         first = pattern_marks(self.file.read(0, 1))[0].tolist()
         key = {**self.options.key(), "columns": Predictions._fields, "first": first}
         self._recalled = True
-        state = self.cache / "state.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(state.read_text())
+            known = json.loads((self.cache / "state.json").read_text())
             if known["key"] == json.loads(json.dumps(key)):
                 self._rows = int(known["rows"])
                 return

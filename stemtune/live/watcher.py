@@ -164,9 +164,7 @@ class Watch:
         if entry.state in ("done", "failed"):
             return False
         try:
-            if entry.scan is None:
-                return self._whole(entry)
-            return self._answered(entry, entry.scan)
+            return self._whole(entry) if entry.scan is None else self._answered(entry, entry.scan)
         except NotIncremental:
             entry.scan = None
         except Exception as problem:
@@ -189,10 +187,9 @@ class Watch:
         if scan.whole or now - entry.drawn > _DRAW_S:
             scan.draw()
             entry.drawn = now
-        if scan.waiting != entry.note:
-            entry.note = scan.waiting
-            if "because" in entry.note:
-                _log(f"{entry.path.name}: {entry.note}")
+        if scan.waiting != entry.note and "because" in scan.waiting:
+            _log(f"{entry.path.name}: {scan.waiting}")
+        entry.note = scan.waiting
         if scan.whole:
             self._finish(entry)
         elif scan.stalled and entry.state != "stalled":
