@@ -81,7 +81,7 @@ def predict(parser: Parser) -> Command:
     _log_option(parser)
     parser.option("--overlay", "draw predicted spots on these measured patterns", "Y,X", nargs="+")
     scan_options(parser)
-    parser.flag("--clean", "mend the map by what neighbours say, see stemtune clean")
+    parser.flag("--clean", "clean up the map by what neighbours say, see stemtune clean")
     settings_options(parser, "clean-up", "clean", CleanConfig, "clean-")
     _grain_options(parser)
     return call
@@ -240,7 +240,7 @@ def grains(parser: Parser) -> Command:
 
 
 @command(
-    "mends a map by what neighbours say: pseudo-symmetric answers and single gaps; what was changed is a layer of"
+    "cleans up a map by what neighbours say: pseudo-symmetric answers and single gaps; what was changed is a layer of"
     " the map and can be undone",
     "stemtune clean map --out cleaned",
 )

@@ -95,13 +95,13 @@ def scan_options(parser: Parser) -> None:
         " the file may be up to 8%% off",
     )
     group = parser.add_argument_group(
-        "what is mended in the patterns, in the picture as the file has it (x right, y up)"
+        "what is corrected in the patterns, in the picture as the file has it (x right, y up)"
     )
     group.add_argument(
         "--descan",
         choices=("off", "auto", "on"),
         help="centre every pattern by a smooth surface through the beam's measured places; default auto: where the beam"
-        " wanders by more than 0.5 px",
+        " drifts by more than 0.5 px",
     )
     group.add_argument(
         "--ellipse",
@@ -109,7 +109,7 @@ def scan_options(parser: Parser) -> None:
         help="take an ellipse out: relative difference of its axes, azimuth of the long one in degrees; or off; default"
         " auto: what --calibrate finds",
     )
-    group.add_argument("--bad-pixels", choices=("off", "on"), help="mend hot and dead pixels; default on")
+    group.add_argument("--bad-pixels", choices=("off", "on"), help="correct hot and dead pixels; default on")
     group.add_argument(
         "--beam-stop",
         metavar="R[,SIDE[,WIDTH]]",

@@ -30,7 +30,7 @@ def resolve(spec: str) -> ResolvedModel:
     """Return the model that `spec` names, folder and run from one look at MLflow: an alias may move on meanwhile.
 
     `spec` is a model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), the word `champion`, which
-    is the champion of the sweep that crowned one last, or a model that ships with the package (`linio2`). A model that
+    is the champion that a sweep selected last, or a model that ships with the package (`linio2`). A model that
     has to be fetched from a server is removed again when the process ends. A `UserError` says that nothing of that
     name is there, or that it holds no model.
     """
@@ -106,7 +106,7 @@ def _newest_champion() -> str:
             if ID_TAG in version.tags:
                 found.append((int(version.creation_timestamp), f"models:/{model.name}/{number}"))
     if not found:
-        raise UserError(f"no sweep has crowned a champion at {where.shown}; run `stemtune sweep` first")
+        raise UserError(f"no sweep has selected a champion at {where.shown}; run `stemtune sweep` first")
     return max(found)[1]
 
 

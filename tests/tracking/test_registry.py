@@ -83,7 +83,7 @@ def test_unknown_names_are_suggested(prepared: Path) -> None:
     assert tracker.close() == 0
     with pytest.raises(UserError, match="no sweep called 'alpah'.*did you mean 'alpha'"):
         read_sweep("alpah")
-    with pytest.raises(UserError, match="no sweep has crowned a champion"):
+    with pytest.raises(UserError, match="no sweep has selected a champion"):
         resolve_model("champion")
     with pytest.raises(UserError, match="no model 'models:/beta@champion'"):
         resolve_model("models:/beta@champion")

@@ -89,7 +89,7 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(tmp_path: Path, name: st
     assert found is None and len(faults) == 2
 
 
-def test_a_damaged_checkpoint_is_not_crowned(tmp_path: Path) -> None:
+def test_a_corrupt_checkpoint_is_no_champion(tmp_path: Path) -> None:
     run = run_of(tmp_path, 5.0, 2.0, 3.0)
     assert best_checkpoint(tmp_path, "abc", "val/loss", "min") == (2.0, run / "checkpoint_2" / "model")
     assert best_checkpoint(tmp_path, "abc", "val/loss", "max") == (3.0, run / "checkpoint_3" / "model")
