@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from stemtune.crystal.phase import Phase
-from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.resampling import Resampling
+from stemtune.diffraction.geometry import Geometry, Resampling
 from stemtune.errors import UserError
 
 

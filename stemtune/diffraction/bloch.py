@@ -22,15 +22,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._parallel import map_over_threads
+from stemtune._parallel import check_memory, map_over_threads
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
-from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_factor
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.scattering import absorptive_factors, relativistic_mass_factor
 from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import DiffractedBeams, KinematicSimulator, Spots, per_pattern
-from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
 
@@ -286,4 +285,16 @@ def _joined(parts: list[Beams]) -> Beams:
     return Beams(wide("reflection", -2), wide("x", 0), wide("y", 0), wide("intensity", 0))
 
 
-__all__ = ["Beams", "BlochSimulator"]
+def simulator_for(
+    phase: Phase, geometry: Geometry, simulate: SimulateConfig, device: torch.device | str = "cpu"
+) -> KinematicSimulator:
+    """Return the simulator that `simulate.physics` names: the kinematic one, or its dynamical kind (Bloch waves).
+
+    Raises
+    ------
+    UserError
+        For settings that it cannot honour, and when no reflection falls on the detector.
+    """
+    if simulate.physics == "bloch":
+        return BlochSimulator(phase, geometry, simulate, device)
+    return KinematicSimulator(phase, geometry, simulate, device)

@@ -22,14 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._parallel import map_over_threads
+from stemtune._parallel import check_memory, map_over_threads
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction import detector
 from stemtune.diffraction.conditions import Conditions, check_settings, draw_conditions
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.memory import check_memory
 from stemtune.errors import UserError
 
 CHUNK = 64

@@ -24,9 +24,8 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.calibration import Calibration
-from stemtune.learning.model import OrientationModel
+from stemtune.learning.model import WEIGHTS, OrientationModel, read_weights
 from stemtune.learning.models import build
-from stemtune.learning.weights import WEIGHTS, read_weights
 
 SCHEMA = 1
 DESCRIPTION = "model.json"

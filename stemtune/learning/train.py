@@ -25,7 +25,7 @@ from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION
 from stemtune.learning.fit import fit
-from stemtune.learning.weights import WEIGHTS
+from stemtune.learning.model import WEIGHTS
 
 BEST_BY = "val/disorientation_median_deg"
 """The epoch whose model is kept is the one with the smallest value of this metric."""

@@ -20,8 +20,7 @@ from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.indexing.overlap import with_overlaps
 from stemtune.indexing.phase_choice import check_distinct
-from stemtune.indexing.predict import EarlierPredictions, predict_map
-from stemtune.indexing.source import name_of, opened
+from stemtune.indexing.predict import EarlierPredictions, name_of, opened, predict_map
 from stemtune.learning.checkpoint import load_model
 from stemtune.map_folder.files import FILES, map_summary, write_map
 from stemtune.plot.report import write_report
@@ -90,7 +89,7 @@ def predict(
         What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
         `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains`, and with a truth in the store
         `disorientation` and the rest of `evaluate.compare`. Refined, also `median_ncc` and `fitted`, see
-        `indexing.fitted_geometry`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models, `phases`.
+        `indexing.predict.fit_geometry`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models, `phases`.
 
     Raises
     ------

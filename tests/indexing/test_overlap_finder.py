@@ -19,9 +19,9 @@ from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation
 from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction import overlap
+from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.simulator import simulator_for
 from stemtune.indexing.overlap import OverlapFinder
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model

@@ -12,14 +12,12 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError, did_you_mean
 from stemtune.learning.heads import make_head
-from stemtune.learning.model import Backbone, Network, OrientationModel
-from stemtune.learning.models.cnn import Cnn
-from stemtune.learning.models.densenet import DenseNet
+from stemtune.learning.model import Backbone, Network, OrientationModel, start_from
+from stemtune.learning.models.convolutional import Cnn, DenseNet
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.polar import Polar
 from stemtune.learning.models.rerank import Rerank
 from stemtune.learning.models.swin import Swin
-from stemtune.learning.weights import start_from
 
 BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": Cnn, "densenet": DenseNet, "swin": Swin}
 """Feature extractors that any head can sit on: (settings, pattern size in pixels) -> backbone."""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stemtune.crystal.absorption import relativistic_mass_factor
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import inverse, rotate
+from stemtune.crystal.scattering import relativistic_mass_factor
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.models.matched import half_precision

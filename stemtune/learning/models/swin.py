@@ -11,7 +11,7 @@ from torch.nn import functional
 from stemtune.config import ModelConfig
 from stemtune.errors import UserError
 from stemtune.learning.model import Backbone
-from stemtune.learning.models.densenet import block_counts, one_channel
+from stemtune.learning.models.convolutional import block_counts, one_channel
 
 STOCK_WINDOW = 7
 ADJUSTED_WINDOW = 8
