@@ -77,10 +77,7 @@ class Phase:
     def from_cif(path: str | os.PathLike[str]) -> Phase:
         """Read the first structure of a CIF.
 
-        Raises
-        ------
-        UserError
-            Where the file is absent, does not parse, or holds no usable structure.
+        Raises a `UserError` where the file is absent, does not parse, or holds no usable structure.
         """
         found = existing(path, "the CIF")
         try:

@@ -45,9 +45,7 @@ def scattering_factors(elements: Sequence[str], g_squared: Tensor) -> Tensor:
     First Born approximation, without the relativistic mass factor, at N squared lengths of the scattering vector in
     1/Å² (g = 1/d = 2 sin(theta)/wavelength).
 
-    References
-    ----------
-    I. Lobato and D. Van Dyck, Acta Cryst. A70 (2014) 636.
+    Source: I. Lobato and D. Van Dyck, Acta Cryst. A70 (2014) 636.
     """
     unknown = sorted({element for element in elements if not is_known(element)})
     if unknown:
@@ -78,9 +76,8 @@ def absorptive_factors(elements: Sequence[str], u_iso: Tensor, g: Tensor, wavele
 
     with gamma the relativistic mass factor. At g = 0 it is the optical theorem for the thermal diffuse cross-section.
 
-    References
-    ----------
-    C. R. Hall and P. B. Hirsch, Proc. R. Soc. A286 (1965) 158; D. M. Bird and Q. A. King, Acta Cryst. A46 (1990) 202.
+    Source: C. R. Hall and P. B. Hirsch, Proc. R. Soc. A286 (1965) 158; D. M. Bird and Q. A. King, Acta Cryst. A46
+    (1990) 202.
     """
     kinds = sorted(set(zip(elements, u_iso.tolist(), strict=True)))
     columns = {kind: _of_kind(*kind, g.double()) for kind in kinds}

@@ -60,10 +60,7 @@ class BlochSimulator(KinematicSimulator):
     those with the largest U_g / (s_g + 0.002 1/Å) are coupled and the others left out. The threshold keeps the
     symmetry of the pattern, the largest number need not: choose it above the number of beams that is met.
 
-    Raises
-    ------
-    UserError
-        As `KinematicSimulator`, and for couplings or a set of beams too large for the memory.
+    Raises a `UserError` as `KinematicSimulator`, and for couplings or a set of beams too large for the memory.
     """
 
     def __init__(
@@ -290,10 +287,7 @@ def simulator_for(
 ) -> KinematicSimulator:
     """Return the simulator that `simulate.physics` names: the kinematic one, or its dynamical kind (Bloch waves).
 
-    Raises
-    ------
-    UserError
-        For settings that it cannot honour, and when no reflection falls on the detector.
+    Raises a `UserError` for settings that it cannot honour, and when no reflection falls on the detector.
     """
     if simulate.physics == "bloch":
         return BlochSimulator(phase, geometry, simulate, device)

@@ -134,17 +134,10 @@ class Resampling:
     Bilinear interpolation; where the target's pixels are larger, as many whole source pixels as fit are averaged first.
     What lies outside of the source is 0. Intensities are per source pixel, which every model normalises.
 
-    Attributes
-    ----------
-    needed
-        False when the calibrations agree and patterns pass through unchanged.
-    notes
-        What the user ought to know about the match, one sentence each.
+    `needed`: false when the calibrations agree and patterns pass through unchanged. `notes`: what the user ought to
+    know about the match, one sentence each.
 
-    Raises
-    ------
-    UserError
-        When the source reaches less than half as far (1/Å) as the target.
+    Raises a `UserError` when the source reaches less than half as far (1/Å) as the target.
     """
 
     def __init__(self, source: Geometry, target: Geometry) -> None:

@@ -81,6 +81,9 @@ class _ExcitedReflections(NamedTuple):
 class KinematicSimulator:
     """Simulates patterns of one phase, batched, on any torch device.
 
+    Raises a `UserError` for settings out of range, when no reflection falls on the detector, and for more than the
+    memory holds.
+
     Parameters
     ----------
     phase, geometry
@@ -95,11 +98,6 @@ class KinematicSimulator:
     hkl, g, strength
         Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out; their reciprocal
         vectors (N, 3) in the crystal frame, 1/Å, and |F|² (N,), float64.
-
-    Raises
-    ------
-    UserError
-        For settings out of range, when no reflection falls on the detector, and for more than the memory holds.
     """
 
     def __init__(

@@ -68,17 +68,10 @@ _BATCH = 32
 class CrystalPairs(NamedTuple):
     """What B patterns hold.
 
-    Attributes
-    ----------
-    orientation, weight
-        The two crystals (B, 2, 4), the stronger first, in the fundamental zone, and their shares (B, 2) of the counts
-        of both; 1 and 0 where the evidence is too small to look further.
-    gain
-        What the second adds to the correlation (B,); 0 where the evidence is too small to look further.
-    spot_z_score
-        Evidence (B,) that the second's own spots are there, in standard deviations.
-    two
-        Whether the pattern counts as two crystals (B,).
+    `orientation`, `weight`: the two crystals (B, 2, 4), the stronger first, in the fundamental zone, and their shares
+    (B, 2) of the counts of both; 1 and 0 where the evidence is too small to look further. `gain`: what the second adds
+    to the correlation (B,); 0 where the evidence is too small to look further. `spot_z_score`: evidence (B,) that the
+    second's own spots are there, in standard deviations. `two`: whether the pattern counts as two crystals (B,).
     """
 
     orientation: Tensor
@@ -231,14 +224,8 @@ def with_overlaps(
     """Return a copy of the map that says where patterns hold two crystals of one phase; there the stronger one is the
     best.
 
-    Parameters
-    ----------
-    predictors
-        One for each phase.
-    choice
-        The predictions for the patterns (m), and which predictor made them.
-    pixel
-        The pixel of each pattern (m,).
+    `predictors`: one for each phase. `choice`: the predictions for the patterns (m), and which predictor made them.
+    `pixel`: the pixel of each pattern (m,).
     """
     n = len(orientation_map.phase)
     second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)

@@ -75,27 +75,14 @@ def predict_map(
 ) -> MapPrediction:
     """Return the orientation map of the scan in `store`; notes for the user go to stderr as soon as they are known.
 
-    Parameters
-    ----------
-    store
-        The store, of two patterns at least. One that is no scan becomes a map of one row, in the order of the store.
-    models
-        One for each phase, see `indexing.phase_choice`.
-    batch, alternatives, device, refine
-        As `indexing.predictor.Predictor`.
-    spread
-        What works on the batches, instead of this process; it needs `folders`.
-    folders
-        The folders of the models, in their order; named in the map's `attrs`.
-    earlier
-        Predictions that were made before.
-    facts
-        Further entries of the map's `attrs`.
+    `store`: the store, of two patterns at least. One that is no scan becomes a map of one row, in the order of the
+    store. `models`: one for each phase, see `indexing.phase_choice`. `batch`, `alternatives`, `device`, `refine`: as
+    `indexing.predictor.Predictor`. `spread`: what works on the batches, instead of this process; it needs `folders`.
+    `folders`: the folders of the models, in their order; named in the map's `attrs`. `earlier`: predictions that were
+    made before. `facts`: further entries of the map's `attrs`.
 
-    Raises
-    ------
-    UserError
-        For a store of one pattern, for two models of one phase, and when the patterns do not reach far enough.
+    Raises a `UserError` for a store of one pattern, for two models of one phase, and when the patterns do not reach far
+    enough.
     """
     check_distinct([model.phase for model in models])
     if store.n < 2:
@@ -220,10 +207,7 @@ def name_of(source: str | os.PathLike[str] | Scan) -> str:
 def opened(source: str | os.PathLike[str] | Scan, room: Path, **calibration: Any) -> Iterator[Store]:
     """Yield `source` as a store; a scan file is ingested into a temporary one in the folder `room` first.
 
-    Raises
-    ------
-    UserError
-        When it is neither, or when a store is given together with options that only a scan file needs.
+    Raises a `UserError` when it is neither, or when a store is given together with options that only a scan file needs.
     """
     path = source if isinstance(source, Scan) else existing(source, "the scan or store")
     if not isinstance(path, Scan) and is_store(path):

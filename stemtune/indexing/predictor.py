@@ -47,23 +47,12 @@ class Predictions(NamedTuple):
 class Indexer:
     """A model that indexes patterns of one calibration, and checks its candidates against them.
 
-    Parameters
-    ----------
-    model
-        The model; it is moved to `device` and set to evaluation.
-    geometry
-        Calibration of the patterns; any that the model's can be resampled from.
-    alternatives
-        Candidates per pattern.
-    device
-        Where to work; left out, the GPU if there is one.
-    refine
-        Whether the model's candidates are fitted to the patterns (`indexing.refine`); their order stays.
+    `model`: the model; it is moved to `device` and set to evaluation. `geometry`: calibration of the patterns; any that
+    the model's can be resampled from. `alternatives`: candidates per pattern. `device`: where to work; left out, the
+    GPU if there is one. `refine`: whether the model's candidates are fitted to the patterns (`indexing.refine`); their
+    order stays.
 
-    Raises
-    ------
-    UserError
-        When the patterns do not reach far enough for the model, or no reflection is in reach.
+    Raises a `UserError` when the patterns do not reach far enough for the model, or no reflection is in reach.
     """
 
     def __init__(

@@ -57,16 +57,11 @@ _FAINTEST = 0.03  # spots weaker than this share of the pattern's strongest are 
 class SpotScores(NamedTuple):
     """What `SpotCheck` finds for B patterns.
 
-    Attributes
-    ----------
-    spot_z_score
-        (B,) evidence that the predicted spots are there: the rank of each spot's brightness among its turned copies,
-        averaged (weight: root of the expected amplitude), less what chance gives, in standard deviations of chance.
-    explained_intensity
-        (B,) share of the intensity around the direct beam that the predicted spots hold beyond chance: 1 when all of
-        it lies on them, 0 when no more than on turned spots.
-    share
-        (B,) share of the pattern's whole intensity that lies around the direct beam, out to its edge.
+    `spot_z_score`: (B,) evidence that the predicted spots are there: the rank of each spot's brightness among its
+    turned copies, averaged (weight: root of the expected amplitude), less what chance gives, in standard deviations of
+    chance. `explained_intensity`: (B,) share of the intensity around the direct beam that the predicted spots hold
+    beyond chance: 1 when all of it lies on them, 0 when no more than on turned spots. `share`: (B,) share of the
+    pattern's whole intensity that lies around the direct beam, out to its edge.
     """
 
     spot_z_score: Tensor
@@ -83,10 +78,7 @@ def is_crystal(scores: SpotScores) -> Tensor:
 class SpotCheck:
     """Compares patterns of one calibration with the spots of given orientations, on `device`.
 
-    Raises
-    ------
-    UserError
-        When no reflection lies between the direct beam and the nearest edge of the patterns.
+    Raises a `UserError` when no reflection lies between the direct beam and the nearest edge of the patterns.
     """
 
     def __init__(self, phase: Phase, geometry: Geometry, device: torch.device | str = "cpu") -> None:

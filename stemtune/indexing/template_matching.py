@@ -93,10 +93,7 @@ class TemplateLabeller:
     With `refine` the best candidate is fitted to the pattern (`indexing.refine`). `calibration` makes matching's own
     confidence a probability; left out, it stays as it is.
 
-    Raises
-    ------
-    UserError
-        When no reflection of a phase falls on the patterns.
+    Raises a `UserError` when no reflection of a phase falls on the patterns.
     """
 
     def __init__(
@@ -244,27 +241,16 @@ def label_by_templates(
 ) -> dict[str, Any]:
     """Label the patterns of a store by template matching.
 
-    Parameters
-    ----------
-    store, out, refine, batch, device, spread
-        As `indexing.pseudo_labels.label_by_model`.
-    cifs
-        The phases, as `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's.
-    settings
-        Settings of matching (`SETTINGS`) that differ from the defaults, or from those of the model.
-    model_folder
-        A model of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of its
-        confidence count.
+    `store`, `out`, `refine`, `batch`, `device`, `spread`: as `indexing.pseudo_labels.label_by_model`. `cifs`: the
+    phases, as `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's. `settings`:
+    settings of matching (`SETTINGS`) that differ from the defaults, or from those of the model. `model_folder`: a model
+    of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of its confidence
+    count.
 
-    Returns
-    -------
-    dict
-        `store`, `patterns`, `indexed`, `patterns_per_second`, and the medians `Q` and `R` of the indexed patterns.
+    The result holds `store`, `patterns`, `indexed`, `patterns_per_second`, and the medians `Q` and `R` of the indexed
+    patterns.
 
-    Raises
-    ------
-    UserError
-        For unusable input, before anything is written.
+    Raises a `UserError` for unusable input, before anything is written.
     """
     flat, calibration = chosen_settings(settings or {}, model_folder)
     target = label_target(store, out)

@@ -108,10 +108,8 @@ def reliability(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BIN
     Bins hold equally many patterns each (as far as equal confidences, which stay together, allow), since bins of equal
     width leave most of them nearly empty and make the error depend on a few patterns; 15 of them as usual.
 
-    References
-    ----------
-    M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015 (the error); C. Guo et al., ICML 2017 (15 bins); K. Nguyen,
-    B. O'Connor, EMNLP 2015, and R. Roelofs et al., AISTATS 2022 (equal numbers in bins).
+    Source: M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015 (the error); C. Guo et al., ICML 2017 (15 bins); K.
+    Nguyen, B. O'Connor, EMNLP 2015, and R. Roelofs et al., AISTATS 2022 (equal numbers in bins).
     """
     stated, hit = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if not len(stated):

@@ -143,10 +143,7 @@ class Trainer:
     def train(self, batches: Iterable[Batch]) -> float:
         """Take one optimiser step per batch and return the mean loss over all workers.
 
-        Raises
-        ------
-        Diverged
-            On all workers in the same step, when the loss of one is no longer finite.
+        Raises a `Diverged` on all workers in the same step, when the loss of one is no longer finite.
         """
         self.model.train()
         total, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
@@ -234,21 +231,12 @@ def fit(
 ) -> dict[str, float]:
     """Train a model, report after every epoch, and return the metrics of the last.
 
-    Parameters
-    ----------
-    config
-        Every setting of the run; `train.batch_size` is shared by all workers.
-    report
-        Called on every worker after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers) and,
-        on rank 0, the checkpoint folder, which the next epoch replaces.
-    folder
-        Where rank 0 writes its checkpoint folder `checkpoint/`.
-    resume
-        Checkpoint folder to go on from; the run continues as if it had not stopped.
-    rank, world
-        Which of how many data-parallel workers this is; above 1 the process group must be initialised.
-    device
-        Where to train; the default is the process's GPU, or the CPU.
+    `config`: every setting of the run; `train.batch_size` is shared by all workers. `report`: called on every worker
+    after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers) and, on rank 0, the checkpoint
+    folder, which the next epoch replaces. `folder`: where rank 0 writes its checkpoint folder `checkpoint/`. `resume`:
+    checkpoint folder to go on from; the run continues as if it had not stopped. `rank`, `world`: which of how many
+    data-parallel workers this is; above 1 the process group must be initialised. `device`: where to train; the default
+    is the process's GPU, or the CPU.
 
     Raises
     ------

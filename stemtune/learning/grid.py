@@ -79,17 +79,10 @@ def most_probable(
     The likeliest candidates gather the probability of those around them; the one that gathers most is taken (the
     weighted mean of what it gathered), what it gathered is struck off, and so on.
 
-    Parameters
-    ----------
-    g_BM4, probability_BM
-        Candidates (B, M, 4), unit quaternions, and their probabilities (B, M), together at most 1; one of probability 0
-        is never taken.
-    n, symmetry
-        How many, and which orientations are equal.
-    radius_deg
-        Disorientation within which candidates belong together, at least the 5 degrees between two that are taken.
-    leaders
-        How many of the likeliest candidates left may be taken next: time and memory grow with it.
+    `g_BM4`, `probability_BM`: candidates (B, M, 4), unit quaternions, and their probabilities (B, M), together at most
+    1; one of probability 0 is never taken. `n`, `symmetry`: how many, and which orientations are equal. `radius_deg`:
+    disorientation within which candidates belong together, at least the 5 degrees between two that are taken.
+    `leaders`: how many of the likeliest candidates left may be taken next: time and memory grow with it.
     """
     operations = symmetry.operations_like(g_BM4)
     border = math.cos(math.radians(radius_deg) / 2.0)
@@ -134,17 +127,11 @@ def _mean(pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor, operations_S4: Tens
 class Grid(nn.Module):
     """Cells over all orientations that differ under a symmetry, with labels for training and orientations from scores.
 
-    Parameters
-    ----------
-    symmetry
-        Its proper group says which orientations are equal.
-    step_deg, angles
-        Spacing of the beam directions in degrees, and number of in-plane angles, by default as far apart.
+    `symmetry`: its proper group says which orientations are equal. `step_deg`, `angles`: spacing of the beam directions
+    in degrees, and number of in-plane angles, by default as far apart.
 
-    Attributes
-    ----------
-    directions, base, angle
-        (D, 3) crystal directions along the beam; (D, 4) orientations at in-plane angle zero; (A,) radians.
+    `directions`, `base`, `angle`: (D, 3) crystal directions along the beam; (D, 4) orientations at in-plane angle zero;
+    (A,) radians.
     """
 
     directions: Tensor

@@ -113,14 +113,9 @@ class OrientationModel(nn.Module):
 class Backbone(nn.Module):
     """A feature extractor (B, 1, S, S) -> (B, `features`), the base class of all backbones.
 
-    Attributes
-    ----------
-    features
-        Length F of the feature vector.
-    stock
-        The timm name whose published weights it can start from; empty when there are none.
-    inner
-        Name of the submodule that those weights belong to; empty when that is the backbone itself.
+    `features`: length F of the feature vector. `stock`: the timm name whose published weights it can start from; empty
+    when there are none. `inner`: name of the submodule that those weights belong to; empty when that is the backbone
+    itself.
     """
 
     features: int
@@ -174,10 +169,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     `path` may also be the name of a model that ships with the package.
 
-    Raises
-    ------
-    UserError
-        When the file is absent, damaged, or holds no tensors by name.
+    Raises a `UserError` when the file is absent, damaged, or holds no tensors by name.
     """
     file = existing(shipped_or(path), "the weights file or model folder")
     if file.is_dir():
@@ -209,10 +201,7 @@ def _new_name(name: str) -> str:
 def hub_weights(stock: str) -> dict[str, Tensor]:
     """Return timm's published weights of the model called `stock`, for one input channel.
 
-    Raises
-    ------
-    UserError
-        When neither the hub nor its cache on this machine has them.
+    Raises a `UserError` when neither the hub nor its cache on this machine has them.
     """
     import timm
     from huggingface_hub import constants
@@ -248,10 +237,7 @@ def start_from(model: OrientationModel, pretrained: bool | str) -> None:
 
     What does not fit (a head of another grid, a stage that is not there) keeps its start; the log says which.
 
-    Raises
-    ------
-    UserError
-        When the weights cannot be had, or none of them fits.
+    Raises a `UserError` when the weights cannot be had, or none of them fits.
     """
     backbone = getattr(model, "backbone", None)
     name = model.config.model.name

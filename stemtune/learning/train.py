@@ -34,21 +34,12 @@ BEST_BY = "val/disorientation_median_deg"
 def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict[str, float]:
     """Train a model and write the best epoch's model folder to `out`; return the metrics of that epoch.
 
-    Parameters
-    ----------
-    config
-        Every setting; `train.batch_size` is shared by all workers.
-    out
-        The model folder; a model that is there is replaced, a folder with anything else in it is refused. It appears
-        when training has ended well, and not before.
-    workers
-        Data-parallel processes on this machine: one GPU each where there are as many, else CPU processes that share the
-        cores.
+    `config`: every setting; `train.batch_size` is shared by all workers. `out`: the model folder; a model that is there
+    is replaced, a folder with anything else in it is refused. It appears when training has ended well, and not before.
+    `workers`: data-parallel processes on this machine: one GPU each where there are as many, else CPU processes that
+    share the cores.
 
-    Raises
-    ------
-    UserError
-        For settings or data that do not fit, an unwritable folder, or a diverged run (`Diverged`).
+    Raises a `UserError` for settings or data that do not fit, an unwritable folder, or a diverged run (`Diverged`).
     """
     target = replaceable_folder(out, (WEIGHTS, DESCRIPTION), "a model")
     with whole_folder(target) as part, tempfile.TemporaryDirectory(prefix="stemtune-train-") as scratch:

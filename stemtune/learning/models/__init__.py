@@ -33,21 +33,11 @@ MODELS: dict[str, Callable[[Config, Phase, Geometry], OrientationModel]] = {
 def build(config: Config, phase: Phase, geometry: Geometry, start: bool = True) -> OrientationModel:
     """Build the model that `config.model` names, with its weights at their start.
 
-    Parameters
-    ----------
-    config
-        Every setting; `train.seed` does not act here, the caller seeds torch.
-    phase
-        The crystal whose orientations are wanted.
-    geometry
-        Size and calibration of the patterns the model is made for.
-    start
-        False skips `model.pretrained`, for a model whose own weights are about to be loaded.
+    `config`: every setting; `train.seed` does not act here, the caller seeds torch. `phase`: the crystal whose
+    orientations are wanted. `geometry`: size and calibration of the patterns the model is made for. `start`: false
+    skips `model.pretrained`, for a model whose own weights are about to be loaded.
 
-    Raises
-    ------
-    UserError
-        For an unknown name, pretrained weights that cannot be had, or settings that no pattern fits.
+    Raises a `UserError` for an unknown name, pretrained weights that cannot be had, or settings that no pattern fits.
     """
     name = config.model.name
     if name not in BACKBONES and name not in MODELS:

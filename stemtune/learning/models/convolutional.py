@@ -74,10 +74,7 @@ class Cnn(Backbone):
 def block_counts(text: str, default: tuple[int, ...], stages: int) -> tuple[int, ...]:
     """Read `model.depths`, "2-2-4-2" for instance; an empty text is the default.
 
-    Raises
-    ------
-    UserError
-        When the text is not that many positive whole numbers.
+    Raises a `UserError` when the text is not that many positive whole numbers.
     """
     if not text:
         return default

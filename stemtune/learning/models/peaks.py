@@ -83,15 +83,10 @@ class Peaks(nn.Module):
     ) -> Maxima:
         """Return the `n` best orientations among shortlisted directions, ranked by their refined scores.
 
-        Parameters
-        ----------
-        direction_BT, rows_BTA
-            The directions and their scores at all in-plane angles.
-        spectrum_of
-            Maps directions (B, N) to the angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum
-            of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
-        n, rivals
-            Number of orientations; and of scores, where that is more than `n` (0 means `RIVALS`).
+        `direction_BT`, `rows_BTA`: the directions and their scores at all in-plane angles. `spectrum_of`: maps
+        directions (B, N) to the angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum of
+        `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`. `n`, `rivals`: number of
+        orientations; and of scores, where that is more than `n` (0 means `RIVALS`).
         """
         is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
         score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)

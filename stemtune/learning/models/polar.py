@@ -86,10 +86,7 @@ class Polar(OrientationModel):
     learned, the filters as angular spectra. Candidates are the tops of parabolas through the logits, as in `matched`,
     unless `head.residual` is false; soft labels are Gaussians, whose logarithm is such a parabola around the truth.
 
-    Attributes
-    ----------
-    view, grid
-        The polar view and the cells that have a logit.
+    `view`, `grid`: the polar view and the cells that have a logit.
     """
 
     to_frequency: Tensor

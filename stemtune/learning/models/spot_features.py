@@ -63,18 +63,12 @@ class SpotFeatures(NamedTuple):
 class SpotReader(nn.Module):
     """Predicts the spots of orientations and reads the pattern at their places.
 
-    Parameters
-    ----------
-    phase, geometry
-        The crystal and the calibration of the patterns.
-    spots, reach
-        How many spots of each orientation are looked at, those with the largest U_g / (|s_g| + 0.003 1/Å); and their
-        outer radius in half widths of the pattern.
+    `phase`, `geometry`: the crystal and the calibration of the patterns. `spots`, `reach`: how many spots of each
+    orientation are looked at, those with the largest U_g / (|s_g| + 0.003 1/Å); and their outer radius in half widths
+    of the pattern.
 
-    Attributes
-    ----------
-    g, coupling
-        (R, 3) reciprocal vectors in the crystal frame in 1/Å, and (R,) half the inverse extinction distances in 1/Å.
+    `g`, `coupling`: (R, 3) reciprocal vectors in the crystal frame in 1/Å, and (R,) half the inverse extinction
+    distances in 1/Å.
     """
 
     g: Tensor
