@@ -48,19 +48,11 @@ class Reflections(NamedTuple):
 class Phase:
     """One crystal structure; equal to another if their CIF text is.
 
-    Attributes
-    ----------
-    name, space_group
-        Formula or name, for people; number in the International Tables.
-    symmetry
-        Of its diffraction, from the symmetry operations of the CIF, so that unusual settings count as they stand.
-    lattice
-        Å and degrees.
-    elements, fractional, occupancy, u_iso
-        M chemical symbols, one for each atom of the whole cell; their positions (M, 3), occupancies (M,) and mean
-        square displacements (M,) in Å², float64; anisotropic ones count with their mean.
-    cif
-        The text it was made from.
+    `name` is a formula or a name, for people; `space_group` the number in the International Tables; `symmetry` that of
+    its diffraction, from the symmetry operations of the CIF, so that unusual settings count as they stand. Of each of M
+    atoms of the whole cell there are the chemical symbol, the position `fractional` (M, 3), the occupancy (M,) and the
+    mean square displacement `u_iso` (M,) in Å², float64; anisotropic ones count with their mean. `cif` is the text that
+    it was made from.
     """
 
     name: str = field(compare=False)

@@ -152,9 +152,8 @@ def from_six_d(x: Tensor) -> Tensor:
 def mean(q: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean rotation (..., 4) of `q` (..., n, 4), blind to the sign of each quaternion.
 
-    Symmetry is not considered: see `symmetry.mean_orientation`.
-
-    Source: F. L. Markley et al., J. Guid. Control Dyn. 30 (2007) 1193.
+    Symmetry is not considered: see `symmetry.mean_orientation`. Source: F. L. Markley et al., J. Guid. Control Dyn. 30
+    (2007) 1193.
     """
     weighted = q if weight is None else q * weight[..., None]
     return mean_of_outer(q.transpose(-1, -2) @ weighted)

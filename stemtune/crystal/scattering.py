@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import runpy
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,12 +27,7 @@ def _table() -> dict[str, Any]:
     if package is None or not package.submodule_search_locations:
         raise ImportError("diffsims is not installed")
     path = Path(package.submodule_search_locations[0]) / "utils" / "lobato_scattering_params.py"
-    spec = importlib.util.spec_from_file_location("_stemtune_lobato_table", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"diffsims has no table at {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return dict(module.ATOMIC_SCATTERING_PARAMS_LOBATO)
+    return dict(runpy.run_path(str(path))["ATOMIC_SCATTERING_PARAMS_LOBATO"])
 
 
 def is_known(element: str) -> bool:

@@ -118,14 +118,9 @@ class Geometry:
 SAME_SCALE = 0.002
 """Relative difference of two scales below which patterns are taken as they are (an eighth of a pixel at 64 px)."""
 
-SAME_CENTRE_PX = 0.1
-"""Difference of two centres, in pixels, below which patterns are taken as they are."""
-
-SAME_KV = 0.01
-"""Relative difference of two voltages below which nothing is said."""
-
-_MIN_REACH = 0.5
-_FULL_REACH = 0.95
+SAME_CENTRE_PX = 0.1  # difference of two centres, in pixels, below which patterns are taken as they are
+SAME_KV = 0.01  # relative difference of two voltages below which nothing is said
+_MIN_REACH, _FULL_REACH = 0.5, 0.95
 
 
 class Resampling:
@@ -134,8 +129,8 @@ class Resampling:
     Bilinear interpolation; where the target's pixels are larger, as many whole source pixels as fit are averaged first.
     What lies outside of the source is 0. Intensities are per source pixel, which every model normalises.
 
-    `needed`: false when the calibrations agree and patterns pass through unchanged. `notes`: what the user ought to
-    know about the match, one sentence each.
+    It is not `needed` when the calibrations agree: patterns then pass through unchanged. `notes` are what the user
+    ought to know about the match, one sentence each.
 
     Raises a `UserError` when the source reaches less than half as far (1/Å) as the target.
     """

@@ -81,23 +81,12 @@ class _ExcitedReflections(NamedTuple):
 class KinematicSimulator:
     """Simulates patterns of one phase, batched, on any torch device.
 
+    The geometry takes precedence over `simulate`, which has the ranges of everything else. Of the reflections that can
+    reach the detector, forbidden ones left out, `hkl` (N, 3) are the Miller indices, `g` (N, 3) the reciprocal vectors
+    in the crystal frame in 1/Å, and `strength` (N,) is |F|², float64.
+
     Raises a `UserError` for settings out of range, when no reflection falls on the detector, and for more than the
     memory holds.
-
-    Parameters
-    ----------
-    phase, geometry
-        The crystal; size, scale, voltage and centre of the patterns, which take precedence over those in `simulate`.
-    simulate
-        Ranges of everything else.
-    device
-        Where the work is done.
-
-    Attributes
-    ----------
-    hkl, g, strength
-        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out; their reciprocal
-        vectors (N, 3) in the crystal frame, 1/Å, and |F|² (N,), float64.
     """
 
     def __init__(
@@ -124,12 +113,8 @@ class KinematicSimulator:
         box = math.prod(2 * int(reach * edge) + 1 for edge in self.phase.lattice[:3])
         number = 4 / 3 * math.pi * reach**3 * self.phase.volume
         chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
-        check_memory(
-            f"the reflections within {reach:.3g} 1/Å",
-            64 * box + 16 * chunk * number,
-            "lower `simulate.scale` or `simulate.size`",
-            self.device,
-        )
+        needed, lower = 64 * box + 16 * chunk * number, "lower `simulate.scale` or `simulate.size`"
+        check_memory(f"the reflections within {reach:.3g} 1/Å", needed, lower, self.device)
 
     def spots(
         self,

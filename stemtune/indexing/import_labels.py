@@ -27,10 +27,9 @@ def label_from_map(
 ) -> dict[str, Any]:
     """Label the patterns of a store with the orientations of a map; what the map leaves open goes to stderr.
 
-    `store`, `out`: the store, a scan; and the labelled one, which by default takes its place. `source`: the map:
-    `.ang`, `.ctf` or `.h5`, see `crystal_map.io.read_map`. `cifs`: the crystals, as `crystal.phase.phase_from` takes
-    them; without any, those of the store. Each phase that the map uses has to be one of them. `frame`: the frame of the
-    map, a key of `crystal_map.frames.FRAMES`, or "auto".
+    The labelled store `out` by default takes the place of the store, a scan. The map `source` is one that
+    `crystal_map.io.read_map` reads, in a `frame` of `crystal_map.frames.FRAMES` or "auto". Each phase that it uses has
+    to be one of the `cifs`, as `crystal.phase.phase_from` takes them; without any, of the store's.
 
     The result holds `store`, `patterns`, `indexed`, `frame`, `program`.
 

@@ -75,11 +75,9 @@ def predict_map(
 ) -> MapPrediction:
     """Return the orientation map of the scan in `store`; notes for the user go to stderr as soon as they are known.
 
-    `store`: the store, of two patterns at least. One that is no scan becomes a map of one row, in the order of the
-    store. `models`: one for each phase, see `indexing.phase_choice`. `batch`, `alternatives`, `device`, `refine`: as
-    `indexing.predictor.Predictor`. `spread`: what works on the batches, instead of this process; it needs `folders`.
-    `folders`: the folders of the models, in their order; named in the map's `attrs`. `earlier`: predictions that were
-    made before. `facts`: further entries of the map's `attrs`.
+    The store has at least two patterns; one that is no scan becomes a map of one row, in the order of the store. The
+    models are one for each phase, see `indexing.phase_choice`; their `folders`, named in the map's `attrs`, are needed
+    for a `spread` that works on the batches instead of this process. `facts` are further entries of `attrs`.
 
     Raises a `UserError` for a store of one pattern, for two models of one phase, and when the patterns do not reach far
     enough.
@@ -91,9 +89,8 @@ def predict_map(
     predictors = [Predictor(model, store, batch, alternatives, device, refine) for model in models]
     notes = list(dict.fromkeys(note for predictor in predictors for note in predictor.notes))
     _print_notes(notes)
-    timed = []
-    for number, predictor in enumerate(predictors):
-        timed.append(_timed(predictor, folders[number] if folders else "", spread, earlier))
+    places = folders or [""] * len(models)
+    timed = [_timed(each, folder, spread, earlier) for each, folder in zip(predictors, places, strict=True)]
     choice = choose([predictions for predictions, _ in timed])
     geometry_fit = fit_geometry(choice.predictions, store.geometry)
     _print_notes(geometry_fit.notes)
@@ -244,14 +241,11 @@ def is_store(path: Path) -> bool:
         return path.suffix == ".h5"
 
 
-MIN_PATTERNS = 30
-"""Indexed patterns below which nothing is said about the calibration."""
-
+MIN_PATTERNS = 30  # indexed patterns below which nothing is said about the calibration
 MIN_SCALE_ERROR, MIN_CENTRE_ERROR_PX = 0.004, 0.5
 """Smallest error of the scale (relative) and of the centre that a note is made of."""
 
-MIN_SAME_SIDE = 0.8
-"""Share of the patterns that must see the error on the same side."""
+MIN_SAME_SIDE = 0.8  # share of the patterns that must see the error on the same side
 
 
 class GeometryFit(NamedTuple):

@@ -41,9 +41,8 @@ def label_by_model(
 ) -> dict[str, Any]:
     """Label the patterns of a store by what a model predicts with confidence.
 
-    `store`: the store, of any calibration that the model's can be resampled from. `model_folder`: the model. `out`: the
-    labelled store; left out, it takes the place of `store`. `min_confidence`: candidates with a lower confidence are no
-    labels. `refine`, `batch`, `device`, `spread`: as in `indexing.predict.predict_map`.
+    The store has any calibration that the model's can be resampled from; left out, `out`, the labelled store, takes its
+    place. `refine`, `batch`, `device` and `spread` are as in `indexing.predict.predict_map`.
 
     The result holds `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The
     scores kept are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, and `answered`, the
@@ -63,11 +62,9 @@ def label_by_model(
     confidence = predictions.confidence[:, 0]
     kept = predictions.indexed & (confidence >= min_confidence)
     if not kept.any():
-        seen = (
-            f"{confidence[predictions.indexed].max():.4f}"
-            if predictions.indexed.any()
-            else "none, for nothing is indexed"
-        )
+        seen = "none, for nothing is indexed"
+        if predictions.indexed.any():
+            seen = f"{confidence[predictions.indexed].max():.4f}"
         raise UserError(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"

@@ -17,7 +17,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 BINS = 15
-
 _LEAST = 1e-4  # confidences nearer to 0 and 1 than this count as this, so that one pattern cannot decide the fit
 _SPREAD = 2.0  # standard deviation of the parameters before a pattern has been seen
 

@@ -61,8 +61,7 @@ def canonical_euler_deg(orientation: Tensor, symmetry: Symmetry) -> Tensor:
     return euler_BS3[torch.arange(len(best_B), device=best_B.device), best_B]
 
 
-EMBEDDING = 64
-RANK = 64
+EMBEDDING, RANK = 64, 64
 
 
 class GridReadout(nn.Module):
@@ -150,11 +149,9 @@ class GridHead(nn.Module):
         return output
 
     def loss(self, output: dict[str, Tensor], orientation: Tensor) -> Tensor:
-        """Return the loss of `GridReadout`."""
         return self.readout.loss(output, orientation)
 
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the candidates of `GridReadout`."""
         return self.readout.candidates(output, n)
 
 
@@ -198,11 +195,9 @@ class SingleHead(nn.Module):
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the one orientation this head has; further candidates are NaN with confidence 0."""
         best_B4 = reduce_to_fundamental_zone(self.orientation(output["numbers"].float()), self.symmetry)
-        orientation = best_B4.new_full((len(best_B4), n, 4), math.nan)
-        confidence = best_B4.new_zeros((len(best_B4), n))
-        orientation[:, 0] = best_B4
-        confidence[:, 0] = output["hit"].float().sigmoid()
-        return Candidates(orientation, confidence)
+        confidence_B1 = output["hit"].float().sigmoid()[:, None]
+        orientation = functional.pad(best_B4[:, None], (0, 0, 0, n - 1), value=math.nan)
+        return Candidates(orientation, functional.pad(confidence_B1, (0, n - 1)))
 
 
 class QuaternionHead(SingleHead):
@@ -211,7 +206,6 @@ class QuaternionHead(SingleHead):
     numbers = 4
 
     def orientation(self, numbers: Tensor) -> Tensor:
-        """Return the unit quaternions (B, 4) of four raw numbers."""
         return normalise(numbers)
 
 
@@ -224,7 +218,6 @@ class SixDHead(SingleHead):
     numbers = 6
 
     def orientation(self, numbers: Tensor) -> Tensor:
-        """Return the unit quaternions (B, 4) of six raw numbers."""
         return from_six_d(numbers)
 
 
@@ -250,7 +243,6 @@ class EulerHead(SingleHead):
         return numbers.clamp(0.0, 1.0) if self.clamp else numbers
 
     def orientation(self, numbers: Tensor) -> Tensor:
-        """Return the unit quaternions (B, 4) of three raw numbers."""
         return from_euler_deg(self.fractions(numbers) * self.ranges)
 
     def error(self, numbers: Tensor, truth: Tensor) -> Tensor:
@@ -265,8 +257,6 @@ def make_head(config: HeadConfig, symmetry: Symmetry, features: int) -> nn.Modul
         return GridHead(Grid(symmetry, config.step), features, config.softness, config.residual)
     if config.name == "mixture":
         return MixtureHead(features, symmetry, config.components)
-    if config.name == "sixd":
-        return SixDHead(features, symmetry)
-    if config.name == "quaternion":
-        return QuaternionHead(features, symmetry)
-    return EulerHead(features, symmetry, config.clamp)
+    if config.name == "euler":
+        return EulerHead(features, symmetry, config.clamp)
+    return {"sixd": SixDHead, "quaternion": QuaternionHead}[config.name](features, symmetry)

@@ -29,21 +29,15 @@ from stemtune.learning.calibration import Calibration
 
 Output = Tensor | dict[str, Tensor]
 
-DIFFERENT_DEG = 5.0
-"""Two candidates count as different when their disorientation is larger than this angle, in degrees."""
+DIFFERENT_DEG = 5.0  # two candidates count as different when their disorientation is larger than this angle, in degrees
 
 
 class Candidates(NamedTuple):
     """The best orientations of each pattern, best first.
 
-    Attributes
-    ----------
-    orientation
-        (B, n, 4) float32 unit quaternions, lab-to-crystal, scalar first, reduced to the fundamental zone.
-        Candidates of one pattern are more than 5 degrees apart modulo the crystal's symmetry; where a model has
-        fewer than n different ones to offer, the rest are NaN.
-    confidence
-        (B, n) float32 in [0, 1]; 0 where the candidate is NaN.
+    `orientation` (B, n, 4) float32 are unit quaternions, lab-to-crystal, scalar first, reduced to the fundamental zone,
+    more than 5 degrees apart modulo the crystal's symmetry; where a model has fewer than n different ones to offer, the
+    rest are NaN. `confidence` (B, n) float32 is in [0, 1], and 0 where the candidate is NaN.
     """
 
     orientation: Tensor
@@ -57,16 +51,10 @@ class OrientationModel(nn.Module):
     it. A subclass defines `forward`, `loss` and `candidates`. The model reads the settings `model`, `head` and
     `data.gamma`; `geometry` is that of the patterns it is made for.
 
-    Attributes
-    ----------
-    trainable
-        False for a model that has nothing to learn; the epoch loop then evaluates it once.
-    spread_deg
-        How far off its right candidates are, in degrees about each axis; refinement looks that far around them.
-    input_size
-        Width and height of the pattern after preparation, in pixels.
-    calibration
-        Makes the model's own confidence a probability; `learning.inference` applies it, `candidates` does not.
+    A model that has nothing to learn is not `trainable`; the epoch loop then evaluates it once. `spread_deg` says how
+    far off its right candidates are, in degrees about each axis: refinement looks that far around them. `input_size` is
+    the width and height of the pattern after preparation, in pixels. `calibration` makes the model's own confidence a
+    probability; `learning.inference` applies it, `candidates` does not.
     """
 
     trainable: bool = True
@@ -113,9 +101,8 @@ class OrientationModel(nn.Module):
 class Backbone(nn.Module):
     """A feature extractor (B, 1, S, S) -> (B, `features`), the base class of all backbones.
 
-    `features`: length F of the feature vector. `stock`: the timm name whose published weights it can start from; empty
-    when there are none. `inner`: name of the submodule that those weights belong to; empty when that is the backbone
-    itself.
+    `stock` is the timm name whose published weights it can start from, empty when there are none; `inner` the name of
+    the submodule that those weights belong to, empty when that is the backbone itself.
     """
 
     features: int
@@ -137,7 +124,6 @@ class Network(OrientationModel):
         self.head = head
 
     def forward(self, patterns: Tensor) -> Output:
-        """Return the head's raw output for (B, H, W) patterns."""
         x_B1SS = self.prepare(patterns)
         if self.config.train.channels_last:
             x_B1SS = x_B1SS.contiguous(memory_format=torch.channels_last)
@@ -145,21 +131,17 @@ class Network(OrientationModel):
         return output
 
     def loss(self, output: Any, orientation: Tensor) -> Tensor:
-        """Return the head's loss against (B, 4) true orientations."""
         loss: Tensor = self.head.loss(output, orientation)  # type: ignore[operator]
         return loss
 
     def candidates(self, output: Any, n: int = 1) -> Candidates:
-        """Return the head's `n` best different orientations."""
         candidates: Candidates = self.head.candidates(output, n)  # type: ignore[operator]
         return candidates
 
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-"""Name of the weights inside a model folder."""
-
+WEIGHTS = "model.safetensors"  # name of the weights inside a model folder
 _OLD_NAMES = (("judges.", "rerankers."), (".mend.", ".correction."))
 """Parts of weights' names up to version 0.1, and what they are called now."""
 
@@ -184,9 +166,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(read, dict) and isinstance(read.get(key), dict):
             read = read[key]
-    if not isinstance(read, dict):
-        raise UserError(f"'{file}' holds no weights by name")
-    tensors = {str(name): value for name, value in read.items() if isinstance(value, Tensor)}
+    named = read.items() if isinstance(read, dict) else ()
+    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"'{file}' holds no weights by name")
     return tensors
@@ -256,16 +237,10 @@ def start_from(model: OrientationModel, pretrained: bool | str) -> None:
     if not any(not key.startswith("head.") for key in loaded):
         raise UserError(f"nothing in {source} fits the model '{name}' (`model.pretrained`)")
     model.load_state_dict(fitting, strict=False)
-    fresh, unused = sorted(learned - loaded), sorted(set(weights) - set(fitting))
+    fresh, unused = learned - loaded, set(weights) - set(fitting)
     if fresh or unused:
-        log.warning(
-            "%d of %d weights start from %s; new: %s; not used: %s",
-            len(loaded),
-            len(learned),
-            source,
-            _shown(fresh),
-            _shown(unused),
-        )
+        facts = len(loaded), len(learned), source, _shown(fresh), _shown(unused)
+        log.warning("%d of %d weights start from %s; new: %s; not used: %s", *facts)
 
 
 def _placed(weights: dict[str, Tensor], model: OrientationModel, backbone: Backbone) -> dict[str, Tensor]:
@@ -279,8 +254,8 @@ def _placed(weights: dict[str, Tensor], model: OrientationModel, backbone: Backb
     return {**{inner + key: value for key, value in backbone.convert(mine).items()}, **other}
 
 
-def _shown(names: list[str]) -> str:
+def _shown(names: set[str]) -> str:
     """Return a few module names that stand for many weights."""
-    modules = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
+    modules = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in sorted(names)))
     more = f" and {len(modules) - 6} more" if len(modules) > 6 else ""
     return (", ".join(modules[:6]) + more) or "none"

@@ -97,7 +97,7 @@ def test_dynamical_mixtures_are_read_and_single_crystals_left_single() -> None:
     further.weight[several:] = torch.tensor([1.0, 0.0, 0.0])
     patterns = overlap.patterns(simulator_for(linio2(), geometry, settings), truth, further, generator)
     model = load_model(shipped_or("linio2"))
-    found = OverlapFinder(model, Indexer(model, geometry).proposals).find(patterns)
+    found = OverlapFinder(model, Indexer(model, geometry).forward_only).find(patterns)
 
     def near(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return disorientation_deg(a.double(), b, linio2().symmetry) < 5

@@ -22,20 +22,16 @@ from stemtune.learning.models.swin import Swin
 BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": Cnn, "densenet": DenseNet, "swin": Swin}
 """Feature extractors that any head can sit on: (settings, pattern size in pixels) -> backbone."""
 
-MODELS: dict[str, Callable[[Config, Phase, Geometry], OrientationModel]] = {
-    "matched": Matched,
-    "polar": Polar,
-    "rerank": Rerank,
-}
+Maker = Callable[[Config, Phase, Geometry], OrientationModel]
+MODELS: dict[str, Maker] = {"matched": Matched, "polar": Polar, "rerank": Rerank}
 """Whole models that bring their own head."""
 
 
 def build(config: Config, phase: Phase, geometry: Geometry, start: bool = True) -> OrientationModel:
     """Build the model that `config.model` names, with its weights at their start.
 
-    `config`: every setting; `train.seed` does not act here, the caller seeds torch. `phase`: the crystal whose
-    orientations are wanted. `geometry`: size and calibration of the patterns the model is made for. `start`: false
-    skips `model.pretrained`, for a model whose own weights are about to be loaded.
+    `train.seed` does not act here, the caller seeds torch. Without `start` `model.pretrained` is skipped, for a model
+    whose own weights are about to be loaded.
 
     Raises a `UserError` for an unknown name, pretrained weights that cannot be had, or settings that no pattern fits.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,15 +12,12 @@ from stemtune.config import ModelConfig
 from stemtune.errors import UserError
 from stemtune.learning.model import Backbone
 
-FEATURES = 256
-WIDTH = 24
-DEPTH = 4
-READOUT = 4
+FEATURES, WIDTH, DEPTH, READOUT = 256, 24, 4, 4
 
 
 def groups(channels: int) -> int:
     """Return the number of groups for group normalisation: the largest of 8, 4, 2, 1 that divides `channels`."""
-    return next(count for count in (8, 4, 2, 1) if channels % count == 0)
+    return math.gcd(channels, 8)
 
 
 class Block(nn.Module):
@@ -103,13 +101,8 @@ class DenseNet(Backbone):
             raise UserError(f"densenet halves a pattern five times, so {size} px is too small; set model.input_size")
         if config.width % 2:
             raise UserError(f"`model.width` is {config.width}, but must be even for densenet")
-        net: Any = timm.create_model(
-            self.stock,
-            in_chans=1,
-            num_classes=0,
-            growth_rate=(config.width or 64) // 2,
-            block_config=block_counts(config.depths, (6, 12, 24, 16), 4),
-        )
+        blocks, growth = block_counts(config.depths, (6, 12, 24, 16), 4), (config.width or 64) // 2
+        net: Any = timm.create_model(self.stock, in_chans=1, num_classes=0, growth_rate=growth, block_config=blocks)
         self.net = net
         self.features = int(net.num_features)
 
