@@ -29,8 +29,7 @@ DEFAULT_U_ISO = 0.005
 """Mean square displacement in Å² of atoms for which the CIF gives none, or gives 0: B = 8 pi² U = 0.39 Å², typical
 of oxides and metals at room temperature."""
 
-_ABSENT = 1e-4
-"""Reflections with |F| below this part of the strongest count as absent; the rest is rounding of coordinates."""
+_ABSENT = 1e-4  # reflections with |F| below this part of the strongest count as absent: it is rounding of coordinates
 
 
 class Reflections(NamedTuple):

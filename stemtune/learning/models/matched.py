@@ -30,9 +30,7 @@ from stemtune.learning.models.polar_templates import PolarView, polar_grid, temp
 
 GRID_STEP = 2.0  # spacing of beam directions in degrees where `model.grid_step` is 0
 COARSE = 0.36  # frequencies of the first stage, as a part of the number of in-plane angles; 0.5 would be all of them
-SHARPNESS = 0.01
-"""Difference of correlation at which one candidate is e times as likely as another; found on simulated patterns."""
-
+SHARPNESS = 0.01  # difference of correlation at which a candidate is e times as likely; from simulated patterns
 NCC_WITHOUT_CRYSTAL, NCC_OF_CRYSTAL = 0.12, 0.24
 """Correlations at which the confidence in the best candidate is 0, and no longer lowered."""
 

@@ -28,12 +28,8 @@ from stemtune.learning.models.polar_templates import PolarView, polar_grid, temp
 
 GRID_STEP = 3.0  # spacing of beam directions in degrees where `model.grid_step` is 0
 WIDTH, DEPTH = 8, 3  # channels and convolutions of the cleaning layers where `model.width` and `model.depth` are 0
-SHARPNESS = 0.02
-"""Difference of correlation that starts as one unit of logit; `matched` shares out its confidence likewise."""
-
-TEMPLATE_SIZE = 10.0
-"""Root mean square of the filters that start as templates: the larger, the less a step of AdamW changes them."""
-
+SHARPNESS = 0.02  # difference of correlation that starts as one unit of logit; `matched` shares confidence likewise
+TEMPLATE_SIZE = 10.0  # root mean square of filters that start as templates: the larger, the less AdamW changes them
 FREQUENCIES = 0.35  # angular frequencies kept, as a part of the number of in-plane angles; 0.5 would be all of them
 
 
