@@ -43,7 +43,7 @@ def simulate(
     cif
         The crystal: a CIF file, or "linio2", which ships with stemtune.
     out
-        The store to write (HDF5). An unfinished one of the same settings is gone on with.
+        The store to write (HDF5). An unfinished one of the same settings is resumed.
     patterns
         How many, at uniformly random orientations.
     scan
@@ -141,7 +141,7 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
 
 
 def ingest(scan: Place, out: Place, **calibration: Any) -> Store:
-    """Turn a measured scan into a store: mended, calibrated, centred.
+    """Turn a measured scan into a store: corrected, calibrated, centred.
 
     Parameters
     ----------

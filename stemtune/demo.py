@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 
 from stemtune._files import writable_folder
@@ -21,45 +22,14 @@ Command = Callable[[Sequence[str]], int]
 
 MARK = ".stemtune-demo"
 
-SPACE = """\
-about: Which model reads LiNiO2 patterns best after a few minutes on two cores?
-metric: val/disorientation_median_deg
-mode: min
-budget: {trials: 5, epochs: 5, grace_epochs: 2, reduction: 2}
-resources: {workers: 1, cpus_per_worker: 1}
-fixed:
-  data.store: train.h5
-  train.batch_size: 32
-search:
-  optim.lr: {log: [1.0e-3, 5.0e-3]}
-  optim.lr_decay: {uniform: [0.8, 0.98]}
-  model.name:
-    one_of:
-      cnn: {model.kernel_size: [3, 5], model.input_size: [64]}
-      polar: {model.start: [matched, random]}
-first:
-  - {model.name: matched}
-  - {model.name: polar, model.start: matched, optim.lr: 1.0e-3}
-  - {model.name: cnn, model.kernel_size: 3, model.input_size: 64, optim.lr: 3.0e-3}
-"""
-
 MICROSCOPE = "--kv 200 --scale 0.025 --size 128 --thickness 20:80 --precession 0.5 --dose 3000 --centre-error 0.5"
 
 
 def run(out: Path, command: Command) -> None:
     """Run the demonstration in the folder `out`, which an earlier demonstration may have used.
 
-    Parameters
-    ----------
-    out
-        Folder for everything it makes.
-    command
-        What runs a `stemtune` command line, given as words, and returns its exit code.
-
-    Raises
-    ------
-    UserError
-        If `out` holds files that no demonstration made, or a step fails.
+    `command` runs a `stemtune` command line, given as words, and returns its exit code. A `UserError` says that `out`
+    holds files that no demonstration made, or that a step failed.
     """
     out = _fresh(out)
     started = time.monotonic()
@@ -86,7 +56,7 @@ def _fresh(out: Path) -> Path:
 
 
 def _steps(command: Command, started: float) -> None:
-    Path("space.yaml").write_text(SPACE)
+    Path("space.yaml").write_text(resources.files("stemtune").joinpath("demo.yaml").read_text())
     _step(command, f"simulate linio2 --out train.h5 --patterns 6000 --seed 1 {MICROSCOPE}", started)
     _step(command, f"simulate linio2 --out scan.h5 --scan 30,40 --grains 10 --seed 2 {MICROSCOPE}", started)
     _step(command, "sweep space.yaml --local --name demo", started)
@@ -107,12 +77,7 @@ def _step(command: Command, line: str, started: float) -> None:
 def step(command: Command, line: str, of: str, mark: str = "") -> None:
     """Print a `stemtune` command line and run it as one step of a longer run.
 
-    Raises
-    ------
-    UserError
-        When it fails.
-    SystemExit
-        When it was interrupted, which it has said.
+    That it failed is a `UserError`; that it was interrupted, which it has said, a `SystemExit`.
     """
     print(f"\n{mark}$ stemtune {line}", flush=True)
     code = command(shlex.split(line))

@@ -53,18 +53,9 @@ class Relation:
 class Boundaries:
     """The edges between pixels of different grains, m of them.
 
-    Attributes
-    ----------
-    first, second
-        Pixels (m,) on both sides: flat indices, the second right of or below the first.
-    angle_deg
-        Disorientation (m,); infinity between two phases.
-    kind
-        Index (m,) into `names`.
-    names
-        Low angle, high angle, phase boundary, and the special relations.
-    length
-        Length (m,) in nm; in pixels where the map's step is not known.
+    `first`, `second` (m,) flat indices of the pixels on both sides, the second right of or below the first; `angle_deg`
+    (m,) disorientation, infinity between two phases; `kind` (m,) index into `names`: low angle, high angle, phase
+    boundary and the special relations; `length` (m,) in nm, in pixels where the map's step is not known.
     """
 
     first: npt.NDArray[np.intp]
@@ -129,10 +120,7 @@ def twin(text: str, phase: Phase, tolerance_deg: float) -> Relation:
     The axis is a lattice direction [u v w] ([u v t w] in a hexagonal cell), or a plane's normal (h k l), (h k i l).
     Examples: `60,[0 0 1]`, `180,(1 1 -2 1)`, `86.3,[1 1 -2 0],3`.
 
-    Raises
-    ------
-    UserError
-        When it cannot be read.
+    Raises `UserError` when it cannot be read.
     """
     match = _TWIN.match(text)
     numbers = match and [part for part in re.split(r"[,\s]+", match[3]) if part]

@@ -87,10 +87,7 @@ def cleaned(orientation_map: OrientationMap, settings: CleanConfig) -> Orientati
 def undone(orientation_map: OrientationMap) -> OrientationMap:
     """Return the map as it was before `cleaned`.
 
-    Raises
-    ------
-    UserError
-        When it has not been cleaned.
+    Raises `UserError` when it has not been cleaned.
     """
     if CHANGED not in orientation_map.layers:
         raise UserError("the map has not been cleaned, so there is nothing to undo")

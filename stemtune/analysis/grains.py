@@ -44,25 +44,12 @@ _OUTER = [(i, j) for i in range(4) for j in range(i, 4)]
 
 @dataclass(frozen=True)
 class GrainTable:
-    """One entry per grain; grain number k is at index k.
+    """One entry per grain; grain number k is at index k of every column.
 
-    Attributes
-    ----------
-    phase
-        Index of the grain's phase (k,).
-    pixels, area, diameter
-        Size (k,) in pixels; area in nm², and the diameter in nm of the disc of that area. In px² and px where the
-        map's step is not known.
-    row, column
-        Scan position (k,) of the centre of mass.
-    orientation
-        Mean orientation (k, 4) in the fundamental zone, lab-to-crystal.
-    spread_deg
-        Grain orientation spread (GOS): mean disorientation (k,) of the grain's pixels from its mean orientation.
-    confidence
-        Mean confidence (k,).
-    at_edge
-        Whether the grain touches the edge of the map (k,), so that its size is only a part of it.
+    `phase` (k,) index of the grain's phase; `pixels`, `area` in nm² and `diameter` in nm of the disc of that area, px²
+    and px where the map's step is not known; `row`, `column` of the centre of mass; `orientation` (k, 4), the mean in
+    the fundamental zone, lab-to-crystal; `spread_deg`, the grain orientation spread (GOS), mean disorientation of its
+    pixels from that mean; `confidence`, the mean; `at_edge`, whether the edge of the map cuts the grain.
     """
 
     phase: npt.NDArray[np.int16]
@@ -94,16 +81,10 @@ class GrainTable:
 class Grains:
     """The grains of a map of n pixels.
 
-    Attributes
-    ----------
-    number
-        Grain (n,) of each pixel, from 0, in the order in which they appear row by row; -1 for none.
-    table
-        What each grain is like.
-    kam_deg
-        Kernel average misorientation (n,): mean disorientation from the neighbours; NaN where there is none.
-    grod_deg
-        Grain reference orientation deviation (n,): disorientation from the grain's mean; NaN outside of grains.
+    `number` (n,) grain of each pixel, from 0, in the order in which they appear row by row, -1 for none; `table`, what
+    each is like; `kam_deg` (n,) kernel average misorientation, mean disorientation from the neighbours, NaN where there
+    is none; `grod_deg` (n,) grain reference orientation deviation, disorientation from the grain's mean, NaN outside of
+    grains.
     """
 
     number: npt.NDArray[np.int32]
@@ -231,11 +212,7 @@ def mean_orientations(g: torch.Tensor, member: Pixels, count: int, symmetry: Sym
 
     As `crystal.symmetry.mean_orientation`, for many groups at once: each orientation is replaced by its equivalent
     nearest to a running mean, which starts at the group's first, and the mean is the eigenvector of the sum of outer
-    products.
-
-    References
-    ----------
-    F. L. Markley et al., J. Guid. Control Dyn. 30 (2007) 1193.
+    products (F. L. Markley et al., J. Guid. Control Dyn. 30, 2007, 1193).
     """
     first = np.full(count, len(member))
     np.minimum.at(first, member, np.arange(len(member)))

@@ -57,30 +57,28 @@ def simulate(parser: Parser) -> Command:
 
         print(describe(options.out))
 
-    parser.add_argument(
+    parser.option(
         "cif",
-        metavar="CIF",
-        help="the phase: a CIF file, or `linio2`, which ships with stemtune; atoms without displacement parameters"
+        "the phase: a CIF file, or `linio2`, which ships with stemtune; atoms without displacement parameters"
         " (Debye-Waller factors) get a mean square of 0.005 Å²",
+        "CIF",
     )
-    parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
-    parser.add_argument("--patterns", type=positive, default=10_000, metavar="N", help="how many; default 10000")
-    parser.add_argument("--scan", metavar="NY,NX", help="instead a scan of a polycrystal with known truth")
-    parser.add_argument("--grains", type=positive, default=12, metavar="N", help="grains of --scan; default 12")
-    parser.add_argument("--seed", type=seed, default=0, help="same seed, same patterns; default 0")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes on a CPU; default 1")
+    parser.option("--out", "the store to write", "STORE", required=True)
+    parser.option("--patterns", "how many; default 10000", "N", type=positive, default=10_000)
+    parser.option("--scan", "instead a scan of a polycrystal with known truth", "NY,NX")
+    parser.option("--grains", "grains of --scan; default 12", "N", type=positive, default=12)
+    parser.option("--seed", "same seed, same patterns; default 0", type=seed, default=0)
+    parser.option("--workers", "processes on a CPU; default 1", "N", type=positive, default=1)
     ray_option(parser)
-    parser.add_argument("--dynamical", action="store_true", help="Bloch waves; the same as --physics bloch")
-    parser.add_argument(
+    parser.flag("--dynamical", "Bloch waves; the same as --physics bloch")
+    parser.option(
         "--device",
+        "where to simulate; default auto, a GPU if there is one (its random numbers are its own), with --ray CPUs",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="where to simulate; default auto, a GPU if there is one (its random numbers are its own), with --ray CPUs",
     )
-    parser.add_argument(
-        "--restart", action="store_true", help="begin anew instead of going on with the unfinished STORE.part"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting simulate.*")
+    parser.flag("--restart", "begin anew instead of going on with the unfinished STORE.part")
+    parser.option("--set", "any setting simulate.*", "KEY=VALUE", action="append", default=[])
     title = "the microscope (low:high is drawn from anew for every pattern)"
     settings_options(parser, title, "simulate", SimulateConfig)
     return call
@@ -98,8 +96,8 @@ def ingest(parser: Parser) -> Command:
         ingest(options.scan, options.out, **scan_arguments(options))
         print(describe(options.out))
 
-    parser.add_argument("scan", metavar="SCAN", help="the file: .hspy, .zspy, .mib, .blo, .dm4, .tvips, .h5, .npy, ...")
-    parser.add_argument("--out", required=True, metavar="STORE", help="the store to write")
+    parser.option("scan", "the file: .hspy, .zspy, .mib, .blo, .dm4, .tvips, .h5, .npy, ...", "SCAN")
+    parser.option("--out", "the store to write", "STORE", required=True)
     scan_options(parser)
     return call
 
@@ -123,10 +121,8 @@ def inspect(parser: Parser) -> Command:
             if second:
                 print(f"calibration: {second}")
 
-    parser.add_argument("path", metavar="PATH")
-    parser.add_argument(
-        "--png",
-        metavar="FILE",
-        help="draw a contact sheet of patterns; of a measured store also its calibration, FILE-calibration",
+    parser.option("path", metavar="PATH")
+    parser.option(
+        "--png", "draw a contact sheet of patterns; of a measured store also its calibration, FILE-calibration", "FILE"
     )
     return call

@@ -23,13 +23,7 @@ Description = tuple[str, dict[str, str]]
 
 
 def describe(path: str | os.PathLike[str]) -> str:
-    """Return in a few lines what is at `path`.
-
-    Raises
-    ------
-    UserError
-        When nothing is there, or nothing that stemtune reads.
-    """
+    """Return in a few lines what is at `path`; a `UserError` says that nothing is there, or nothing that we read."""
     found = existing(path, "the path")
     describers: dict[str, Callable[[Path], Description]] = {
         "store": _store, "scan": lambda path: read_scan(path).describe(), "map": _map, "model": _model,

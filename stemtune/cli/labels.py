@@ -31,52 +31,48 @@ def label(parser: Parser) -> Command:
         print(f"{done['patterns']:,} patterns at {done['patterns_per_second']:,.0f} patterns/s")
         print(describe(done["store"]))
 
-    parser.add_argument("store", metavar="STORE", help="the store with the patterns; `stemtune ingest` makes one")
-    parser.add_argument(
+    parser.option("store", "the store with the patterns; `stemtune ingest` makes one", "STORE")
+    parser.option(
         "--cif",
+        "a phase, repeatable: a CIF file, or `linio2`; the phase that fits a pattern best is its label. Default"
+        " the phases that the store names",
+        "CIF",
         action="append",
         default=[],
-        metavar="CIF",
-        help="a phase, repeatable: a CIF file, or `linio2`; the phase that fits a pattern best is its label. Default"
-        " the phases that the store names",
     )
-    parser.add_argument("--out", metavar="STORE", help="the labelled store; default STORE itself, replaced as a whole")
-    parser.add_argument(
+    parser.option("--out", "the labelled store; default STORE itself, replaced as a whole", "STORE")
+    parser.option(
         "--method",
+        "template matching (default), or the confident answers of a model, for self-training",
         choices=("template", "model"),
         default="template",
-        help="template matching (default), or the confident answers of a model, for self-training",
     )
-    parser.add_argument(
+    parser.option(
         "--model",
-        metavar="MODEL",
-        help="template: take the settings of matching from this `matched`, `champion` for instance"
+        "template: take the settings of matching from this `matched`, `champion` for instance"
         " (search_spaces/matching.yaml); model: whose answers become labels",
+        "MODEL",
     )
-    parser.add_argument(
-        "--min-confidence", type=finite, metavar="P", help="model: less confident answers are no labels; default 0.9"
-    )
+    parser.option("--min-confidence", "model: less confident answers are no labels; default 0.9", "P", type=finite)
     _map_options(parser)
     ray_option(parser)
-    parser.add_argument("--refine", action="store_true", help="fit the best answers to the patterns")
-    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of matching, data.gamma=0.3 say"
-    )
+    parser.flag("--refine", "fit the best answers to the patterns")
+    parser.option("--batch", "patterns at a time; default 256", "N", type=positive, default=256)
+    parser.option("--device", "default auto", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.option("--set", "a setting of matching, data.gamma=0.3 say", "KEY=VALUE", action="append", default=[])
     return call
 
 
 def _map_options(parser: Parser) -> None:
     """Give the options of labels from a map, and what the frames are, below the example."""
-    parser.add_argument(
+    parser.option(
         "--from",
-        dest="map",
-        metavar="MAP",
-        help="take the labels from a map made elsewhere instead: .ang (EDAX, ASTAR, EMsoft, orix), .ctf (Oxford,"
+        "take the labels from a map made elsewhere instead: .ang (EDAX, ASTAR, EMsoft, orix), .ctf (Oxford,"
         " Bruker, ASTAR, MTEX), .h5 (orix, pyxem, py4DSTEM); each of its phases must be one of --cif or of the store's",
+        "MAP",
+        dest="map",
     )
-    parser.add_argument("--frame", metavar="NAME", help="the frame of the map's angles; default auto; see below")
+    parser.option("--frame", "the frame of the map's angles; default auto; see below", "NAME")
     parser.epilog = f"{parser.epilog}\n  stemtune label scan.h5 --from scan.ctf --cif LCO.cif --out labelled.h5"
     parser.more_help = _frames
 

@@ -25,10 +25,10 @@ def train(parser: Parser) -> Command:
 
         train(config, options.out, config.train.workers)
 
-    parser.add_argument("--store", metavar="STORE", help="training store; leave out with --set data.source=simulate")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of a trial")
-    parser.add_argument("--workers", type=positive, metavar="N", help="data-parallel processes")
-    parser.add_argument("--out", required=True, metavar="MODEL", help="the model folder to write")
+    parser.option("--store", "training store; leave out with --set data.source=simulate", "STORE")
+    parser.option("--set", "any setting of a trial", "KEY=VALUE", action="append", default=[])
+    parser.option("--workers", "data-parallel processes", "N", type=positive)
+    parser.option("--out", "the model folder to write", "MODEL", required=True)
     return call
 
 
@@ -38,15 +38,15 @@ def train(parser: Parser) -> Command:
 )
 def check(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
-        from stemtune.tune.cluster.hosts import check_cluster, is_cluster
+        from stemtune.tune.cluster.hosts import check_cluster
         from stemtune.tune.space.describe import check
         from stemtune.tune.space.yaml_loader import read_yaml
 
         contents = {path: read_yaml(Path(path).expanduser()) for path in options.spaces}
-        checked = [check_cluster(*each) if is_cluster(each[1]) else check([each[0]]) for each in contents.items()]
+        checked = [check_cluster(*each) if "provider" in each[1] else check([each[0]]) for each in contents.items()]
         print("\n\n".join(checked))
 
-    parser.add_argument("spaces", nargs="+", metavar="FILE.yaml")
+    parser.option("spaces", metavar="FILE.yaml", nargs="+")
     return call
 
 
@@ -63,8 +63,8 @@ def compare(parser: Parser) -> Command:
         if options.out:
             print(f"page: {Path(options.out) / 'compare.html'}")
 
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the sweep; default the newest")
-    parser.add_argument("--out", metavar="DIR", help="a folder for all pictures, the figures and the page compare.html")
-    parser.add_argument("--png", metavar="FILE", help="draw learning curves and architectures into this file")
-    parser.add_argument("--json", metavar="FILE", help="write every figure into this file")
+    parser.option("name", "the sweep; default the newest", "NAME", nargs="?")
+    parser.option("--out", "a folder for all pictures, the figures and the page compare.html", "DIR")
+    parser.option("--png", "draw learning curves and architectures into this file", "FILE")
+    parser.option("--json", "write every figure into this file", "FILE")
     return call

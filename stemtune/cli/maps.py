@@ -65,27 +65,23 @@ def predict(parser: Parser) -> Command:
         if not options.no_log:
             _log(runs, folder)
 
-    parser.add_argument("scan", metavar="SCAN|STORE")
-    parser.add_argument(
+    parser.option("scan", metavar="SCAN|STORE")
+    parser.option(
         "--model",
+        "a model folder, models:/NAME@champion, runs:/ID/model, champion; repeat it, one for each phase, and each"
+        " pixel is of the phase that fits best",
         required=True,
         action="append",
-        help="a model folder, models:/NAME@champion, runs:/ID/model, champion; repeat it, one for each phase, and each"
-        " pixel is of the phase that fits best",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the map folder to write")
-    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
-    parser.add_argument(
-        "--overlap",
-        action="store_true",
-        help="look for two crystals in each pattern; takes about three to four times as long",
-    )
-    parser.add_argument("--batch", type=positive, default=256, metavar="N", help="patterns at a time; default 256")
+    parser.option("--out", "the map folder to write", "DIR", required=True)
+    parser.flag("--refine", "fit the model's answers to the patterns")
+    parser.flag("--overlap", "look for two crystals in each pattern; takes about three to four times as long")
+    parser.option("--batch", "patterns at a time; default 256", "N", type=positive, default=256)
     ray_option(parser)
     _log_option(parser)
-    parser.add_argument("--overlay", nargs="+", metavar="Y,X", help="draw predicted spots on these measured patterns")
+    parser.option("--overlay", "draw predicted spots on these measured patterns", "Y,X", nargs="+")
     scan_options(parser)
-    parser.add_argument("--clean", action="store_true", help="mend the map by what neighbours say, see stemtune clean")
+    parser.flag("--clean", "mend the map by what neighbours say, see stemtune clean")
     settings_options(parser, "clean-up", "clean", CleanConfig, "clean-")
     _grain_options(parser)
     return call
@@ -104,9 +100,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _log_option(parser: Parser) -> None:
-    parser.add_argument(
-        "--no-log", action="store_true", help="do not log report and pictures to the MLflow run of the model"
-    )
+    parser.flag("--no-log", "do not log report and pictures to the MLflow run of the model")
 
 
 def _log(runs: Sequence[str], folder: Path) -> None:
@@ -124,7 +118,7 @@ def _log(runs: Sequence[str], folder: Path) -> None:
 
 def _log_again(path: str) -> None:
     """Log a map folder, or the one that a `map.h5` is in, to the runs that it says its models came from."""
-    from stemtune.map_folder.rework import made_by
+    from stemtune.map_folder.files import made_by
 
     given = Path(path)
     _log(made_by(given), given.parent if given.is_file() else given)
@@ -158,22 +152,20 @@ def watch(parser: Parser) -> Command:
         if options.once and failed:
             raise UserError(f"{len(failed)} of {len(states)} scans failed ({', '.join(failed)}); see above")
 
-    parser.add_argument("folder", metavar="DIR", help="where scans land")
-    parser.add_argument("--model", required=True, help="as stemtune predict takes it")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the maps go, a folder for each scan")
-    parser.add_argument("--refine", action="store_true", help="fit the model's answers to the patterns")
-    parser.add_argument(
-        "--once", action="store_true", help="end when every scan is done; of those that have stalled, map what is there"
-    )
-    parser.add_argument(
+    parser.option("folder", "where scans land", "DIR")
+    parser.option("--model", "as stemtune predict takes it", required=True)
+    parser.option("--out", "where the maps go, a folder for each scan", "DIR", required=True)
+    parser.flag("--refine", "fit the model's answers to the patterns")
+    parser.flag("--once", "end when every scan is done; of those that have stalled, map what is there")
+    parser.option(
         "--stall",
+        "a file that has not grown for so many seconds is reported; default 10",
+        "S",
         type=seconds,
         default=10.0,
-        metavar="S",
-        help="a file that has not grown for so many seconds is reported; default 10",
     )
-    parser.add_argument("--port", type=port, default=0, metavar="N", help="where the page is; default any free port")
-    parser.add_argument("--no-page", action="store_true", help="serve no page")
+    parser.option("--port", "where the page is; default any free port", "N", type=port, default=0)
+    parser.flag("--no-page", "serve no page")
     scan_options(parser)
     return call
 
@@ -203,31 +195,27 @@ def serve(parser: Parser) -> Command:
             lambda address: print(f"serving {options.model} at {address}; Ctrl-C ends it", flush=True),
         )
 
-    parser.add_argument("--model", required=True, help="as stemtune predict takes it")
-    parser.add_argument(
+    parser.option("--model", "as stemtune predict takes it", required=True)
+    parser.option(
         "--token-file",
-        metavar="FILE",
-        help="holds the token, readable by you alone; made if it does not exist. Left out: the variable STEMTUNE_TOKEN",
+        "holds the token, readable by you alone; made if it does not exist. Left out: the variable STEMTUNE_TOKEN",
+        "FILE",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; default 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=port, default=8500, metavar="N", help="default 8500")
-    parser.add_argument(
-        "--requests", type=positive, default=16, metavar="N", help="requests answered together at most; default 16"
-    )
-    parser.add_argument(
-        "--queue", type=positive, default=64, metavar="N", help="requests that may wait; more get a 503; default 64"
-    )
+    parser.option("--host", "where to listen; default 127.0.0.1, this machine alone", default="127.0.0.1")
+    parser.option("--port", "default 8500", "N", type=port, default=8500)
+    parser.option("--requests", "requests answered together at most; default 16", "N", type=positive, default=16)
+    parser.option("--queue", "requests that may wait; more get a 503; default 64", "N", type=positive, default=64)
     return call
 
 
 def _grain_options(parser: Parser) -> None:
     settings_options(parser, "grains and boundaries", "grains", GrainsConfig, "grains-")
-    parser.add_argument(
+    parser.option(
         "--twin",
+        "a special boundary to look for: 60,[0 0 1], or with a plane's normal 180,(1 1 -2 1); repeatable",
+        "ANGLE,[UVW]",
         action="append",
         default=[],
-        metavar="ANGLE,[UVW]",
-        help="a special boundary to look for: 60,[0 0 1], or with a plane's normal 180,(1 1 -2 1); repeatable",
     )
 
 
@@ -238,16 +226,14 @@ def _grain_options(parser: Parser) -> None:
 def grains(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.analysis.grain_analysis import describe_grains
-        from stemtune.map_folder.rework import regrain
+        from stemtune.map_folder.files import regrain
 
         settings = settings_given(options, "grains", GrainsConfig)
         print(describe_grains(regrain(options.map, settings, options.twin)))
         if not options.no_log:
             _log_again(options.map)
 
-    parser.add_argument(
-        "map", metavar="MAP", help="a map folder, or the map.h5 in it; its grains and what shows them are replaced"
-    )
+    parser.option("map", "a map folder, or the map.h5 in it; its grains and what shows them are replaced", "MAP")
     _log_option(parser)
     _grain_options(parser)
     return call
@@ -261,7 +247,7 @@ def grains(parser: Parser) -> Command:
 def clean(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.analysis.grain_analysis import describe_grains
-        from stemtune.map_folder.rework import clean_map
+        from stemtune.map_folder.files import clean_map
 
         how = None if options.undo else settings_given(options, "clean", CleanConfig)
         figures = clean_map(
@@ -273,9 +259,9 @@ def clean(parser: Parser) -> Command:
         if not options.no_log:
             _log_again(options.out or options.map)
 
-    parser.add_argument("map", metavar="MAP", help="a map folder, or the map.h5 in it")
-    parser.add_argument("--out", metavar="DIR", help="the map folder to write; left out, MAP is replaced")
-    parser.add_argument("--undo", action="store_true", help="bring back what was there before")
+    parser.option("map", "a map folder, or the map.h5 in it", "MAP")
+    parser.option("--out", "the map folder to write; left out, MAP is replaced", "DIR")
+    parser.flag("--undo", "bring back what was there before")
     _log_option(parser)
     settings_options(parser, "clean-up", "clean", CleanConfig, "clean-")
     _grain_options(parser)
@@ -295,13 +281,13 @@ def export(parser: Parser) -> Command:
 
         print(write_map(options.map, options.to, options.out))
 
-    parser.add_argument("map", metavar="MAP.h5", help="a map.h5 of stemtune, or its folder")
-    parser.add_argument(
+    parser.option("map", "a map.h5 of stemtune, or its folder", "MAP.h5")
+    parser.option(
         "--to",
+        "ctf: Channel Text File in Oxford's axes (AZtec, MTEX, DREAM.3D); ang: EDAX TSL (OIM, MTEX, orix); h5:"
+        " orix alone, without stemtune's layers; dream3d: DREAM.3D 6.5; csv: a table",
         required=True,
         choices=EXPORTS,
-        help="ctf: Channel Text File in Oxford's axes (AZtec, MTEX, DREAM.3D); ang: EDAX TSL (OIM, MTEX, orix); h5:"
-        " orix alone, without stemtune's layers; dream3d: DREAM.3D 6.5; csv: a table",
     )
-    parser.add_argument("--out", metavar="FILE", help="the file to write; default beside the map, under its name")
+    parser.option("--out", "the file to write; default beside the map, under its name", "FILE")
     return call

@@ -74,30 +74,24 @@ def _check_evaluate(options: argparse.Namespace) -> None:
     "  stemtune evaluate map --against-patterns scan.h5 --other labelled.h5",
 )
 def evaluate(parser: Parser) -> Command:
-    parser.add_argument("map", metavar="MAP.h5|STORE")
-    parser.add_argument("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
-    parser.add_argument("--against-patterns", metavar="STORE", help="there is no truth: judge by these patterns")
-    parser.add_argument(
+    parser.option("map", metavar="MAP.h5|STORE")
+    parser.option("--truth", metavar="STORE|MAP.h5|.ang|.ctf")
+    parser.option("--against-patterns", "there is no truth: judge by these patterns", "STORE")
+    parser.option(
         "--other",
-        metavar="MAP.h5|STORE|.ang|.ctf",
-        help="another map of the scan to compare with, alone or beside --against-patterns",
+        "another map of the scan to compare with, alone or beside --against-patterns",
+        "MAP.h5|STORE|.ang|.ctf",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures")
-    parser.add_argument(
-        "--png", metavar="FILE", help="draw what is known of the truth: reliability, risk-coverage, confusion"
-    )
-    parser.add_argument(
-        "--difference", metavar="FILE", help="draw where the map and --truth or --other differ, and by how much"
-    )
-    parser.add_argument(
-        "--risk", metavar="FILE", help="of a labelled store: draw the labels' error against the share that is kept"
-    )
-    parser.add_argument(
+    parser.option("--json", "write the figures", "FILE")
+    parser.option("--png", "draw what is known of the truth: reliability, risk-coverage, confusion", "FILE")
+    parser.option("--difference", "draw where the map and --truth or --other differ, and by how much", "FILE")
+    parser.option("--risk", "of a labelled store: draw the labels' error against the share that is kept", "FILE")
+    parser.option(
         "--models",
+        "beside --risk: models that were trained on those labels and validated on a truth (data.validation_store)",
+        "MODEL",
         nargs="+",
         default=[],
-        metavar="MODEL",
-        help="beside --risk: models that were trained on those labels and validated on a truth (data.validation_store)",
     )
     return _evaluate
 
@@ -112,7 +106,7 @@ def demo(parser: Parser) -> Command:
 
         run(Path(options.out), options.run_command)
 
-    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for everything it makes; default demo")
+    parser.option("--out", "folder for everything it makes; default demo", "DIR", default="demo")
     return call
 
 
@@ -129,10 +123,10 @@ def study(parser: Parser) -> Command:
         given = {name: getattr(options, name) for name in ("small", "only", "share", "seeds")}
         print(f"report: {run(options.name, Path(options.out), options.run_command, **given)}")
 
-    parser.add_argument("name", metavar="NAME", help="reference")
-    parser.add_argument("--small", action="store_true", help="for two cores: 3,136 patterns of 64 px, about an hour")
-    parser.add_argument("--only", nargs="+", default=[], metavar="FINDING", help="labels, kernel, ...; default all")
-    parser.add_argument("--share", type=finite, metavar="P", help="part of the epochs; default 1, 0.15 with --small")
-    parser.add_argument("--seeds", type=positive, metavar="N", help="seeds of each setting; default 3, 2 with --small")
-    parser.add_argument("--out", default="study", metavar="DIR", help="folder for everything it makes; default study")
+    parser.option("name", "reference", "NAME")
+    parser.flag("--small", "for two cores: 3,136 patterns of 64 px, about an hour")
+    parser.option("--only", "labels, kernel, ...; default all", "FINDING", nargs="+", default=[])
+    parser.option("--share", "part of the epochs; default 1, 0.15 with --small", "P", type=finite)
+    parser.option("--seeds", "seeds of each setting; default 3, 2 with --small", "N", type=positive)
+    parser.option("--out", "folder for everything it makes; default study", "DIR", default="study")
     return call

@@ -27,6 +27,15 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         return super().format_help() + (self.more_help() if self.more_help else "")
 
+    def option(self, name: str, help: str | None = None, metavar: str | None = None, **settings: Any) -> None:
+        """Take an option or an argument; `metavar` is what the help calls its value."""
+        if metavar:
+            settings["metavar"] = metavar
+        self.add_argument(name, help=help, **settings)
+
+    def flag(self, name: str, help: str) -> None:
+        self.add_argument(name, help=help, action="store_true")
+
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"{message}; see {self.prog} --help")
 
@@ -130,13 +139,13 @@ def scan_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def ray_option(parser: Parser) -> None:
     """Let a command spread its work over the nodes of a Ray cluster."""
-    parser.add_argument(
+    parser.option(
         "--ray",
+        "spread the work over the nodes of a Ray cluster, the result is the same; without ADDRESS the Ray of"
+        " RAY_ADDRESS or of this machine. Files must lie where every node sees them",
+        "ADDRESS",
         nargs="?",
         const="",
-        metavar="ADDRESS",
-        help="spread the work over the nodes of a Ray cluster, the result is the same; without ADDRESS the Ray of"
-        " RAY_ADDRESS or of this machine. Files must lie where every node sees them",
     )
 
 

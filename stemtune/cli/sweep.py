@@ -31,27 +31,27 @@ none, one is started. A space is looked up in the working folder and then in the
     EXAMPLES,
 )
 def sweep(parser: Parser) -> Command:
-    parser.add_argument("space", nargs="?", metavar="SPACE.yaml", help=f"the search space; default {DEFAULT_SPACE}")
-    parser.add_argument("--local", action="store_true", help="a Ray of our own on this machine, whatever else runs")
-    parser.add_argument("--trials", type=int, metavar="N", help="number of trials, instead of the space's")
-    parser.add_argument("--name", metavar="NAME", help="name of the sweep; default the space's file name")
-    parser.add_argument(
+    parser.option("space", f"the search space; default {DEFAULT_SPACE}", "SPACE.yaml", nargs="?")
+    parser.flag("--local", "a Ray of our own on this machine, whatever else runs")
+    parser.option("--trials", "number of trials, instead of the space's", "N", type=int)
+    parser.option("--name", "name of the sweep; default the space's file name", "NAME")
+    parser.option(
         "--resume",
+        "go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
+        "NAME",
         nargs="?",
         const="",
-        metavar="NAME",
-        help="go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
     )
-    parser.add_argument(
+    parser.option(
         "--study",
-        default="",
-        metavar="NAME",
-        help="search together with the sweep NAME of the same space, or with all that name the same"
+        "search together with the sweep NAME of the same space, or with all that name the same"
         " postgresql://USER@HOST/DATABASE: each proposes from what all have learned",
+        "NAME",
+        default="",
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="wait until N nodes of the cluster are there")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="fix any setting of a trial")
-    parser.add_argument("--check", action="store_true", help="validate the space, print what would run, and stop")
+    parser.option("--nodes", "wait until N nodes of the cluster are there", "N", type=int, default=1)
+    parser.option("--set", "fix any setting of a trial", "KEY=VALUE", action="append", default=[])
+    parser.flag("--check", "validate the space, print what would run, and stop")
     return lambda options: _start(options) if options.resume is None else _resume(options)
 
 
@@ -100,7 +100,7 @@ def _report(outcome: SweepOutcome) -> int:
     """Print how a sweep ended and what to type next; return the exit code."""
     from stemtune.tracking import address
     from stemtune.tune.formatting import format_metric
-    from stemtune.tune.run.progress import table
+    from stemtune.tune.run.trial_state import table
 
     print(table(outcome.trials, outcome.metric, outcome.mode))
     if outcome.champion and outcome.model:

@@ -16,14 +16,10 @@ _LEFT, _DOWN = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)
 class Frame(NamedTuple):
     """One program's frames.
 
-    Attributes
-    ----------
-    lab
-        The file's lab axes x, y, z in our lab frame.
-    crystal
-        "a": e1 along a, e3 along c*. "a*": e1 along a*, e3 along c. "edax": as "a*" for monoclinic cells, else "a".
-    about
-        What it is, for the help.
+    - `lab`: the file's lab axes x, y, z in our lab frame.
+    - `crystal`: "a": e1 along a, e3 along c*. "a*": e1 along a*, e3 along c. "edax": as "a*" for monoclinic cells, else
+      "a".
+    - `about`: what it is, for the help.
     """
 
     lab: tuple[tuple[float, float, float], ...]

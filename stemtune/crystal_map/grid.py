@@ -102,10 +102,7 @@ def grid_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], header: Grid
     The points of a hexagonal grid keep the row and the place in the row that they have, so each is at most a
     quarter of a step from the middle of its pixel on either side.
 
-    Raises
-    ------
-    UserError
-        When the file is cut off, two points stand at one place, or the points make no grid.
+    Raises `UserError` when the file is cut off, two points stand at one place, or the points make no grid.
     """
     m = len(x)
     if header.rows == 0 or header.columns == 0:

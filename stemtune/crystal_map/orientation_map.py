@@ -35,18 +35,8 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab
 class PhaseDescription:
     """What a map file says of a phase; it lists no atoms.
 
-    Parameters
-    ----------
-    name
-        As the file has it.
-    stated
-        Laue class and setting; None where the file does not say.
-    lattice
-        Å and degrees; rhombohedral cells rewritten on hexagonal axes. None where the file does not say.
-    space_group
-        Number in the International Tables; None where the file does not say.
-    point_group
-        As the file has it, "43" or "m-3m" for instance.
+    `name` and `point_group` ("43" or "m-3m" for instance) are as the file has them; `stated` Laue class and setting,
+    `lattice` (rhombohedral cells rewritten on hexagonal axes) and `space_group` are None where the file does not say.
     """
 
     name: str

@@ -23,10 +23,7 @@ ANGLE_TOLERANCE_DEG = 2.0
 def with_crystals(orientation_map: OrientationMap, phases: Sequence[Phase], source: str) -> OrientationMap:
     """Return the map with its phases replaced by those of `phases` that they are; `source` names it in errors.
 
-    Raises
-    ------
-    UserError
-        When nothing in the map is indexed, or a phase with points is none of `phases` or several alike.
+    Raises `UserError` when nothing in the map is indexed, or a phase with points is none of `phases` or several alike.
     """
     if not orientation_map.indexed.any():
         raise UserError(f"{source} has no indexed point, so it labels nothing")

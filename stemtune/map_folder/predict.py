@@ -48,53 +48,28 @@ def predict(
 ) -> dict[str, Any]:
     """Write the orientation map of `source` to the folder `out` and return its summary.
 
-    Parameters
-    ----------
-    source
-        A store, a scan file that `dataset.ingest` reads, or such a scan opened. A store that is no scan becomes a map
-        of one row, in the order of the store.
-    model_folder
-        The model; or several, one for each phase: see `indexing.phase_choice`.
-    out
-        The map folder; an existing map is replaced, a folder with anything else in it is refused.
-    batch
-        Patterns at a time.
-    alternatives
-        How many different answers to keep per pixel.
-    device
-        Where to work; left out, the GPU if there is one.
-    refine
-        Fit the model's answers to the patterns; see `indexing.refine`.
-    spread
-        What works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have to see
-        the model folder, the store and, of a scan file, the folder beside `out`.
-    grains, twins
-        How grains are found, and special boundaries to look for; see `analysis.grain_analysis.analyse`.
-    clean
-        How the map is cleaned up by what neighbours say (`analysis.cleanup`); left out, it is not.
-    overlap
-        Look for two crystals in every pattern; see `indexing.overlap`.
-    addresses
-        What the user calls the models, where that is more than their folders: addresses in MLflow.
-    runs
-        The ids of the MLflow runs that made the models, as far as runs did.
-    earlier
-        Predictions that were made before.
-    **calibration
-        What `dataset.ingest.ingest` takes, for a scan file.
+    - `source`: a store, a scan file that `dataset.ingest` reads, or such a scan opened. A store that is no scan becomes
+      a map of one row, in the order of the store.
+    - `model_folder`: the model; or several, one for each phase: see `indexing.phase_choice`.
+    - `out`: the map folder; an existing map is replaced, a folder with anything else in it is refused.
+    - `batch`, `alternatives`, `device`, `refine`: see `indexing.predict.predict_map`.
+    - `spread`: what works on the batches, instead of this process: the nodes of a Ray cluster for instance, which have
+      to see the model folder, the store and, of a scan file, the folder beside `out`.
+    - `grains`, `twins`, `clean`, `overlap`: see `analysis.grain_analysis.analyse`, `analysis.cleanup` and
+      `indexing.overlap`.
+    - `addresses`, `runs`: what the user calls the models where that is an address in MLflow, and the ids of the runs
+      that made them.
+    - `earlier`: predictions that were made before.
+    - `**calibration`: what `dataset.ingest.ingest` takes, for a scan file.
 
     Returns
     -------
     dict
-        What `summary.json` holds: `patterns`, `indexed_fraction`, `patterns_per_second` (from reading to answers),
-        `seconds` (of the whole command), `model`, `median_confidence`, `notes`, `grains`, and with a truth in the store
-        `disorientation` and the rest of `evaluate.compare`. Refined, also `median_ncc` and `fitted`, see
-        `indexing.predict.fit_geometry`; cleaned up, `cleaned`; with overlaps, `overlaps`; of several models, `phases`.
+        What `summary.json` holds: `patterns`, `patterns_per_second` (from reading to answers), `seconds` (of the whole
+        command), `notes`, what `files.map_summary` says, with a truth in the store what `evaluate.compare` says;
+        refined, also `median_ncc` and `fitted`.
 
-    Raises
-    ------
-    UserError
-        For unusable input, before anything is written.
+    Raises `UserError` for unusable input, before anything is written.
     """
     start = time.perf_counter()
     target = replaceable_folder(out, FILES, "a map")

@@ -110,12 +110,7 @@ def draw_boundaries(axes: Axes, boundaries: Boundaries, shape: tuple[int, int]) 
 def edge_lines(first: npt.NDArray[np.intp], second: npt.NDArray[np.intp], columns: int) -> npt.NDArray[np.float64]:
     """Return lines (k, 2, 2), ends as x and y in pixels, along the edges between pixels; edges in a row are one line.
 
-    Parameters
-    ----------
-    first, second
-        Flat indices (m,) of the pixels on both sides, the second right of or below the first.
-    columns
-        Columns of the map.
+    `first`, `second` (m,) are flat indices of the pixels on both sides, the second right of or below the first.
     """
     row, column = np.divmod(first, columns)
     beside = second == first + 1

@@ -36,16 +36,10 @@ _LABEL_TOLERANCE_DEG = 1.0
 def ipf_colours(
     orientation: npt.NDArray[np.float64], phase: Phase, direction: tuple[float, float, float] = (0, 0, 1)
 ) -> npt.NDArray[np.float64]:
-    """Return the RGB colours (n, 3), each 0 to 1, of the crystal directions along a lab direction.
+    """Return the RGB colours (n, 3), each 0 to 1, of the crystal directions along a lab `direction`.
 
-    Parameters
-    ----------
-    orientation
-        Unit quaternions (n, 4), scalar first, lab-to-crystal; not finite ones become the neutral grey.
-    phase
-        Crystal phase, whose Laue class chooses the key.
-    direction
-        Lab direction, in the frame of the detector.
+    `orientation` (n, 4) are unit quaternions, scalar first, lab-to-crystal; not finite ones become the neutral grey.
+    The Laue class of `phase` chooses the key.
     """
     from orix.quaternion import Rotation
     from orix.vector import Vector3d

@@ -48,10 +48,7 @@ def overlay_positions(
 
     `positions` are (row, column) on the map; `png` left out is `overlay.png` in the map folder.
 
-    Raises
-    ------
-    UserError
-        When the scan is no longer where it was, or a position lies outside of the map.
+    Raises `UserError` when the scan is no longer where it was, or a position lies outside of the map.
     """
     orientation_map = read_map_h5(folder)
     target = map_file(folder).parent / "overlay.png" if png is None else Path(png)
@@ -73,10 +70,7 @@ def measured_patterns(
 
     They are those of `store`; without one, of the scan or store that the map was made of.
 
-    Raises
-    ------
-    UserError
-        When they are no longer there, or are not those of the map.
+    Raises `UserError` when they are no longer there, or are not those of the map.
     """
     columns = orientation_map.shape[1]
     if store is None:
@@ -185,10 +179,7 @@ def contact_sheet(path: str | os.PathLike[str], png: str | os.PathLike[str]) -> 
     Intensities are raised to the power 0.25 and each pattern is scaled to its own maximum. A bar shows the
     reciprocal scale where it is known, and a cross the direct beam where the file says where it is.
 
-    Raises
-    ------
-    UserError
-        When `path` is neither a scan nor a store, or `png` cannot be written.
+    Raises `UserError` when `path` is neither a scan nor a store, or `png` cannot be written.
     """
     found = existing(path, "the path")
     if Path(png).suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):

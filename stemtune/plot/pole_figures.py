@@ -37,14 +37,9 @@ class PoleFigure(NamedTuple):
 
 
 def pole_figures(orientation: npt.NDArray[np.float64], phase: Phase) -> list[PoleFigure]:
-    """Return the pole figures of three low-index families of `phase`.
+    """Return the pole figures of three low-index families of `phase` from orientations (n, 4), lab-to-crystal.
 
-    Parameters
-    ----------
-    orientation
-        Unit quaternions (n, 4), lab-to-crystal; of many, evenly chosen ones are looked at.
-    phase
-        Crystal phase. Indices of the hexagonal and trigonal ones are given as (h k i l).
+    Of many, evenly chosen ones are looked at. Indices of hexagonal and trigonal phases are given as (h k i l).
     """
     chosen = orientation[:: max(1, -(-len(orientation) // _MOST))]
     four = _FAMILIES[phase.symmetry.laue] is _HEXAGONAL

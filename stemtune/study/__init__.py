@@ -47,17 +47,8 @@ def run(
 ) -> Path:
     """Run the study `name` in the folder `out`, or go on with it, and return its report.
 
-    Parameters
-    ----------
-    name, out, small, only, share, seeds
-        As `stemtune study` takes them.
-    command
-        What runs a `stemtune` command line, given as words, and returns its exit code.
-
-    Raises
-    ------
-    UserError
-        For an unknown study or finding, a folder of another size or budget, or a step that fails.
+    `command` runs a `stemtune` command line, given as words, and returns its exit code; the rest is as `stemtune study`
+    takes it. A `UserError` tells of an unknown study or finding, a folder of another size or budget, or a failed step.
     """
     if name not in STUDIES:
         raise UserError(f"there is no study '{name}'; there is {', '.join(STUDIES)}")

@@ -6,7 +6,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 CHANCE_DEG = 45.0
 """A group with a larger median has learned nothing to speak of: answers at random are 69° off in LiNiO2 (median)."""
@@ -39,57 +43,16 @@ class Finding:
     no_better: tuple[tuple[str, str], ...] = ()  # pairs of groups: the first should not have the smaller error
 
 
-FINDINGS = (
-    Finding(
-        "architectures",
-        "Which architecture?",
-        "the adjusted Swin is better than DenseNet, and DenseNet better than the CNN",
-        ("model.name", "model.adjusted", "model.pretrained"),
-        better=(("swin adjusted", "densenet"), ("densenet", "cnn"), ("swin adjusted", "swin")),
-    ),
-    Finding(
-        "labels",
-        "How sure must labels be?",
-        "sorting the labels by confidence helps most",
-        ("data.keep_fraction",),
-        better=(("0.75", "1.0"), ("0.5", "1.0")),
-    ),
-    Finding(
-        "schedule",
-        "Batch size and decay",
-        "an intermediate batch size with an exponentially decaying learning rate is best",
-        ("train.batch_size", "optim.lr_decay"),
-        better=(("64 0.9", "64 1.0"), ("64 0.9", "16 0.9"), ("64 0.9", "256 0.9")),
-    ),
-    Finding(
-        "clamping",
-        "Clamped angles?",
-        "clamping the output does not help",
-        ("head.name", "head.clamp"),
-        no_better=(("euler clamp", "euler"),),
-    ),
-    Finding(
-        "kernel",
-        "Larger kernels?",
-        "larger convolution kernels do not help",
-        ("model.kernel_size",),
-        no_better=(("5", "3"), ("7", "3"), ("9", "3")),
-    ),
-    Finding(
-        "pretraining",
-        "Pretraining?",
-        "pretraining helps when there is enough of it",
-        ("model.pretrained",),
-        better=(("pretrained", "none"), ("pretrained", "pretrained-less")),
-    ),
-    Finding(
-        "split",
-        "What a random split hides",
-        "(not in the study, which split pixels at random) validation on grains already seen flatters",
-        ("data.store",),
-        better=(("random", "grains"),),
-    ),
-)
+def _findings() -> tuple[Finding, ...]:
+    entries = yaml.safe_load(resources.files("stemtune.study").joinpath("findings.yaml").read_text(encoding="utf-8"))
+    return tuple(Finding(**{key: _tuples(value) for key, value in entry.items()}) for entry in entries)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+FINDINGS = _findings()
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ MLflow itself is imported only when one of them is used.
 
 from __future__ import annotations
 
-from stemtune.tracking.client import Address, address, check_server
-from stemtune.tracking.provenance import code_version
+from stemtune.tracking.client import Address, address, check_server, code_version
 from stemtune.tracking.query import SweepRecord, TrialRecord, newest_sweep, read_sweep
 from stemtune.tracking.registry import ResolvedModel, log_files, resolve, resolve_model
 from stemtune.tracking.writer import NullTracker, Tracker

@@ -1,18 +1,24 @@
-"""Where the records go, a client that talks to MLflow there, and whether the server takes what we will send."""
+"""Where the records go, a client that talks to MLflow there, whether the server takes them, and which code ran."""
 
 from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from stemtune._files import refuse_readable
+from stemtune._version import __version__
 from stemtune.errors import UserError, masked
 
 KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on training runs
+
+UNAVAILABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED")
+"""MLflow's codes for a server that does not answer, or not us."""
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "uc")
 
@@ -95,7 +101,7 @@ def ask(call: Callable[..., Any], where: Address, *arguments: Any, **named: Any)
     try:
         return call(*arguments, **named)
     except Exception as problem:
-        if error_code(problem) in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED"):
+        if error_code(problem) in UNAVAILABLE:
             raise UserError(
                 f"the MLflow server {where.shown} does not answer as it should: {short_reason(problem)}"
             ) from None
@@ -112,9 +118,6 @@ def short_reason(problem: Exception) -> str:
     return (masked(str(problem)).strip() or type(problem).__name__).splitlines()[0][:200]
 
 
-_PASSWORD = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials (mode 600)"
-
-
 def check_server(where: Address, name: str) -> None:
     """See that the server at `where` lets us write the experiment `name`, before the first trial begins.
 
@@ -129,7 +132,8 @@ def check_server(where: Address, name: str) -> None:
     except Exception as problem:
         if error_code(problem) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise UserError(
-                f"the MLflow server {where.shown} refuses us: name or password is missing or wrong; set {_PASSWORD}"
+                f"the MLflow server {where.shown} refuses us: name or password is missing or wrong; set"
+                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ~/.mlflow/credentials (mode 600)"
             ) from None
         return
     if found is None or found.lifecycle_stage == "deleted":
@@ -143,3 +147,26 @@ def check_server(where: Address, name: str) -> None:
                 f"the experiment '{name}' at {where.shown} is another user's; choose another --name, or have its"
                 " owner give you the right to edit it"
             ) from None
+
+
+@cache
+def code_version() -> dict[str, str]:
+    """Return the package's version and, in a git checkout, its commit and state, as tags."""
+    tags = {"stemtune.version": __version__}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["stemtune.commit"] = commit
+        tags["stemtune.changed_files"] = str(len((_git("status", "--porcelain", "-uno") or "").splitlines()))
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from stemtune.tracking.client import KIND_OF_EXPERIMENT, Address, client, error_code
+from stemtune.tracking.client import KIND_OF_EXPERIMENT, UNAVAILABLE, Address, client, error_code
 
 SWEEP_TAG = "stemtune.sweep"
 TRIAL_TAG = "stemtune.trial"
@@ -20,16 +20,9 @@ MODEL_FOLDER = "model"
 
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "ALREADY_EXISTS")
-_ABSENT = (
-    "INTERNAL_ERROR",
-    "TEMPORARILY_UNAVAILABLE",
-    "REQUEST_LIMIT_EXCEEDED",
-    "PERMISSION_DENIED",
-    "UNAUTHENTICATED",
-)
+_ABSENT = (*UNAVAILABLE, "REQUEST_LIMIT_EXCEEDED")
 _BATCH = 90  # parameters or tags of one request; MLflow takes 100
 _LONGEST = 4000  # characters of a tag
-
 
 # Where the MLflow UI finds the view that `?viewStateShareKey=stemtune` at the end of its address asks for.
 VIEW_TAG = "mlflow.sharedViewState.stemtune"
@@ -117,13 +110,11 @@ class Sender:
         if key not in self._runs:
             identity = self._identity(key)
             found = self._found(identity)
-            if found:
-                self._runs[key] = found
-            else:
-                made = self._client.create_run(
-                    self._experiment(), start_time=event["time"], run_name=name, tags={**identity, **tags}
-                )
-                self._runs[key] = made.info.run_id
+            if not found:
+                tags = {**identity, **tags}
+                made = self._client.create_run(self._experiment(), event["time"], tags, name)
+                found = str(made.info.run_id)
+            self._runs[key] = found
         return self._runs[key]
 
     def _identity(self, key: str) -> dict[str, str]:
@@ -144,17 +135,17 @@ class Sender:
         tags = {SWEEP_TAG: self._name, KIND_TAG: "trial", "mlflow.parentRunId": self._parent(event)}
         return self._run(key, event, event.get("name", key), tags)
 
-    def _write(self, run: str, event: dict[str, Any], step: int = 0) -> None:
+    def _write(self, run: str, event: dict[str, Any]) -> None:
         """Write the event's parameters, tags and values to the run."""
         from mlflow.entities import Metric, Param, RunTag
 
         params = [Param(key, str(value)) for key, value in event.get("params", {}).items()]
         tags = [RunTag(key, str(value)[:_LONGEST]) for key, value in event.get("tags", {}).items()]
-        values = [Metric(key, float(value), event["time"], step) for key, value in event.get("values", {}).items()]
-        for later in event.get("more", ()):  # reports that waited with this one
-            values += [
-                Metric(key, float(value), later["time"], later["step"]) for key, value in later["values"].items()
-            ]
+        values = [
+            Metric(key, float(value), report["time"], report.get("step", 0))
+            for report in (event, *event.get("more", ()))  # with the reports that waited with this one
+            for key, value in report.get("values", {}).items()
+        ]
         for start in range(0, max(len(params), len(tags), 1), _BATCH):
             part = slice(start, start + _BATCH)
             self._client.log_batch(
@@ -175,7 +166,7 @@ class Sender:
         self._write(run, event)
 
     def _metrics(self, event: dict[str, Any]) -> None:
-        self._write(self._child(event), event, event["step"])
+        self._write(self._child(event), event)
 
     def _end(self, event: dict[str, Any]) -> None:
         run = self._child(event)

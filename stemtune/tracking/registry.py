@@ -56,6 +56,8 @@ def resolve_model(spec: str) -> Path:
 
 def _from_mlflow(address: str, spec: str) -> ResolvedModel:
     api, where = open_client()
+    import mlflow
+
     try:
         if address.startswith("models:/"):
             version = _version(api, where, address)
@@ -64,7 +66,11 @@ def _from_mlflow(address: str, spec: str) -> ResolvedModel:
         else:
             run, source = address.removeprefix("runs:/").partition("/")[0], address
             place = str(api.get_run(run).info.artifact_uri)
-        folder = _fetch(source, urlsplit(place).scheme in ("", "file"), where)
+        copy = None
+        if urlsplit(place).scheme not in ("", "file"):  # on a server: what is fetched goes when the process ends
+            copy = tempfile.mkdtemp(prefix="stemtune-model-")
+            atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=copy, tracking_uri=where.uri))
     except UserError:
         raise
     except Exception as problem:
@@ -72,17 +78,6 @@ def _from_mlflow(address: str, spec: str) -> ResolvedModel:
     if not (folder / "model.json").is_file():
         raise UserError(f"what MLflow keeps as '{spec}' is no model of stemtune: it has no model.json")
     return ResolvedModel(folder, run)
-
-
-def _fetch(source: str, local: bool, where: Address) -> Path:
-    """Return the artifact folder `source`: itself if it is `local`, else a copy that goes when the process ends."""
-    import mlflow
-
-    copy = None
-    if not local:
-        copy = tempfile.mkdtemp(prefix="stemtune-model-")
-        atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    return Path(mlflow.artifacts.download_artifacts(source, dst_path=copy, tracking_uri=where.uri))
 
 
 def _version(api: Any, where: Address, address: str) -> Any:

@@ -20,8 +20,6 @@ from stemtune.config import Scalar
 from stemtune.tracking.client import Address, short_reason
 from stemtune.tracking.events import Sender, judge_failure
 
-Event = dict[str, Any]
-
 JOURNAL = "tracking.jsonl"
 _PATIENCE_S = 5.0  # longest pause between two attempts to reach the server
 _AHEAD = 2000  # lines of the journal that are looked at together
@@ -38,11 +36,10 @@ def joined_metrics(lines: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
     plan: list[tuple[bytes, list[bytes]]] = []
     takers: dict[str, list[bytes]] = {}
     for line in lines:
-        try:
+        kind, trial = "", ""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
             kind, trial = event["kind"], event.get("trial", "")
-        except (ValueError, KeyError, TypeError):
-            kind, trial = "", ""
         taker = takers.get(trial) if kind == "metrics" else None
         if taker is not None and len(taker) < _JOINED:
             taker.append(line)
@@ -56,7 +53,7 @@ def joined_metrics(lines: list[bytes]) -> list[tuple[bytes, list[bytes]]]:
     return plan
 
 
-def journal_events(folder: Path) -> Iterator[Event]:
+def journal_events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events in the journal of the sweep in `folder`; a line that a crash cut short is left out."""
     if (folder / JOURNAL).exists():
         with (folder / JOURNAL).open("rb") as file:
@@ -131,7 +128,8 @@ class Tracker(NullTracker):
         self._take_back()
         self._begun: set[str] = set()
         self._recorded: set[tuple[str, int]] = set()
-        self._recall()
+        for event in journal_events(folder):  # what was recorded before: after a crash more than in Tune's snapshot
+            self._remember(event["kind"], event.get("trial", ""), event.get("step", 0))
         self._thread = threading.Thread(target=self._work, name="stemtune-tracking", daemon=True)
         self._thread.start()
 
@@ -154,11 +152,6 @@ class Tracker(NullTracker):
                     json.loads(line)
                     file.write(line.encode() + b"\n")
         self._refused.unlink()
-
-    def _recall(self) -> None:
-        """Read in the journal what was recorded before: after a crash it knows more than Tune's snapshot."""
-        for event in journal_events(self._journal.parent):
-            self._remember(event["kind"], event.get("trial", ""), event.get("step", 0))
 
     def _remember(self, kind: str, trial: str, step: int) -> None:
         if kind == "trial":
@@ -200,10 +193,9 @@ class Tracker(NullTracker):
             return sum(1 for line in file if line.endswith(b"\n") and line.strip())
 
     def _sent(self) -> int:
-        try:
+        with contextlib.suppress(OSError, ValueError):
             return int(self._mark.read_text())
-        except (OSError, ValueError):
-            return 0
+        return 0
 
     def _work(self) -> None:
         position = self._sent()

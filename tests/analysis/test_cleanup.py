@@ -23,8 +23,7 @@ from stemtune.crystal_map.io import read_map_h5, write_map_h5
 from stemtune.crystal_map.orientation_map import OrientationMap
 from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map
 from stemtune.errors import UserError
-from stemtune.map_folder.files import write_map
-from stemtune.map_folder.rework import clean_map
+from stemtune.map_folder.files import clean_map, write_map
 
 VARIANTS = torch.stack([turn for _, turn in pseudo_variants(linio2())])
 

@@ -14,17 +14,19 @@ import pytest
 from stemtune._files import damage, seal
 from stemtune.errors import UserError
 from stemtune.tune.run.checkpoints import (
+    LATEST,
     RAYS_OWN,
+    Snapshots,
     annotate,
     how_ended,
     mark_ended,
     newest_intact,
     remove_partial,
+    restore_snapshot,
     store,
     stored_checkpoints,
     train_folder,
 )
-from stemtune.tune.run.snapshots import LATEST, Snapshots, restore_snapshot
 from stemtune.tune.run.sweep import disk_full
 from stemtune.tune.run.trial import Clock, Reporter
 from stemtune.tune.run.trial_state import TrialState, best_checkpoint, history

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from stemtune.tune.run import scheduler
+from stemtune.tune.run import tuner
 from stemtune.tune.run.checkpoints import annotate, train_folder
-from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
 from stemtune.tune.run.trial_state import driver_state, drop_driver_state
+from stemtune.tune.run.tuner import LearnersASHA, TimeBudget
 
 
 def made() -> LearnersASHA:
@@ -70,8 +70,8 @@ def test_the_rungs_are_remembered_after_a_restart(tmp_path: Path) -> None:
 
 def test_the_time_of_a_sweep_is_not_that_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(scheduler.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(scheduler.time, "time", lambda: now[0] * 1e6)
+    monkeypatch.setattr(tuner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tuner.time, "time", lambda: now[0] * 1e6)
     budget = TimeBudget(1.0)
     result = {"epoch": 1}
     budget.stop_all()

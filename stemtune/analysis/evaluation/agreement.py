@@ -31,14 +31,9 @@ def against_patterns(
 ) -> dict[str, Any]:
     """Return how coherent a map is, how well it explains the patterns of `store`, and how far it agrees with another.
 
-    Parameters
-    ----------
-    orientation_map
-        The map.
-    store
-        The store with the patterns of every pixel; its labels, if it has any, are not looked at.
-    other
-        Another map of the same pixels.
+    - `orientation_map`: the map.
+    - `store`: the store with the patterns of every pixel; its labels, if it has any, are not looked at.
+    - `other`: another map of the same pixels.
 
     Returns
     -------
@@ -54,10 +49,7 @@ def against_patterns(
           pseudo-symmetric variants as well; `families`, what the other map has there, as shares; `explained_here` and
           `explained_by_other`, the median explained intensity of both on the same pixels.
 
-    Raises
-    ------
-    UserError
-        When map, patterns and the other map do not fit together, or nothing is indexed.
+    Raises `UserError` when map, patterns and the other map do not fit together, or nothing is indexed.
     """
     with Store.open(store) as opened:
         if opened.grid_shape != orientation_map.shape:
@@ -188,10 +180,7 @@ def describe_agreement(figures: Mapping[str, Any]) -> str:
 def differ(map: str | os.PathLike[str], other: str | os.PathLike[str]) -> dict[str, Any]:
     """Return how far two maps agree (`agreement`): a `map.h5` or labelled store, and what `read_truth` takes.
 
-    Raises
-    ------
-    UserError
-        When their shapes differ, or there is no pixel that both index as one Laue class.
+    Raises `UserError` when their shapes differ, or there is no pixel that both index as one Laue class.
     """
     figures = agreement(map_or_labels(map), read_truth(other))
     if "median_deg" not in figures:

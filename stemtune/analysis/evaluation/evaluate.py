@@ -195,16 +195,8 @@ SHARES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 def risk_coverage(confidence: npt.NDArray[Any], angle_deg: npt.NDArray[np.float64], right_deg: float) -> dict[str, Any]:
     """Return the error of the most confident pixels against the share of pixels that is kept.
 
+    `confidence` and disorientation `angle_deg` are (n,), n at least 1; from `right_deg` on an orientation is wrong.
     Pixels of equal confidence are in no order; each of them counts with the mean of all of them.
-
-    Parameters
-    ----------
-    confidence
-        Of each pixel (n,), n at least 1.
-    angle_deg
-        Disorientation (n,) from the truth.
-    right_deg
-        From here on an orientation is wrong.
 
     Returns
     -------
@@ -273,12 +265,8 @@ def confusion(
 ) -> dict[str, float]:
     """Return the shares of right answers, of beam-180 twins, of each family of pseudo-symmetric variants, and `other`.
 
-    Parameters
-    ----------
-    right, given
-        Orientations (n, 4) of the truth and of the answers.
-    phase
-        Index (n,) into `phases`; pixels of -1 are left out.
+    `right`, `given` (n, 4) are the orientations of the truth and of the answers, `phase` (n,) indexes `phases`; pixels
+    of phase -1 are left out.
     """
     counts: dict[str, int] = {"right": 0, "beam180": 0}
     for number, own in _by_phase(phase, phases):

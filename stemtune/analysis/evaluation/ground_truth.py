@@ -22,10 +22,7 @@ from stemtune.errors import UserError
 def map_of_labels(store: Store) -> OrientationMap:
     """Return the labels of `store` as a map of one answer per pixel, in the scan's frame (`frame_rotations`).
 
-    Raises
-    ------
-    UserError
-        When none of its patterns has an orientation.
+    Raises `UserError` when none of its patterns has an orientation.
     """
     if not store.labelled.any():
         raise UserError(f"'{store.path}' holds no orientations to compare with; label it first")
@@ -60,10 +57,7 @@ def map_of_labels(store: Store) -> OrientationMap:
 def map_or_labels(path: str | os.PathLike[str]) -> OrientationMap:
     """Read a `map.h5` of stemtune, or its folder, or the labels of a store as a map.
 
-    Raises
-    ------
-    UserError
-        When it is neither.
+    Raises `UserError` when it is neither.
     """
     found = map_file(path)
     if not _is_store(found):
@@ -77,10 +71,7 @@ def read_truth(path: str | os.PathLike[str]) -> OrientationMap:
 
     Another program's map is read in the frame that its header names; what it leaves open goes to stderr.
 
-    Raises
-    ------
-    UserError
-        When it is none of these, holds no orientation, or does not say the symmetry of a phase.
+    Raises `UserError` when it is none of these, holds no orientation, or does not say the symmetry of a phase.
     """
     found = existing(path, "the ground truth")
     if found.is_dir():

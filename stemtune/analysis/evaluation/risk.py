@@ -51,10 +51,7 @@ def label_risk(store: str | os.PathLike[str], truth: OrientationMap) -> dict[str
         them; `wrong`, the share of these that is more than 5 degrees off, a label where there is no crystal counting
         as wrong; `wrong_beam180`, the same modulo half a turn about the beam; `median_deg`, their median error.
 
-    Raises
-    ------
-    UserError
-        When the store is no labelled one of that scan.
+    Raises `UserError` when the store is no labelled one of that scan.
     """
     with Store.open(store) as opened:
         if not opened.labelled.any():

@@ -32,17 +32,11 @@ FORMATS: dict[str, tuple[str, Callable[[OrientationMap, Path], None]]] = {
 def read_map(path: str | os.PathLike[str], frame: str = AUTO) -> OrientationMap:
     """Read an orientation map: `map.h5` of stemtune or its folder, `.ang`, `.ctf`, HDF5 of orix or py4DSTEM.
 
-    Parameters
-    ----------
-    path
-        The file. HDF5 is recognised by its content, text by its ending or its first line.
-    frame
-        A key of `frames.FRAMES`, or "auto": the frame of the program that the file's header names.
+    HDF5 is recognised by its content, text by its ending. `frame` is a key of `frames.FRAMES`, or "auto": the frame of
+    the program that the file's header names.
 
-    Raises
-    ------
-    UserError
-        Where it is none of these, is cut off or contradicts itself in a way that leaves its meaning open.
+    Raises `UserError` where it is none of these, is cut off or contradicts itself in a way that leaves its meaning
+    open.
     """
     checked_frame(frame)
     found = map_file(path)
@@ -73,21 +67,11 @@ def read_map(path: str | os.PathLike[str], frame: str = AUTO) -> OrientationMap:
 
 
 def write_map(path: str | os.PathLike[str], to: str, out: str | os.PathLike[str] | None = None) -> Path:
-    """Write the map at `path` in the format `to` and return where.
+    """Write the map at `path`, a `map.h5` or its folder, in the format `to` (a key of `FORMATS`) and return where.
 
-    Parameters
-    ----------
-    path
-        A map.h5 of stemtune, or its folder.
-    to
-        A key of `FORMATS`.
-    out
-        The file to write; left out, it is beside the map under its name, with the format's ending.
+    Without `out` the file is beside the map under its name, with the format's ending.
 
-    Raises
-    ------
-    UserError
-        Where the map or the format is unknown, or `out` would replace the map or cannot be written.
+    Raises `UserError` where the map or the format is unknown, or `out` would replace the map or cannot be written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: no format is called that; there are {', '.join(FORMATS)}")

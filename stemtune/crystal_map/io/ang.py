@@ -57,10 +57,7 @@ _PHASE_COLUMN = 7
 def read_ang(path: Path, frame: str = AUTO) -> OrientationMap:
     """Read the `.ang` file `path`; `frame` "auto" takes the one of the program that its header names.
 
-    Raises
-    ------
-    UserError
-        Where the file is cut off or is no `.ang`.
+    Raises `UserError` where the file is cut off or is no `.ang`.
     """
     source = f"'{path}'"
     lines = read_lines(path)

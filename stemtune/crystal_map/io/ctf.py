@@ -46,10 +46,7 @@ _EMSOFT = {"MAD": "DP", "BC": "OSM", "BS": "IQ"}
 def read_ctf(path: Path, frame: str = AUTO) -> OrientationMap:
     """Read the `.ctf` file `path`; `frame` "auto" is "oxford", whoever wrote it.
 
-    Raises
-    ------
-    UserError
-        Where the file is cut off or is no `.ctf`.
+    Raises `UserError` where the file is cut off or is no `.ctf`.
     """
     source = f"'{path}'"
     lines = read_lines(path)

@@ -82,10 +82,7 @@ def write_map_h5(orientation_map: OrientationMap, path: str | os.PathLike[str]) 
 def read_map_h5(path: str | os.PathLike[str]) -> OrientationMap:
     """Read a `map.h5` that `write_map_h5` made, or the one in the map folder `path`.
 
-    Raises
-    ------
-    UserError
-        When the file is missing, no HDF5, truncated, or not written by stemtune.
+    Raises `UserError` when the file is missing, no HDF5, truncated, or not written by stemtune.
     """
     found = map_file(path)
     try:
@@ -137,10 +134,7 @@ def write_orix(orientation_map: OrientationMap, path: Path) -> None:
 def read_with_orix(path: str | os.PathLike[str]) -> CrystalMap:
     """Read a crystal map (`.ang`, `.ctf`, `.h5`) with orix, without its chatter.
 
-    Raises
-    ------
-    UserError
-        When orix cannot make a map of it.
+    Raises `UserError` when orix cannot make a map of it.
     """
     from orix import io as orix_io
 
@@ -156,10 +150,7 @@ def read_with_orix(path: str | os.PathLike[str]) -> CrystalMap:
 def read_orix(path: Path, frame: str = AUTO) -> OrientationMap:
     """Read the crystal map `path` that orix, pyxem or kikuchipy wrote as HDF5; "auto" is "orix".
 
-    Raises
-    ------
-    UserError
-        When orix cannot make a map of it, or its points make no grid.
+    Raises `UserError` when orix cannot make a map of it, or its points make no grid.
     """
     return from_orix(read_with_orix(path), frame, f"'{path}'", _space_groups(path))
 

@@ -46,10 +46,7 @@ def find_matrices(file: h5py.File) -> str | None:
 def read_py4dstem(path: Path, frame: str = AUTO) -> OrientationMap:
     """Read the best matches of the py4DSTEM orientation map in the HDF5 file `path`; "auto" is "py4dstem".
 
-    Raises
-    ------
-    UserError
-        Where the file holds no matrices, or they are no rotations.
+    Raises `UserError` where the file holds no matrices, or they are no rotations.
     """
     with h5py.File(path, "r") as file:
         name = find_matrices(file)

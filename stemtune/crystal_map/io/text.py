@@ -46,10 +46,7 @@ def numbers(text: str) -> list[float]:
 def table(lines: list[str], first: int, source: str) -> npt.NDArray[np.float64]:
     """Return the numbers (m, columns) of `lines` from index `first` on; decimal commas are read as points.
 
-    Raises
-    ------
-    UserError
-        Naming the line that is no row of numbers, or that has another number of them.
+    Raises `UserError` naming the line that is no row of numbers, or that has another number of them.
     """
     rows = [line.replace(",", ".") for line in lines[first:]]
     filled = [row for row in rows if row.strip()]

@@ -117,10 +117,7 @@ class WorstFit(NamedTuple):
 def worst_fit(orientation_map: OrientationMap, store: Store | None = None) -> WorstFit:
     """Return the patterns that fit worst and their simulations, from `measured_patterns`.
 
-    Raises
-    ------
-    UserError
-        When no pixel is indexed, or the patterns are no longer there or not those of the map.
+    Raises `UserError` when no pixel is indexed, or the patterns are no longer there or not those of the map.
     """
     shown = orientation_map.indexed & orientation_map.measured
     explained = np.where(shown, orientation_map.score("explained_intensity"), np.inf)

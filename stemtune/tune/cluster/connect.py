@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from stemtune._files import refuse_readable
 from stemtune.errors import UserError
@@ -37,7 +38,6 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
-
 _TOKEN = secrets.token_hex(32)
 """Of every Ray of our own that this process starts: Ray remembers the first one that it shows."""
 
@@ -52,25 +52,18 @@ def connect(local: bool = False, address: str | None = None) -> dict[str, float]
     children know (or for the user's own token, where there is one). It stays until the process ends, or until the next
     call asks for another Ray. A Ray that the caller joined with `ray.init` is taken as it is.
 
-    Parameters
-    ----------
-    local
-        A Ray of our own even where one is running. Without it the Ray of `RAY_ADDRESS`, else the one that was
-        started on this machine last (as on a cluster's head node), is joined, and only where there is none is one
-        started.
-    address
-        Instead of `RAY_ADDRESS`.
-
-    Raises
-    ------
-    UserError
-        When the Ray to join does not answer, refuses the token, or is of another version.
+    `local` asks for a Ray of our own even where one is running. Without it the Ray at `address`, or of `RAY_ADDRESS`,
+    else the one that was started on this machine last (as on a cluster's head node), is joined, and only where there is
+    none is one started. A `UserError` says that the Ray to join does not answer, refuses the token, or is of another
+    version.
     """
     for name, value in {**QUIET, **ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     _quiet_loggers()
     if ray.is_initialized() and _joined and not _is_wanted(local, address):
-        _leave()
+        ray.shutdown()  # which ends a Ray of our own
+        if _joined["ours"]:
+            ray_constants.ENABLE_RAY_CLUSTER = True
     if not ray.is_initialized():
         _joined.clear()
         where = None if local else running(address)
@@ -95,20 +88,8 @@ def _is_wanted(local: bool, address: str | None) -> bool:
     """Whether the Ray that an earlier call started or joined is the one that this call asks for."""
     if ray.get_runtime_context().gcs_address != _joined["gcs"]:
         return True  # the caller has joined another one since
-    if local:
-        return bool(_joined["ours"])
-    where = running(address)
-    return where == _joined["where"] or (where is None and bool(_joined["ours"]))
-
-
-def _leave() -> None:
-    """Leave the Ray of an earlier call, which ends with that if it is ours."""
-    from ray._private import ray_constants
-
-    ray.shutdown()
-    if _joined["ours"]:
-        ray_constants.ENABLE_RAY_CLUSTER = True
-    _joined.clear()
+    where = None if local else running(address)
+    return bool(_joined["ours"]) if where is None else where == _joined["where"]
 
 
 def _join(where: str, options: dict[str, Any]) -> None:
@@ -125,13 +106,11 @@ def _start(options: dict[str, Any]) -> None:
     The address is Ray's own rule where a cluster is not wanted: it reads the variable when it is imported. Its
     processes take variable and token from our environment as they start; afterwards it is as it was.
     """
-    from ray._private import ray_constants
-
     changed = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
     ray_constants.ENABLE_RAY_CLUSTER = False
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not token_file().exists():
         changed["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _TOKEN
-    before = {name: os.environ.get(name) for name in changed}
+    before = {name: os.environ[name] for name in changed if name in os.environ}
     os.environ.update(changed)
     try:
         ray.init(address="local", include_dashboard=False, **options)
@@ -141,11 +120,9 @@ def _start(options: dict[str, Any]) -> None:
             " Ray's own logs in /tmp/ray/session_latest/logs"
         ) from None
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in changed:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -287,7 +264,4 @@ def concurrency(space: SearchSpace, nodes: Sequence[Mapping[str, float]]) -> int
             f"a trial of {most} workers with {each['GPU']:g} GPUs each would put two of them on one GPU, which NCCL"
             " refuses; give each a whole one (resources.gpus_per_worker: 1), or take one worker"
         )
-    limits = [space.budget.trials, room // fewest]
-    if space.budget.concurrent:
-        limits.append(space.budget.concurrent)
-    return max(1, min(limits))
+    return max(1, min(space.budget.trials, room // fewest, space.budget.concurrent or room))

@@ -56,11 +56,6 @@ class HostReport:
     clock: float
 
 
-def is_cluster(content: Mapping[Any, Any]) -> bool:
-    """Whether YAML content is a cluster file and no search space."""
-    return "provider" in content
-
-
 def check_cluster(path: str | Path, content: Mapping[Any, Any]) -> str:
     """Log into every host of the cluster file `path` and say what it has.
 
@@ -145,9 +140,8 @@ def _differences(answers: list[HostReport]) -> list[str]:
     faults = []
     for other in answers[1:]:
         if other.python != head.python:
-            faults.append(
-                f"{other.address} has Python {other.python}, but the head node {head.python}: Ray refuses that"
-            )
+            versions = f"Python {other.python}, but the head node {head.python}"
+            faults.append(f"{other.address} has {versions}: Ray refuses that")
         if abs(other.clock - head.clock) > CLOCKS_S:
             faults.append(f"the clock of {other.address} is {other.clock - head.clock:+.0f} s off the head node's")
     return faults

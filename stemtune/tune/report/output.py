@@ -96,7 +96,6 @@ def _importances(found: dict[str, Any]) -> list[str]:
 
 
 def _fronts(found: dict[str, Any]) -> list[str]:
-    """Say which trials no other beats in both the metric and a price."""
     names = {"parameters": "weights", "ms_per_pattern": "time per pattern", "device_s": "training time"}
     return [
         f"Pareto front of the metric and {names[price]}: trials {', '.join(str(number) for number in front)}"
@@ -106,7 +105,6 @@ def _fronts(found: dict[str, Any]) -> list[str]:
 
 
 def _seeds(found: dict[str, Any]) -> list[str]:
-    """Say how much the seed alone moves the metric."""
     metric, lines = found["metric"], []
     for group in found["seeds"][:8]:
         settings = searched_settings(group["settings"])

@@ -11,17 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ray import PlacementGroupID
 from ray.tune import Callback
+from ray.util import remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from stemtune._progress import say
 from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
 from stemtune.tune.cluster.node_check import nodes_of
-from stemtune.tune.run.checkpoints import how_ended, mark_ended, train_folder
-from stemtune.tune.run.progress import SweepProgress
-from stemtune.tune.run.snapshots import Snapshots
+from stemtune.tune.run.checkpoints import Snapshots, how_ended, mark_ended, train_folder
 from stemtune.tune.run.trial import CORRUPT, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
-from stemtune.tune.run.trial_state import TrialState, driver_state, history, unpacked
+from stemtune.tune.run.trial_state import SweepProgress, TrialState, driver_state, history, unpacked
 from stemtune.tune.space.space import SearchSpace
 
 _TIMES = ("time/start_s", "time/first_report_s", "time/train_s", "time/device_s")
@@ -39,7 +40,8 @@ class SweepCallback(Callback):  # type: ignore[misc]
         self, space: SearchSpace, folder: Path, name: str, sweep_id: str, tracked: bool, store_hash: str
     ) -> None:
         self.space, self.folder, self.name, self.sweep_id = space, folder, name, sweep_id
-        self.tracked, self.store_hash = tracked, store_hash
+        self.tracked = tracked
+        self._store_tag = {"stemtune.store_sha256": store_hash} if store_hash else {}
         self.trials: dict[str, TrialState] = {}
         self.over_time = False
         self._groups: dict[str, str] = {}
@@ -64,25 +66,18 @@ class SweepCallback(Callback):  # type: ignore[misc]
         self.tracker: NullTracker | Tracker = NullTracker()
         if self.tracked:
             self.tracker = Tracker(self.folder, self.name, self.sweep_id, address())
-        self.progress = SweepProgress(
-            self.space.budget.trials, self.space.metric, self.space.mode, self.space.fixed, self.trials.values()
-        )
+        space = self.space
+        self.progress = SweepProgress(space.budget.trials, space.metric, space.mode, space.fixed, self.trials.values())
         driver_state(self.sweep_id).callback = self
-        budget, resources = self.space.budget, self.space.resources
-        params = {f"budget.{key}": value for key, value in vars(budget).items() if value is not None}
-        given = {key: value for key, value in vars(resources).items() if key != "workers_given" and value is not None}
-        params |= {f"resources.{key}": value for key, value in given.items()}
-        params |= {
-            "metric": self.space.metric,
-            "mode": self.space.mode,
-            "design": self.space.design,
-            **self.space.fixed,
-        }
-        params["searched"] = ", ".join(self.space.searched)
-        if self.space.also:
-            params["metric.also"] = ", ".join(metric for metric, _ in self.space.also)
-        tags = {**code_version(), "mlflow.note.content": self.space.about, "stemtune.folder": str(self.folder)}
-        self.tracker.sweep(params, {**tags, **self._store_tag()}, self.space.text)
+        params = {f"budget.{key}": value for key, value in vars(space.budget).items()}
+        params |= {f"resources.{key}": value for key, value in vars(space.resources).items() if key != "workers_given"}
+        params = {key: value for key, value in params.items() if value is not None}
+        params |= {"metric": space.metric, "mode": space.mode, "design": space.design, **space.fixed}
+        params["searched"] = ", ".join(space.searched)
+        if space.also:
+            params["metric.also"] = ", ".join(metric for metric, _ in space.also)
+        tags = {**code_version(), "mlflow.note.content": space.about, "stemtune.folder": str(self.folder)}
+        self.tracker.sweep(params, {**tags, **self._store_tag}, space.text)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Before anything happens, see what was lost since Tune's last snapshot."""
@@ -115,16 +110,13 @@ class SweepCallback(Callback):  # type: ignore[misc]
             if run.name.removeprefix("train-") not in known:
                 shutil.rmtree(run, ignore_errors=True)
 
-    def _store_tag(self) -> dict[str, str]:
-        return {"stemtune.store_sha256": self.store_hash} if self.store_hash else {}
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         knobs = dict(trial.config["knobs"])
         state = self.trials.get(trial.trial_id) or TrialState(trial.trial_id, int(trial.config["number"]), knobs)
         state.status, state.reason = "running", ""
         self.trials[trial.trial_id] = state
         self._started[trial.trial_id] = time.monotonic() - state.wall_s
-        tags = {**code_version(), **self._store_tag(), "stemtune.number": str(state.number)}
+        tags = {**code_version(), **self._store_tag, "stemtune.number": str(state.number)}
         tags["stemtune.architecture"] = state.label
         if trial.config.get("optuna"):
             tags["stemtune.optuna"] = json.dumps(trial.config["optuna"])
@@ -172,18 +164,14 @@ class SweepCallback(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, was stopped by ASHA, or ran out of the sweep's time."""
-        before = how_ended(train_folder(self.folder, trial.trial_id))
-        stopped = trial.trial_id in self._stopped or before == "stopped"
-        if stopped:
+        folder, state = train_folder(self.folder, trial.trial_id), self.trials[trial.trial_id]
+        through = state.epoch >= int(state.knobs.get("train.epochs", Config().train.epochs))
+        if trial.trial_id in self._stopped or how_ended(folder) == "stopped":
             self._end(trial.trial_id, "stopped", "stopped by ASHA")
-        elif trial.trial_id in self._late and not self._through(trial.trial_id):
+        elif trial.trial_id in self._late and not through:
             self._end(trial.trial_id, "stopped", f"out of time: the sweep's {self.space.budget.hours:g} h are over")
         else:
-            self._end(trial.trial_id, "finished", failure(train_folder(self.folder, trial.trial_id), DIVERGED))
-
-    def _through(self, trial_id: str) -> bool:
-        state = self.trials[trial_id]
-        return state.epoch >= int(state.knobs.get("train.epochs", Config().train.epochs))
+            self._end(trial.trial_id, "finished", failure(folder, DIVERGED))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's driver died, before its first report perhaps, and the trial starts once more."""
@@ -191,11 +179,10 @@ class SweepCallback(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._free_dead(trial.trial_id)
+        error = str(trial.get_error() or "")
         reason = failure(train_folder(self.folder, trial.trial_id))
-        if not reason:
-            lines = str(trial.get_error() or "no reason given").strip().splitlines()
-            reason = lines[-1] if lines else "no reason given"
-        if NO_SPACE in reason or NO_SPACE in str(trial.get_error() or ""):
+        reason = reason or (error.strip().splitlines() or ["no reason given"])[-1]
+        if NO_SPACE in reason or NO_SPACE in error:
             raise OSError(errno.ENOSPC, NO_SPACE)  # the others would only fail one after another
         self._end(trial.trial_id, "failed", reason)
 
@@ -232,9 +219,5 @@ class SweepCallback(Callback):  # type: ignore[misc]
         group = self._groups.pop(trial_id, "")
         if not group:
             return
-        from ray import PlacementGroupID
-        from ray.util import remove_placement_group
-        from ray.util.placement_group import PlacementGroup
-
         with contextlib.suppress(Exception):
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))

@@ -32,7 +32,6 @@ from ray.tune.search.optuna import OptunaSearch
 from stemtune._files import whole_file
 from stemtune.config import Scalar
 from stemtune.errors import UserError, masked
-from stemtune.tune.run.scheduler import UNTRAINED
 from stemtune.tune.run.trial import EARLIER
 from stemtune.tune.run.trial_state import driver_state, unpacked
 from stemtune.tune.space.space import SearchSpace
@@ -50,6 +49,9 @@ _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be 
 
 
 FINISHED: str = Searcher.FINISHED  # what Tune is told instead of settings when there are no more
+
+UNTRAINED = ("matched",)
+"""Models that learn nothing: their one report says how good they are, not how good they will become."""
 
 
 class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
@@ -90,11 +92,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             warnings.simplefilter("ignore")
             if study:  # of two drivers with one seed both would draw the same
                 seed = (seed + zlib.crc32(folder.name.encode())) % 2**32
-            sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
-                seed=seed, multivariate=True, group=True, constant_liar=True
-            )
-            if at_random:
-                sampler = optuna.samplers.RandomSampler(seed=seed)
+            tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            sampler = optuna.samplers.RandomSampler(seed=seed) if at_random else tpe
         self.space = space
         self.settings = settings
         place = find_study(study, folder, space)
@@ -145,9 +144,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
                 break
             if attempt == _REPEATS - 1 or not (settings in self._seen or self._elsewhere(settings)):
                 break
-            self._ot_study.tell(
-                trial, state=TrialState.FAIL
-            )  # it ran already; a failed one teaches the sampler nothing
+            # It ran already; a failed one teaches the sampler nothing.
+            self._ot_study.tell(trial, state=TrialState.FAIL)
         self._ot_trials[trial_id] = trial
         trial.set_user_attr(SETTINGS, settings)
         distributions = {name: json.loads(distribution_to_json(kind)) for name, kind in trial.distributions.items()}
@@ -243,20 +241,17 @@ def repair_journal(file: Path) -> None:
     lock.acquire()  # who writes holds it, so that no line is under way
     try:
         lines = file.read_bytes().splitlines(keepends=True)
-        intact = [line for line in lines if line.endswith(b"\n") and _is_json(line)]
+        intact = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                json.loads(line)
+                if line.endswith(b"\n"):
+                    intact.append(line)
         if len(intact) < len(lines):
             with whole_file(file) as part:
                 part.write_bytes(b"".join(intact))
     finally:
         lock.release()
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
 
 
 def _fingerprint(knobs: dict[str, Scalar]) -> str:

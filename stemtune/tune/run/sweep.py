@@ -6,7 +6,6 @@ journal of what MLflow is to know, and each trial's checkpoints. With it an inte
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import shutil
 import sys
@@ -18,6 +17,8 @@ from typing import Any
 from stemtune._files import writable_folder
 from stemtune.config import Config
 from stemtune.errors import Interrupted, UserError, masked
+from stemtune.tracking import NullTracker, Tracker, address, check_server, log_files
+from stemtune.tune.run.checkpoints import check_resumable
 from stemtune.tune.run.manifest import (
     absolute,
     check_name_free,
@@ -30,7 +31,6 @@ from stemtune.tune.run.manifest import (
     sweeps_folder,
     write_manifest,
 )
-from stemtune.tune.run.snapshots import check_resumable
 from stemtune.tune.run.trial import NO_SPACE
 from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, recorded_trials, select_champion
 from stemtune.tune.space.space import SearchSpace
@@ -77,9 +77,8 @@ def run_sweep(
     check_name_free(folder)
     space = absolute(space if trials is None else space.with_trials(trials), Path.cwd())
     manifest = new_manifest(space, name) | ({"study": study} if study else {})
-    with contextlib.ExitStack() as held:
-        store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
-        held.enter_context(single_driver(folder))
+    store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
+    with single_driver(folder):
         check_name_free(folder)  # another driver may have been quicker
         write_manifest(folder, manifest)
         return _run(space, folder, manifest, at_once, tracked, store_hash, resume=False)
@@ -105,8 +104,6 @@ def _send_rest(
     space: SearchSpace, folder: Path, manifest: dict[str, Any], states: list[TrialState], tracked: bool
 ) -> SweepOutcome:
     """Send what the tracking server missed of a finished sweep, and return how it ended: nothing is left to run."""
-    from stemtune.tracking import NullTracker, Tracker, address
-
     tracker = Tracker(folder, folder.name, str(manifest["sweep_id"]), address()) if tracked else NullTracker()
     best = select_champion(folder, states, space.metric, space.mode)
     return SweepOutcome(folder.name, folder, space.metric, space.mode, "finished", states, *best, tracker.close())
@@ -116,26 +113,18 @@ def _prepare(
     space: SearchSpace, folder: Path, manifest: dict[str, Any], tracked: bool, local: bool, nodes: int
 ) -> tuple[str, int]:
     """Find what would fail later, and join Ray; return the store's hash and how many trials run at a time."""
-    _check_study(str(manifest.get("study", "")), folder, space)
+    if study := str(manifest.get("study", "")):  # of another sweep: see that it can be opened and searches the same
+        from stemtune.tune.run.searcher import find_study, join, open_storage, repair_journal
+
+        place = find_study(study, folder, space)
+        if place.file is not None:
+            checked_name(place.name)
+            repair_journal(place.file)
+        join(place, open_storage(place), space)
     store_hash = _store_hash(space)
     if tracked:
-        from stemtune.tracking import address, check_server
-
         check_server(address(), folder.name)  # a wrong MLFLOW_TRACKING_URI or password is found before anything starts
     return store_hash, _join_nodes(space, folder, local, nodes)
-
-
-def _check_study(study: str, folder: Path, space: SearchSpace) -> None:
-    """See that a shared study can be opened and searches what this sweep does."""
-    if not study:
-        return
-    from stemtune.tune.run.searcher import find_study, join, open_storage, repair_journal
-
-    place = find_study(study, folder, space)
-    if place.file is not None:
-        checked_name(place.name)
-        repair_journal(place.file)
-    join(place, open_storage(place), space)
 
 
 def _join_nodes(space: SearchSpace, folder: Path, local: bool, count: int) -> int:
@@ -163,7 +152,7 @@ def _store_hash(space: SearchSpace) -> str:
     if config.data.source != "store":
         return ""
     if not config.data.store:
-        if any(key == "data.store" for key in space.search) or "data.source" in space.search:
+        if "data.store" in space.search or "data.source" in space.search:
             return ""
         raise UserError("no training store is named; give --set data.store=FILE, or --set data.source=simulate")
     from stemtune.dataset.store import Store
@@ -244,7 +233,6 @@ def _finish(callback: Any, folder: Path, manifest: dict[str, Any], interrupted: 
 
 def _keep_comparison(name: str, folder: Path) -> None:
     """Write the comparison into the sweep's folder and keep it with the sweep's run; a sweep does not fail by it."""
-    from stemtune.tracking import log_files
     from stemtune.tune.report import compare_trials, write_comparison
 
     try:

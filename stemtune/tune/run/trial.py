@@ -62,10 +62,9 @@ class Clock:
     @classmethod
     def now(cls) -> Clock:
         """Return this moment."""
-        try:
+        boot = ""
+        with contextlib.suppress(OSError):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            boot = ""
         return cls(boot, time.monotonic(), time.time())
 
     def since(self, earlier: Clock) -> float:
@@ -100,8 +99,8 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["objectives"]))
         return
     remove_partial(folder)
-    workers = _how_many(knobs, sweep)
-    elastic = isinstance(workers, tuple)
+    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
+    elastic = least is not None and least < most
     os.environ[START_WAIT] = ELASTIC_START_S if elastic else ENVIRONMENT[START_WAIT]
     resources = {"CPU": float(sweep["cpus_per_worker"])}
     if sweep["gpus_per_worker"]:
@@ -111,7 +110,9 @@ def run_trial(config: dict[str, Any]) -> None:
         train_loop_config={"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started},
         torch_config=RendezvousConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(sweep["gpus_per_worker"]), resources_per_worker=resources
+            num_workers=(int(least), most) if elastic else most,
+            use_gpu=bool(sweep["gpus_per_worker"]),
+            resources_per_worker=resources,
         ),
         run_config=train.RunConfig(
             name=folder.name,
@@ -126,12 +127,6 @@ def run_trial(config: dict[str, Any]) -> None:
         ),
     )
     trainer.fit()
-
-
-def _how_many(knobs: dict[str, Any], sweep: dict[str, Any]) -> int | tuple[int, int]:
-    """Return the number of workers, or the fewest and the most where a trial may go on with fewer."""
-    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
-    return most if least is None or least >= most else (int(least), most)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -192,10 +187,6 @@ class Reporter:
         self._train_began, self._reporting_s, self._trained_s = began, 0.0, 0.0
         self._devices = world * max(1.0, float(config["sweep"]["gpus_per_worker"]))
 
-    @property
-    def epoch(self) -> int:
-        return len(self.history)
-
     def resume(self, history: list[dict[str, Any]], faults: list[str]) -> None:
         """Go on where a checkpoint left off; `faults` say what is wrong with others."""
         where = f"the trial goes on from epoch {len(history)}" if history else "the trial starts from the beginning"
@@ -215,7 +206,7 @@ class Reporter:
         values = finite(metrics)
         here_s = Clock.now().since(self._began)
         self._first_s = self._first_s or self._start_s + here_s
-        values["epoch"] = self.epoch + 1
+        values["epoch"] = len(self.history) + 1
         values["time/start_s"] = self._start_s
         values["time/first_report_s"] = self._first_s
         values["time/train_s"] = self._trained_s + Clock.now().since(self._train_began) - self._reporting_s
@@ -308,7 +299,6 @@ def _raise_noted(folder: Path) -> None:
 
 def failure(folder: Path, note: str = FAILURE) -> str:
     """Return in one line why the trial in `folder` failed (or what another `note` there says), or an empty string."""
-    try:
+    with contextlib.suppress(OSError, IndexError):
         return (folder / note).read_text().splitlines()[0]
-    except (OSError, IndexError):
-        return ""
+    return ""

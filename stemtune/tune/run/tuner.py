@@ -1,27 +1,87 @@
-"""Ray Tune set up for a sweep, or taken up again where an interrupted one stopped."""
+"""Ray Tune set up for a sweep, or taken up again where an interrupted one stopped, and who lives in it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune import Stopper
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from stemtune.tune.cluster.connect import HEAD, QUIET
 from stemtune.tune.run.callback import SweepCallback
+from stemtune.tune.run.checkpoints import SNAPSHOTS, restore_snapshot
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
-from stemtune.tune.run.scheduler import LearnersASHA, TimeBudget
-from stemtune.tune.run.searcher import STUDY, Limiter, StudySearch, repair_journal
-from stemtune.tune.run.snapshots import FOLDER, restore_snapshot
+from stemtune.tune.run.searcher import STUDY, UNTRAINED, Limiter, StudySearch, repair_journal
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
-from stemtune.tune.run.trial_state import driver_state
+from stemtune.tune.run.trial_state import driver_state, history
 from stemtune.tune.space.space import SearchSpace
 
 _LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
+
+
+class LearnersASHA(ASHAScheduler):  # type: ignore[misc]
+    """ASHA (Li et al., MLSys 2020) that leaves models without training out of its rungs.
+
+    Such a model shows its final figure where a network shows its first epoch. In the lowest rung it would have every
+    network stopped that is not at once as good.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if _learns(trial):
+            super().on_trial_add(tune_controller, trial)
+            # What a trial reached before a restart goes into the rungs, which Tune does not keep.
+            folder, rungs = trial.config.get("sweep", {}).get("folder"), self._trial_info[trial.trial_id]
+            for report in history(folder, trial.trial_id) if folder else ():
+                rungs.on_result(trial, report["epoch"], self._metric_op * report[self._metric])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if not _learns(trial):
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if _learns(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        if _learns(trial):
+            super().on_trial_remove(tune_controller, trial)
+
+
+def _learns(trial: Any) -> bool:
+    return trial.config.get("knobs", {}).get("model.name") not in UNTRAINED
+
+
+class TimeBudget(Stopper):  # type: ignore[misc]
+    """Ends a sweep after so many hours of running, however often it is interrupted and whatever the clock is set to.
+
+    Trials end with the epoch that they are in, and the searcher proposes no others.
+    """
+
+    def __init__(self, hours: float, sweep_id: str = "") -> None:
+        self._left_s, self._sweep = hours * 3600.0, sweep_id
+        self._last: float | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial that has just reported is to end."""
+        return driver_state(self._sweep).time_over
+
+    def stop_all(self) -> bool:
+        """Look at the time; Tune asks before each step. To end all at once would leave records open."""
+        now = time.monotonic()
+        self._left_s -= now - self._last if self._last is not None else 0.0
+        self._last = now
+        driver_state(self._sweep).time_over = self._left_s <= 0
+        return False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _last=None)
 
 
 def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
@@ -111,19 +171,14 @@ def restored_tuner(folder: Path, sweep_id: str, trials: int, at_once: int) -> An
     _set_snapshot_interval(trials)
     driver_state(sweep_id).at_once = at_once
     handed_over = restore_snapshot(folder)
-    if not tune.Tuner.can_restore(str(folder)) or ((folder / FOLDER).exists() and not handed_over):
+    if not tune.Tuner.can_restore(str(folder)) or ((folder / SNAPSHOTS).exists() and not handed_over):
         discard(folder)
         return None
-    remove_notes(folder)
+    for note in (folder / "train").glob(f"*/{FAILURE}"):  # so that failed trials are tried again
+        note.unlink(missing_ok=True)
     repair_journal(folder / STUDY)
     driver_state(sweep_id).restored = False
     return tune.Tuner.restore(str(folder), trainable=driver(), resume_unfinished=True, resume_errored=True)
-
-
-def remove_notes(folder: Path) -> None:
-    """Forget why trials failed, so that a resumed sweep tries them again."""
-    for note in (folder / "train").glob(f"*/{FAILURE}"):
-        note.unlink(missing_ok=True)
 
 
 def discard(folder: Path) -> None:

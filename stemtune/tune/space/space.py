@@ -14,18 +14,21 @@ from typing import Any
 
 from stemtune.config import METRICS, Config, Scalar
 from stemtune.errors import UserError, did_you_mean
-from stemtune.tune.space.budget import Budget, Resources, read_budget, read_resources
 from stemtune.tune.space.forms import (
     Branch,
+    Budget,
     Choice,
     Constant,
     Dice,
     Draw,
     Form,
     Range,
+    Resources,
     checked,
     combinations,
+    read_budget,
     read_form,
+    read_resources,
 )
 from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
 
@@ -75,12 +78,11 @@ class SearchSpace:
     def _drawn(self, key: str, form: Form, draw: Draw, name: str) -> dict[str, Scalar]:
         if not isinstance(form, Branch):
             return {key: form.draw(name, draw)}
-        label = (
-            draw.suggest_categorical(name, list(form.branches)) if len(form.branches) > 1 else next(iter(form.branches))
-        )
-        flat = {key: form.values[str(label)]}
-        for inner, inside in form.branches[str(label)].items():
-            flat.update(self._drawn(inner, inside, draw, self.registered(inner, str(label))))
+        names: list[Scalar] = list(form.branches)
+        label = str(draw.suggest_categorical(name, names) if len(names) > 1 else names[0])
+        flat = {key: form.values[label]}
+        for inner, inside in form.branches[label].items():
+            flat.update(self._drawn(inner, inside, draw, self.registered(inner, label)))
         return flat
 
     @cached_property
@@ -113,11 +115,9 @@ class SearchSpace:
         """Name the values as the sampler does; Optuna takes what is missing from the sampler."""
         named: dict[str, Scalar] = {}
         for key, form, branch in walk(self.search):
-            if key in point and not isinstance(form, Constant):
-                chosen = all(str(point.get(parent)) == label for parent, label in branch)
-                if chosen:
-                    name = self.registered(key, branch[-1][1]) if branch else key
-                    named[name] = str(point[key]) if isinstance(form, Branch) else point[key]
+            if key in point and not isinstance(form, Constant) and _reached(point, branch):
+                name = self.registered(key, branch[-1][1]) if branch else key
+                named[name] = str(point[key]) if isinstance(form, Branch) else point[key]
         return named
 
     def with_settings(self, flat: Mapping[str, object]) -> SearchSpace:
