@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from stemtune._version import __version__
-from stemtune.cli import data, labels, learning, maps, measure, sweep
+from stemtune.cli import data, learning, maps, measure
 from stemtune.cli.parsing import Parser
 from stemtune.errors import UserError, fault_line
 
@@ -25,10 +25,10 @@ NOTHING_LEFT = "interrupted; nothing half-written was left under a final name"
 COMMANDS = (
     data.simulate,
     data.ingest,
-    labels.label,
+    data.label,
     data.inspect,
     learning.train,
-    sweep.sweep,
+    learning.sweep,
     learning.check,
     learning.compare,
     maps.predict,

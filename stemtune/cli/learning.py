@@ -1,12 +1,18 @@
-"""Commands around the search: train, check, compare."""
+"""Commands that train: train, sweep, check, compare."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stemtune.cli.parsing import Command, Parser, command, positive
 from stemtune.config import Config, parse_assignments
+from stemtune.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from stemtune.tune.run.sweep import SweepOutcome
 
 
 @command(
@@ -68,3 +74,114 @@ def compare(parser: Parser) -> Command:
     parser.option("--png", "draw learning curves and architectures into this file", "FILE")
     parser.option("--json", "write every figure into this file", "FILE")
     return call
+
+
+DEFAULT_SPACE = "search_spaces/smoke.yaml"
+
+EXAMPLES = """stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
+  stemtune sweep --resume first
+  stemtune sweep search_spaces/smoke.yaml --name second --study first
+  ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big \\
+    --set data.store=/shared/linio2.h5
+
+Without --local the Ray of RAY_ADDRESS, or the one that was started on this machine, is joined; where there is
+none, one is started. A space is looked up in the working folder and then in the checkout."""
+
+
+@command(
+    "the search over architectures and training settings; every trial is kept in MLflow",
+    EXAMPLES,
+)
+def sweep(parser: Parser) -> Command:
+    parser.option("space", f"the search space; default {DEFAULT_SPACE}", "SPACE.yaml", nargs="?")
+    parser.flag("--local", "a Ray of our own on this machine, whatever else runs")
+    parser.option("--trials", "number of trials, instead of the space's", "N", type=int)
+    parser.option("--name", "name of the sweep; default the space's file name", "NAME")
+    parser.option(
+        "--resume",
+        "go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
+        "NAME",
+        nargs="?",
+        const="",
+    )
+    parser.option(
+        "--study",
+        "search together with the sweep NAME of the same space, or with all that name the same"
+        " postgresql://USER@HOST/DATABASE: each proposes from what all have learned",
+        "NAME",
+        default="",
+    )
+    parser.option("--nodes", "wait until N nodes of the cluster are there", "N", type=int, default=1)
+    parser.option("--set", "fix any setting of a trial", "KEY=VALUE", action="append", default=[])
+    parser.flag("--check", "validate the space, print what would run, and stop")
+    return lambda options: _start(options) if options.resume is None else _resume(options)
+
+
+def _start(options: argparse.Namespace) -> int:
+    from stemtune.tune.space.space import find_space, load_space
+
+    file = find_space(options.space or DEFAULT_SPACE)
+    space = load_space(file)
+    if options.set:
+        space = space.with_settings(parse_assignments(options.set))
+    if options.check:
+        from stemtune.tune.space.describe import describe_space
+
+        print(describe_space(space, file))
+        return 0
+    from stemtune.tune.run.sweep import run_sweep
+
+    how = {name: getattr(options, name) for name in ("local", "trials", "nodes", "study")}
+    try:
+        return _report(run_sweep(space, options.name, **how))
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop) or "interrupted before any trial began; start the sweep again") from None
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from stemtune.tune.run.manifest import sweeps_folder, unfinished
+    from stemtune.tune.run.sweep import resume_sweep
+
+    for option in ("trials", "set", "study"):
+        if getattr(options, option):
+            raise UserError(f"--resume goes on with the sweep as it began, so --{option} cannot change it")
+    name = options.resume or options.name
+    if name and name.endswith((".yaml", ".yml")) and not options.space:
+        name = Path(name).stem  # `--resume SPACE.yaml`
+    if not name and options.space:
+        name = Path(options.space).stem
+    if not name:
+        waiting = unfinished()
+        if not waiting:
+            raise UserError(f"no interrupted sweep is in {sweeps_folder()}; --resume NAME names one elsewhere")
+        name = waiting[0]
+    return _report(resume_sweep(name, local=options.local, nodes=options.nodes))
+
+
+def _report(outcome: SweepOutcome) -> int:
+    """Print how a sweep ended and what to type next; return the exit code."""
+    from stemtune.tracking import address
+    from stemtune.tune.formatting import format_metric
+    from stemtune.tune.run.trial_state import table
+
+    print(table(outcome.trials, outcome.metric, outcome.mode))
+    if outcome.champion and outcome.model:
+        print(
+            f"champion: trial {outcome.champion.number} ({outcome.champion.label}) with {outcome.metric}"
+            f" {format_metric(outcome.metric, outcome.value)}, model {outcome.model}"
+        )
+    where = address().shown
+    if outcome.unsent:
+        print(
+            f"the tracking server {where} is away: {outcome.unsent} records wait in {outcome.folder};"
+            f" stemtune sweep --resume {outcome.name} sends them",
+            file=sys.stderr,
+        )
+    refused = outcome.folder / "tracking.refused.jsonl"
+    if refused.exists():
+        print(f"MLflow refused some records; they and the reasons are in {refused}", file=sys.stderr)
+    if outcome.status == "interrupted":
+        print(f"interrupted: stemtune sweep --resume {outcome.name} goes on with it", file=sys.stderr)
+        return 130
+    print(f"records: {where}, experiment {outcome.name}; stemtune compare {outcome.name} shows them")
+    return 0 if outcome.model else 1

@@ -23,14 +23,12 @@ from stemtune.dataset.schema import CONTENT_SHA256, replaceable_store
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.scan.blocks import Window, blocks, read_part, stored_type
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.plan import Plan, Sample, plan
-from stemtune.scan.readers import Scan, read_scan
+from stemtune.scan.readers import read_scan
+from stemtune.scan.readers.scan import Scan, Window, blocks, read_part, stored_type
 
-BLOCK = 8
-"""Scan positions along the edge of a group: neighbours in one block are never on both sides of a split."""
-
+BLOCK = 8  # scan positions along the edge of a group: neighbours in one block are never on both sides of a split
 _SIZES = (8, 2048)  # smallest and largest patterns that --size may ask for
 _SAMPLES = 256  # patterns that corrections are planned from
 _SAMPLE_BYTES = 128 * 2**20  # and the most memory that they may take, as float64
@@ -160,23 +158,14 @@ def corrected_at(
     return planned.corrections(np.stack(chosen), np.asarray(positions))
 
 
-def _planned(
-    scan: str | os.PathLike[str] | Scan,
-    kv: float | None = None,
-    scale: float | None = None,
-    centre: str | tuple[float, float] = "auto",
-    shape: str | tuple[int, int] | None = None,
-    size: int | None = None,
-    keep: str | None = None,
-    dataset: str | None = None,
-    **corrections: Any,
-) -> tuple[Scan, Window, Plan, Geometry]:
+def _planned(scan: str | os.PathLike[str] | Scan, **calibration: Any) -> tuple[Scan, Window, Plan, Geometry]:
     """Return the scan, the part that is kept, what is to be done to its patterns, and their calibration afterwards."""
-    options = CorrectionOptions.of(corrections)
+    kv, scale, centre, shape, size, keep, dataset = (calibration.pop(name, None) for name in _CALIBRATING)
+    options = CorrectionOptions.of(calibration)
     if not isinstance(scan, Scan):
         scan = read_scan(scan, None if shape is None else pair(shape, "--shape"), dataset, size, scale)
     window = kept_window(keep, scan.shape)
-    return scan, window, *plan_for(scan, window, options, kv, scale, size, centre)
+    return scan, window, *plan_for(scan, window, options, kv, scale, size, "auto" if centre is None else centre)
 
 
 def plan_for(
@@ -241,7 +230,7 @@ def sample(scan: Scan, window: Window, count: int = _SAMPLES) -> Sample:
     picked = [(line, chosen) for line, chosen in picked if len(chosen)]
     parts = [read_part(scan, scan.data[line, chosen[0] : window.right : step]) for line, chosen in picked]
     counts = np.concatenate(parts)
-    place = np.concatenate([np.column_stack((np.full(len(chosen), line), chosen)) for line, chosen in picked])
+    place = np.array([(line, column) for line, chosen in picked for column in chosen])
     whole = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
     return Sample(whole, place - np.array((window.top, window.left)), (rows, columns))
 
@@ -298,11 +287,6 @@ class ScanHash:
         for piece in self._pieces:
             self._digest.update(piece)
         return self._digest.hexdigest()
-
-
-def file_sha256(path: Path, parts: Sequence[Path] = ()) -> str:
-    """Return the sha256 of a file, or of all files in a folder by name (some formats are folders)."""
-    return ScanHash(path, parts).finish()
 
 
 def _pieces(path: Path, parts: Sequence[Path]) -> Iterator[bytes | memoryview]:

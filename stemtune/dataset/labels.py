@@ -37,26 +37,14 @@ from stemtune.errors import UserError
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of all n patterns of a store.
+    """Labels of all n patterns of a store."""
 
-    Parameters
-    ----------
-    orientation, confidence
-        Unit quaternions (n, 4), scalar first, lab-to-crystal; (n,) larger is better. NaN where not indexed.
-    phase, phases
-        Index (n,) into the crystals; -1 where not indexed.
-    scores
-        The labeller's own scores (n,) under its own names.
-    facts
-        How they were made: the method, every option, the origin.
-    """
-
-    orientation: npt.NDArray[np.float64]
-    confidence: npt.NDArray[np.float32]
-    phase: npt.NDArray[np.int16]
+    orientation: npt.NDArray[np.float64]  # unit quaternions (n, 4), scalar first, lab-to-crystal; NaN: not indexed
+    confidence: npt.NDArray[np.float32]  # (n,), larger is better; NaN: not indexed
+    phase: npt.NDArray[np.int16]  # index (n,) into `phases`; -1: not indexed
     phases: Sequence[Phase]
-    scores: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # the labeller's own (n,), by its own names
+    facts: Mapping[str, Any] = field(default_factory=dict)  # how they were made: the method, every option, the origin
 
     def __post_init__(self) -> None:
         n = len(self.phase)
@@ -74,12 +62,8 @@ def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mappin
     """Return the labels that a map gives the patterns of a store.
 
     The map is in the frame of the scan (`frame_rotations`). It may cover the scan as it is in the store, or the
-    whole scan that the store is a part of (`ingest --keep`).
-
-    Raises
-    ------
-    UserError
-        When the store is no scan, or the shapes do not fit.
+    whole scan that the store is a part of (`ingest --keep`). A `UserError` says that the store is no scan, or that the
+    shapes do not fit.
     """
     if store.scan_shape is None:
         raise UserError(f"'{store.path}' is no scan, so a map cannot be laid on it; `stemtune ingest` makes one")
@@ -113,15 +97,13 @@ def label_target(store: str | os.PathLike[str], out: str | os.PathLike[str] | No
     source = existing(store, "the store").resolve()
     with Store.open(store) as opened:
         exact = opened.attrs.get("origin") == SIMULATED and LABELLED not in opened.attrs
-    target = source if out is None else replaceable_file(replaceable_store(out))
-    target = target.resolve()  # a link stays one, what it points to is replaced
+    target = source if out is None else replaceable_file(replaceable_store(out)).resolve()  # a link stays one
     if exact and target == source:
         raise UserError(
             f"'{store}' holds the exact orientations of a simulation, which labels would replace; give --out"
         )
     replaceable_file(target)
-    needed, free = source.stat().st_size, shutil.disk_usage(target.parent).free
-    if needed > free:
+    if (needed := source.stat().st_size) > (free := shutil.disk_usage(target.parent).free):
         raise UserError(
             f"the labelled store needs {needed / 1e9:,.1f} GB beside the old one, but {free / 1e9:,.1f} GB are free in"
             f" '{target.parent}'; make room, or choose another --out"

@@ -1,4 +1,4 @@
-"""Batches for training and validation, from a store or simulated afresh.
+"""Batches for training and validation, from a store or simulated afresh, resampled or mixed where that is asked for.
 
 What a loader yields depends on the seed, the epoch, the rank and the number of ranks, and on nothing else: a run
 that resumes at epoch 7 sees what an uninterrupted one would have seen. The patterns of a store are memory-mapped, so
@@ -10,53 +10,154 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from stemtune._parallel import memory_bytes, prefetch
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
 from stemtune.dataset.augment import augment
-from stemtune.dataset.batches import Batch, Loader, MixedLoader, Portion, mixed_portions, resampled_to
 from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, split_rows
 from stemtune.dataset.store import Store
 from stemtune.diffraction import overlap
 from stemtune.diffraction.bloch import simulator_for
-from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.geometry import Geometry, Resampling
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 
 _TRAINING, _VALIDATION = 1, 2  # keep the random numbers of simulated training and validation apart
 
 
-class StoreLoader:
-    """Batches of chosen rows of a store.
+class Batch(NamedTuple):
+    """Patterns and what they show."""
 
-    Parameters
-    ----------
-    store, rows, phase
-        The opened store, row numbers (N,) to draw from, in order of use where not `shuffled` (in a random order, new in
-        each epoch), and the crystal that their orientations belong to.
-    batch_size
-        Patterns per batch on this rank.
-    seed, augmentation
-        Seed of order and augmentation; see `stemtune.dataset.augment`.
-    rank, world
-        Which of how many data-parallel processes this is. All of them together see every row once.
-    training
-        True: only whole batches, the same number on every rank, augmented. False: every row, in batches of which
-        the last may be smaller.
-    device
-        Where the batches are going: for a GPU they come in pinned memory, or on it where they are interpolated.
-    portion
-        In training, this rank's part of a step, where that is not `batch_size` of `batch_size * world` patterns.
-    steps
-        In training, batches of an epoch; the rows are then gone through round after round, over the ends of epochs.
-        Left out, as many as the rows fill.
+    patterns: Tensor  # counts (B, H, W), uint8, uint16 or float32
+    orientation: Tensor  # unit quaternions (B, 4) float32, lab-to-crystal, scalar first
+
+
+class Loader(Protocol):
+    """A source of batches, the same again for the same epoch."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches that `epoch` yields on this rank."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Calibration of the patterns."""
+
+    @property
+    def phase(self) -> Phase:
+        """The crystal that the orientations belong to."""
+
+    @property
+    def source_sha256(self) -> str:
+        """Hash of the store that the patterns come from; empty for simulated ones."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `epoch` (counted from 0)."""
+
+
+class Portion(NamedTuple):
+    """This rank's part, from `start` to before `stop`, of the `step` patterns that all ranks use in a training step."""
+
+    step: int
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, step: int, rank: int, world: int) -> Portion:
+        """Deal `step` patterns to `world` ranks as evenly as whole patterns allow."""
+        return cls(step, rank * step // world, (rank + 1) * step // world)
+
+    @property
+    def size(self) -> int:
+        """Patterns of this rank in one step."""
+        return self.stop - self.start
+
+
+class ResampledLoader:
+    """The batches of another loader as a detector of the calibration `target` shows them.
+
+    A `UserError` says that the patterns reach less than half as far (1/Å) as `target`.
+    """
+
+    def __init__(self, loader: Loader, target: Geometry) -> None:
+        self.loader, self.geometry, self.phase = loader, target, loader.phase
+        self.batches_per_epoch = loader.batches_per_epoch
+        self.resampling = Resampling(loader.geometry, target)
+
+    @property
+    def source_sha256(self) -> str:
+        return self.loader.source_sha256
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        with closing(self.loader.epoch(epoch)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                yield Batch(self.resampling(batch.patterns), batch.orientation)
+
+
+def resampled_to(loader: Loader, target: Geometry) -> Loader:
+    """Return `loader`, resampled to the calibration `target` where its own differs by more than can be overlooked."""
+    return ResampledLoader(loader, target) if Resampling(loader.geometry, target).needed else loader
+
+
+def mixed_portions(size: int, mix: float, rank: int, world: int) -> tuple[Portion, Portion]:
+    """Return this rank's part of the main and of the other patterns of a step.
+
+    All ranks together take `round(mix * size)` other patterns in every step, whatever their number, and each rank
+    `size / world` patterns in all. A `UserError` says that a `mix` above 0 rounds to none or to all of the batch.
+    """
+    other = round(mix * size)
+    if mix > 0 and not 0 < other < size:
+        raise UserError(
+            f"`data.mix` is {mix:g}, which is {other} patterns of a batch of {size}; raise `train.batch_size`, or set"
+            " data.mix=0"
+        )
+    main, each = Portion.of(size - other, rank, world), size // world
+    return main, Portion(other, rank * each - main.start, (rank + 1) * each - main.stop)
+
+
+class MixedLoader:
+    """Batches that take so many patterns from the loader `main` and so many from `other`, as their portions say.
+
+    An epoch is an epoch of the main loader, whose patterns come first; the other one has to yield as many batches.
+    """
+
+    def __init__(self, main: Loader, other: Loader) -> None:
+        self.main, self.other = main, other
+        self.batches_per_epoch, self.geometry, self.phase = main.batches_per_epoch, main.geometry, main.phase
+
+    @property
+    def source_sha256(self) -> str:
+        return self.main.source_sha256
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        with closing(self.main.epoch(epoch)) as first, closing(self.other.epoch(epoch)) as second:  # type: ignore[type-var]
+            for main, other in zip(first, second, strict=True):
+                # float32 where their counts are of different types, on a GPU where one of them is
+                dtype = main.patterns.dtype if main.patterns.dtype == other.patterns.dtype else torch.float32
+                device = (other if other.patterns.is_cuda and not main.patterns.is_cuda else main).patterns.device
+                patterns = [part.patterns.to(dtype).to(device) for part in (main, other)]
+                yield Batch(torch.cat(patterns), torch.cat([part.orientation.to(device) for part in (main, other)]))
+
+
+class StoreLoader:
+    """Batches of chosen rows (N,) of a store, with orientations of the crystal `phase`.
+
+    `rows` are in order of use, or `shuffled` anew in each epoch. This is process `rank` of `world` data-parallel ones,
+    which together see every row once, `batch_size` patterns each. In `training` there are only whole batches, the same
+    number on every rank, augmented (see `dataset.augment`); else every row, in batches of which the last may be
+    smaller. Batches for a GPU `device` come in pinned memory, or on it where they are interpolated.
+
+    For training only: `portion`, this rank's part of a step where that is not `batch_size` of `batch_size * world`
+    patterns; `steps`, batches of an epoch where rows are gone through round after round, over the ends of epochs.
     """
 
     def __init__(
@@ -81,7 +182,7 @@ class StoreLoader:
         self.seed, self.rank, self.world = seed, rank, world
         self.training, self.shuffled, self.augmentation = training, shuffled, augmentation
         self.device = torch.device(device)
-        self.portion = portion or Portion(batch_size * world, rank * batch_size, (rank + 1) * batch_size)
+        self.portion = portion or Portion.of(batch_size * world, rank, world)
         self.steps = steps
         self.take: Callable[[Rows], npt.NDArray[Any]] = store.take
         self._cold = True
@@ -167,7 +268,7 @@ class SimulatedLoader:
         self.simulator, self.patterns, self.batch_size = simulator, patterns, batch_size
         self.geometry, self.phase = simulator.geometry, simulator.phase
         self.seed, self.rank, self.world, self.training = seed, rank, world, training
-        self.portion = portion or Portion(batch_size * world, rank * batch_size, (rank + 1) * batch_size)
+        self.portion = portion or Portion.of(batch_size * world, rank, world)
         self._kept: list[Batch] = []
 
     source_sha256 = ""
@@ -194,8 +295,7 @@ class SimulatedLoader:
         block = number * self.world + self.rank
         count = self.portion.size if self.training else min(self.batch_size, self.patterns - block * self.batch_size)
         if not count:
-            size = self.geometry.size
-            return Batch(torch.zeros(0, size, size), torch.zeros(0, 4))
+            return Batch(torch.zeros(0, self.geometry.size, self.geometry.size), torch.zeros(0, 4))
         seed = _seed(self.seed, _TRAINING if self.training else _VALIDATION, epoch * self.training, block)
         generator = torch.Generator(self.simulator.device).manual_seed(seed)
         orientation = random_orientations(count, generator)
@@ -210,12 +310,8 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
 
     `data`, `train.batch_size` (over all ranks together) and `train.seed` of `config` are read, and `simulate` where
     `data.source` is "simulate". This is process `rank` of `world` data-parallel ones. `device` is where the batches are
-    going, and where patterns are simulated; left out, the current GPU, else the CPU.
-
-    Raises
-    ------
-    UserError
-        When the store has nothing to learn from, a split is empty, or the batch does not fit.
+    going, and where patterns are simulated; left out, the current GPU, else the CPU. A `UserError` says that the store
+    has nothing to learn from, a split is empty, or the batch does not fit.
     """
     size = config.train.batch_size
     if size % world:
@@ -281,13 +377,10 @@ def _simulated(config: Config, rank: int, world: int, device: torch.device) -> t
         raise UserError(f"`train.batch_size` is {size}, but `data.patterns_per_epoch` is {wanted}")
     geometry = Geometry(simulate.size, simulate.scale, simulate.kv)
     simulator = simulator_for(phase_from(config.data.cif), geometry, simulate, device)
-    seed, each = config.train.seed, size // world
-    return (
-        SimulatedLoader(simulator, wanted, each, seed=seed, rank=rank, world=world),
-        SimulatedLoader(
-            simulator, config.data.validation_patterns, each, seed=seed, rank=rank, world=world, training=False
-        ),
-    )
+    own: dict[str, Any] = {"seed": config.train.seed, "rank": rank, "world": world}
+    each = size // world
+    judged = SimulatedLoader(simulator, config.data.validation_patterns, each, training=False, **own)
+    return SimulatedLoader(simulator, wanted, each, **own), judged
 
 
 def _check_middle(store: Store, augmentation: str) -> None:

@@ -9,16 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stemtune.config import Span
 from stemtune.crystal import rotations
 from stemtune.crystal.sampling import random_orientations
 from stemtune.errors import UserError
 
-VACUUM = -1
-"""Grain number of scan positions beside the specimen."""
-
-GRAIN_SPREAD_DEG = 0.5
-"""Lattice rotation inside a grain, from its middle to its edge, in degrees."""
+VACUUM = -1  # grain number of scan positions beside the specimen
+GRAIN_SPREAD_DEG = 0.5  # lattice rotation inside a grain, from its middle to its edge, in degrees
 
 
 def grain_map(
@@ -104,8 +100,3 @@ def neighbours(grain: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         found[1] = np.where(other & ~first & (found[1] == VACUUM) & (beside != found[0]), beside, found[1])
         found[0] = np.where(first, beside, found[0])
     return found
-
-
-def grain_thickness(grains: int, span: Span, generator: torch.Generator) -> Tensor:
-    """Return the thickness of each grain (G,) in Å."""
-    return 10 * (span.low + (span.high - span.low) * torch.rand(grains, generator=generator))

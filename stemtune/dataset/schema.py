@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,11 @@ import numpy.typing as npt
 
 from stemtune.errors import UserError
 
-SCHEMA = 1
-"""Version of the layout below; it goes up when a reader of the old one would go wrong."""
-
-UNFINISHED = 0
-"""What `schema` is while a store is being written."""
-
-SIMULATED = "stemtune simulate"
-"""The attribute `origin` of a store whose orientations are exact."""
-
-SPLITS = ("train", "validation", "test")
-"""Names of the values 0, 1, 2 of `split`."""
-
-LABELLED = "labelled"
-"""Attribute of a store that says in JSON how its labels were made."""
-
+SCHEMA = 1  # version of the layout below; it goes up when a reader of the old one would go wrong
+UNFINISHED = 0  # what `schema` is while a store is being written
+SIMULATED = "stemtune simulate"  # the attribute `origin` of a store whose orientations are exact
+SPLITS = ("train", "validation", "test")  # names of the values 0, 1, 2 of `split`
+LABELLED = "labelled"  # attribute of a store that says in JSON how its labels were made
 CONTENT_SHA256 = "content_sha256"
 """The attribute with the hash of all patterns, or of the files that they are read from and of what is done to them;
 stores up to version 0.1 have none."""
@@ -97,8 +88,7 @@ def check_layout(path: Path, file: h5py.File) -> None:
         if getattr(file[name], "shape", None) != (data.shape[0], *shape):
             found = getattr(file[name], "shape", "a group")
             raise UserError(f"{refuse}: `{name}` is {found}, but must be {(data.shape[0], *shape)}")
-    missing = [name for name in ("kv", "scale_inv_angstrom") if name not in file.attrs]
-    if missing:
+    if missing := [name for name in ("kv", "scale_inv_angstrom") if name not in file.attrs]:
         raise UserError(f"{refuse}: the attribute `{missing[0]}` is missing")
 
 
@@ -106,13 +96,10 @@ def replaceable_store(path: str | os.PathLike[str]) -> Path:
     """Return `path` if a store may be written there: nothing is, or an empty file, or a store, but not the scan."""
     target = Path(path).expanduser()
     if target.is_file() and target.stat().st_size:
-        try:
-            with h5py.File(target, "r") as file:
-                store = "schema" in file.attrs and "patterns" in file
-        except OSError:
-            store = False
-        if not store:
-            raise UserError(f"the file '{path}' is no store, so it is not replaced; choose another --out or remove it")
+        with suppress(OSError), h5py.File(target, "r") as file:
+            if "schema" in file.attrs and "patterns" in file:
+                return target
+        raise UserError(f"the file '{path}' is no store, so it is not replaced; choose another --out or remove it")
     return target
 
 
@@ -186,10 +173,8 @@ def kind_of(path: Path) -> str:
         return "search space"
     if path.suffix.lower() == ".hspy" or not h5py.is_hdf5(path):
         return "scan" if path.suffix.lower() not in (".h5", ".hdf5") else "store"
-    try:
-        with h5py.File(path) as file:
-            if "stemtune" in file and "crystal_map" in file:
-                return "map"
-            return "store" if "schema" in file.attrs or "patterns" in file else "scan"
-    except OSError:  # truncated: what kind it was meant to be does not matter
-        return "store"
+    with suppress(OSError), h5py.File(path) as file:
+        if "stemtune" in file and "crystal_map" in file:
+            return "map"
+        return "store" if "schema" in file.attrs or "patterns" in file else "scan"
+    return "store"  # truncated: what kind it was meant to be does not matter

@@ -20,9 +20,7 @@ from stemtune.errors import UserError, did_you_mean
 
 Rows = npt.NDArray[np.intp]
 
-CONFIDENCE = "confidence"
-"""The score that every store has; others have the names that the labeller gave them."""
-
+CONFIDENCE = "confidence"  # the score that every store has; others have the names that the labeller gave them
 _RANDOM_SHARES = (0.8, 0.9)  # where, of labels in random order, training ends and validation ends
 _LATTICE_TOLERANCE = 0.03  # relative difference of two lattices below which they may be the same crystal
 
@@ -34,20 +32,13 @@ def split_rows(
 
     `learnable` (n,) says which patterns have a label to learn from. Where `data.split` goes by groups, patterns of a
     scan that are at most `data.guard` rows and columns away from a labelled one of validation or test are not trained
-    on. A random split is warned of on stderr if `verbose`.
-
-    Raises
-    ------
-    UserError
-        When a split has no labelled patterns, or the guard band leaves none.
+    on. A random split is warned of on stderr if `verbose`. A `UserError` says that a split has no labelled patterns, or
+    that the guard band leaves none.
     """
     if data.split == "random":
         if verbose:
-            print(
-                "warning: `data.split` is random: neighbours in the scan stand on both sides, so validation flatters"
-                " the model",
-                file=sys.stderr,
-            )
+            near = "neighbours in the scan stand on both sides, so validation flatters the model"
+            print(f"warning: `data.split` is random: {near}", file=sys.stderr)
         rows = np.random.default_rng(0).permutation(np.flatnonzero(learnable))
         ends = [math.ceil(share * len(rows)) for share in _RANDOM_SHARES]
         train, validation = np.sort(rows[: ends[0]]), np.sort(rows[ends[0] : ends[1]])
@@ -100,12 +91,8 @@ def confident_rows(store: Store, rows: Rows, data: DataConfig) -> Rows:
 
     The last two go by the score `data.score`. `data.keep_fraction` is a share of what the other two leave. The rows
     come in the order of use: by falling score where `data.order` is "confidence", else by row. A label without a
-    score counts as the least confident.
-
-    Raises
-    ------
-    UserError
-        For a score that the store does not have, and when no label passes.
+    score counts as the least confident. A `UserError` names a score that the store does not have, or says that no
+    label passes.
     """
     for cut in read_cuts(data.cut) or []:
         score = score_of(store, cut.score, "data.cut")[rows]
@@ -141,10 +128,7 @@ def phase_of(store: Store) -> tuple[int, Phase]:
 def rows_of_crystal(store: Store, phase: Phase, setting: str) -> Rows:
     """Return the labelled rows of a further store, which the setting called `setting` names.
 
-    Raises
-    ------
-    UserError
-        When its crystal is another than `phase`: another Laue class, or a lattice that differs by more than 3 %.
+    A `UserError` says that its crystal is not `phase`: another Laue class, or a lattice that differs by more than 3 %.
     """
     number, found = phase_of(store)
     lengths = [np.array(crystal.lattice[:3]) for crystal in (found, phase)]

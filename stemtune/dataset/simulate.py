@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from stemtune._progress import Progress
 from stemtune.config import SimulateConfig, Span
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
-from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map, grain_thickness, neighbours
+from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map, neighbours
 from stemtune.dataset.schema import SIMULATED
 from stemtune.dataset.writer import ResumableWriter
 from stemtune.diffraction import overlap
@@ -35,31 +35,14 @@ from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
 from stemtune.diffraction.overlap import Overlap
 from stemtune.errors import UserError
 
-BLOCK = 4 * CHUNK
-"""Patterns that are simulated and written at once."""
-
-GROUP = 16
-"""Patterns of one group, which stays on one side of a split."""
-
-STEP_NM = 10.0
-"""Scan step of a simulated polycrystal."""
-
+BLOCK = 4 * CHUNK  # patterns that are simulated and written at once
+GROUP = 16  # patterns of one group, which stays on one side of a split
+STEP_NM = 10.0  # scan step of a simulated polycrystal
 _SATURATION = 65535
-_PER_SCAN = (
-    "precession_rad",
-    "convergence_rad",
-    "shape_width",
-    "intensity_power",
-    "dose",
-    "background",
-    "background_width",
-    "background_weight",
-    "disk_px",
-    "blur_px",
-    "stop_px",
-    "distortion",
+_PER_SCAN = (  # conditions of the microscope and the support film, which stay the same over a scan
+    *("precession_rad", "convergence_rad", "shape_width", "intensity_power", "dose", "background", "background_width"),
+    *("background_weight", "disk_px", "blur_px", "stop_px", "distortion"),
 )
-"""Conditions of the microscope and the support film, which stay the same over a scan."""
 
 
 def simulate_store(
@@ -80,33 +63,23 @@ def simulate_store(
     `spread`, what simulates the blocks instead of `workers` processes here, the nodes of a Ray cluster for instance
     (`device` is then theirs).
 
-    Returns
-    -------
-    out
-        The store: uint16 counts, or float32 where `simulate.dose` is 0; phase 0, confidence 1, a group for every 16
-        patterns, the orientation of the strongest grain and those of the others where `simulate.overlap` is above 0.
-        It appears when it is complete. Until then what there is of it lies in `OUT.part`, and the same call resumes.
-
-    Raises
-    ------
-    UserError
-        For what cannot be simulated or written, and when the unfinished store was made with other settings.
-    Interrupted
-        After Ctrl-C, when there is something to resume.
+    The store at `out` has uint16 counts, or float32 where `simulate.dose` is 0; phase 0, confidence 1, a group for
+    every 16 patterns, the orientation of the strongest grain and those of the others where `simulate.overlap` is above
+    0. It appears when it is complete. Until then what there is of it lies in `OUT.part`, and the same call resumes;
+    `Interrupted` after Ctrl-C says so. A `UserError` is for what cannot be simulated or written, and for an unfinished
+    store that was made with other settings.
     """
     if patterns < 1:
         raise UserError(f"{patterns} patterns are asked for, but it must be at least 1")
     phase, geometry, device = phase_from(cif), Geometry.of(simulate), device if spread else _device(device)
     simulator = simulator_for(phase, geometry, simulate, "cpu" if spread else device)
     attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
-    with _writer(out, patterns, simulator, attrs, seed, restart) as writer:
-        spread = spread or map_over_processes(workers if device == "cpu" else 1)
-        _fill(writer, spread, ((simulator.phase.cif, simulate, device), seed, patterns), _random_block)
-    return Path(out)
+    spread = spread or map_over_processes(workers if device == "cpu" else 1)
+    writer = _writer(out, patterns, simulator, attrs, seed, restart)
+    return _fill(writer, spread, ((simulator.phase.cif, simulate, device), seed, patterns), _random_block)
 
 
-Block = tuple[npt.NDArray[Any], dict[str, Any]]
-"""Patterns (n, size, size) as stored, and their columns."""
+Block = tuple[npt.NDArray[Any], dict[str, Any]]  # patterns (n, size, size) as stored, and their columns
 
 
 def _writer(
@@ -117,26 +90,28 @@ def _writer(
     seed: int,
     restart: bool,
 ) -> ResumableWriter:
-    kind, several = _kind(simulator.simulate), simulator.simulate.overlap > 0
-    phases = [simulator.phase]
+    phases, kind, several = [simulator.phase], _kind(simulator.simulate), simulator.simulate.overlap > 0
     return ResumableWriter(out, count, simulator.geometry, phases, kind, attrs, seed, several, restart=restart)
 
 
 def _fill(
-    writer: ResumableWriter, spread: Spread, given: tuple[Any, ...], work: Callable[[tuple[Any, ...], int], Block]
-) -> None:
+    unfinished: ResumableWriter, spread: Spread, given: tuple[Any, ...], work: Callable[[tuple[Any, ...], int], Block]
+) -> Path:
     """Write the blocks that are not there yet as they come from `work`; show rate and time left."""
-    numbers = [start // BLOCK for start in range(0, writer.n, BLOCK) if not writer.done[start : start + BLOCK].all()]
-    done = int(writer.done.sum())
-    if done:
-        print(f"resuming '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
-    with (
-        closing(spread(_prepare, given, work, numbers)) as blocks,
-        Progress(writer.n, "simulate", "pattern", done) as progress,
-    ):
-        for number, (images, columns) in zip(numbers, blocks, strict=True):
-            writer.write(BLOCK * number, images, **columns)
-            progress.update(len(images))
+    with unfinished as writer:
+        starts = range(0, writer.n, BLOCK)
+        numbers = [start // BLOCK for start in starts if not writer.done[start : start + BLOCK].all()]
+        done = int(writer.done.sum())
+        if done:
+            print(f"resuming '{writer.part}': {done:,} of {writer.n:,} patterns are there", file=sys.stderr)
+        with (
+            closing(spread(_prepare, given, work, numbers)) as blocks,
+            Progress(writer.n, "simulate", "pattern", done) as progress,
+        ):
+            for number, (images, columns) in zip(numbers, blocks, strict=True):
+                writer.write(BLOCK * number, images, **columns)
+                progress.update(len(images))
+    return writer.path
 
 
 def _prepare(given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -188,31 +163,20 @@ def simulate_polycrystal(
     about `GRAIN_SPREAD_DEG` towards its edge. Where `simulate.overlap` is above 0, that share of the positions
     beside another grain shows the other grain too.
 
-    Parameters
-    ----------
-    shape, grains
-        Rows and columns of the scan; how many grains. The others are those of `simulate_store`.
-
-    Returns
-    -------
-    out
-        The store; `group` is the grain. Vacuum has the direct beam only, phase -1, an orientation of NaN, confidence
-        NaN, and a group of its own after those of the grains.
+    `shape` are rows and columns of the scan; the other parameters are those of `simulate_store`. In the store `group`
+    is the grain. Vacuum has the direct beam only, phase -1, an orientation of NaN, confidence NaN, and a group of its
+    own after those of the grains.
     """
     generator = _generator(seed, 0)
     grain, seeds = grain_map(shape, grains, generator)
     phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
     simulator = simulator_for(phase, geometry, simulate, device)
     scan = _draw_scan(simulator, grain, Lattices.draw(grain, seeds, generator), generator)
-    attrs = {
-        **_attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device),
-        "scan_shape": list(shape),
-        "step_nm": STEP_NM,
-    }
-    with _writer(out, grain.size, simulator, attrs, seed, restart) as writer:
-        spread = spread or map_over_processes(workers if device == "cpu" else 1)
-        _fill(writer, spread, ((simulator.phase.cif, simulate, device), scan, grains, seed), _scan_block)
-    return Path(out)
+    attrs = _attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device)
+    attrs |= {"scan_shape": list(shape), "step_nm": STEP_NM}
+    spread = spread or map_over_processes(workers if device == "cpu" else 1)
+    writer = _writer(out, grain.size, simulator, attrs, seed, restart)
+    return _fill(writer, spread, ((simulator.phase.cif, simulate, device), scan, grains, seed), _scan_block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +194,8 @@ def _draw_scan(
     simulator: KinematicSimulator, grain: npt.NDArray[np.int64], lattices: Lattices, generator: torch.Generator
 ) -> _Scan:
     simulate, flat = simulator.simulate, torch.from_numpy(grain).view(-1)
-    of_grain = grain_thickness(len(lattices.seeds), simulate.thickness, generator)
+    low, high = simulate.thickness.low, simulate.thickness.high
+    of_grain = 10 * (low + (high - low) * torch.rand(len(lattices.seeds), generator=generator))  # in Å
     varied = 1 + 0.05 * (2 * torch.rand(grain.size, generator=generator) - 1)
     microscope = draw_conditions(simulate, simulator.geometry, 1, generator, simulator.device)
     several = None
@@ -244,16 +209,11 @@ def _draw_scan(
     return _Scan(grain, lattices.over(grain), of_grain[flat] * varied, several, microscope)
 
 
-class _ScanState(NamedTuple):
-    simulator: KinematicSimulator
-    scan: _Scan
-    grains: int
-    seed: int
-
-
 def _scan_block(state: tuple[Any, ...], number: int) -> Block:
     """Return the patterns of block `number` of the scan positions; those without an orientation are vacuum."""
-    simulator, scan, grains, seed = _ScanState(*state)
+    simulator: KinematicSimulator
+    scan: _Scan
+    simulator, scan, grains, seed = state
     block = slice(number * BLOCK, min((number + 1) * BLOCK, scan.grain.size))
     place = np.arange(block.start, block.stop)
     orientation, thickness = scan.orientation[block], scan.thickness_angstrom[block].to(simulator.device)
@@ -274,9 +234,8 @@ def _scan_block(state: tuple[Any, ...], number: int) -> Block:
         )
         if further is None:
             return simulator.expose(lit[rows], conditions, own)
-        return simulator.detect(
-            overlap.diffracted(simulator, lit[rows], further.part(rows), conditions), conditions, own
-        )
+        diffracted = overlap.diffracted(simulator, lit[rows], further.part(rows), conditions)
+        return simulator.detect(diffracted, conditions, own)
 
     images = simulator.in_chunks(len(place), _generator(seed, 1 + number), make)
     inside, columns = ~vacuum.numpy(), scan.grain.shape[1]

@@ -46,26 +46,22 @@ _PIECE = 2**22  # bytes at a time of what is only read into the page cache
 _SAMPLED = 64  # patterns whose counts are checked, and that stand for all in the hash of a store of version 0.1
 
 
-OLD_SCORES = {
+OLD_SCORES = {  # names of the labellers' own scores in stores of this version and of those up to 0.1, either way
     **(_renamed := {"spot_z_score": "signal", "explained_intensity": "fit", "ncc": "goodness"}),
     **{old: new for new, old in _renamed.items()},
 }
-"""Names of the labellers' own scores in stores of this version and of those up to 0.1, either way."""
+
+
+def _column(name: str) -> Any:
+    """Return a property of a store: its column of this name, read once, in the type that the schema gives it."""
+    return cached_property(lambda store: np.asarray(store._file[name][()], dtype=COLUMNS[name][1]))
 
 
 class Store:
     """A store opened for reading; use `Store.open`.
 
-    Attributes
-    ----------
-    path
-        The file.
-    n, size
-        Number of patterns; their width and height in pixels.
-    geometry
-        Calibration that all patterns of the store share.
-    attrs
-        All attributes of the file as plain Python values.
+    It has `n` patterns of `size` x `size` pixels from the file `path`, which share the calibration `geometry`; `attrs`
+    are all attributes of the file as plain Python values.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
@@ -82,11 +78,8 @@ class Store:
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """Open the store at `path`.
 
-        Raises
-        ------
-        UserError
-            When the file is missing, truncated, no HDF5, not laid out as a store, or holds NaN or negative counts
-            (of those stored as float32 a sample is looked at).
+        A `UserError` says that the file is missing, truncated, no HDF5, not laid out as a store, or holds NaN or
+        negative counts (of those stored as float32 a sample is looked at).
         """
         found = existing(path, "the store")
         file = open_hdf5(found)
@@ -133,13 +126,12 @@ class Store:
     def patterns(self) -> Any:
         """Patterns (n, size, size): a read-only memory-mapped array, or an `h5py.Dataset` if stored in chunks."""
         data = self._file["patterns"]
-        offset = data.id.get_offset()  # None for chunks
-        if offset is None or data.external:
+        self._map_offset = data.id.get_offset()  # None for chunks
+        if self._map_offset is None or data.external:
             return data
         with self.path.open("rb") as raw:
             self._map = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ)
-        self._map_offset = offset
-        return np.frombuffer(self._map, data.dtype, data.size, offset).reshape(data.shape)
+        return np.frombuffer(self._map, data.dtype, data.size, self._map_offset).reshape(data.shape)
 
     @property
     def is_mapped(self) -> bool:
@@ -179,35 +171,18 @@ class Store:
             while raw.readinto(piece):
                 pass
 
-    @cached_property
-    def orientation(self) -> npt.NDArray[np.float64]:
-        """Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where unlabelled."""
-        return np.asarray(self._file["orientation"][()], dtype=np.float64)
-
-    @cached_property
-    def confidence(self) -> npt.NDArray[np.float32]:
-        """Confidence of each label (n,), larger is better; NaN where unlabelled."""
-        return np.asarray(self._file["confidence"][()], dtype=np.float32)
-
-    @cached_property
-    def phase(self) -> npt.NDArray[np.int16]:
-        """Index (n,) into `phases`; -1 where not indexed."""
-        return np.asarray(self._file["phase"][()], dtype=np.int16)
-
-    @cached_property
-    def position(self) -> npt.NDArray[np.int32]:
-        """Scan (row, column) of each pattern (n, 2); -1 where the patterns are no scan."""
-        return np.asarray(self._file["position"][()], dtype=np.int32)
-
-    @cached_property
-    def group(self) -> npt.NDArray[np.int32]:
-        """Group (n,) of each pattern: one group is never on both sides of a split."""
-        return np.asarray(self._file["group"][()], dtype=np.int32)
-
-    @cached_property
-    def split(self) -> npt.NDArray[np.int8]:
-        """0 train, 1 validation, 2 test (n,)."""
-        return np.asarray(self._file["split"][()], dtype=np.int8)
+    # Unit quaternions (n, 4), scalar first, lab-to-crystal; NaN where unlabelled.
+    orientation: cached_property[npt.NDArray[np.float64]] = _column("orientation")
+    # Confidence of each label (n,), larger is better; NaN where unlabelled.
+    confidence: cached_property[npt.NDArray[np.float32]] = _column("confidence")
+    # Index (n,) into `phases`; -1 where not indexed.
+    phase: cached_property[npt.NDArray[np.int16]] = _column("phase")
+    # Scan (row, column) of each pattern (n, 2); -1 where the patterns are no scan.
+    position: cached_property[npt.NDArray[np.int32]] = _column("position")
+    # Group (n,) of each pattern: one group is never on both sides of a split.
+    group: cached_property[npt.NDArray[np.int32]] = _column("group")
+    # 0 train, 1 validation, 2 test (n,).
+    split: cached_property[npt.NDArray[np.int8]] = _column("split")
 
     @cached_property
     def overlap_orientation(self) -> npt.NDArray[np.float64] | None:
@@ -267,9 +242,8 @@ class Store:
     def step_nm(self) -> tuple[float, float] | None:
         """Distance between scan rows and between scan columns in nm; None when it is not known."""
         step = self.attrs.get("step_nm")
-        if not step:
-            return None
-        return (float(step), float(step)) if isinstance(step, int | float) else (float(step[0]), float(step[1]))
+        rows, columns = (step, step) if isinstance(step, int | float) else (step or (0, 0))
+        return (float(rows), float(columns)) if step else None
 
     @cached_property
     def phases(self) -> list[Phase]:
@@ -336,12 +310,11 @@ class Store:
         if self.overlap_weight is None:
             return ""
         grains = (self.overlap_weight > 0).sum(axis=1)
-        several = grains > 1
-        if not several.any():
+        if not (grains > 1).any():
             return "no pattern shows more than one grain"
         return (
-            f"{int(several.sum()):,} patterns show further grains ({int((grains == 3).sum()):,} show three), the"
-            f" strongest has {np.median(self.overlap_weight[several, 0]):.0%} of the beam in them (median)"
+            f"{(grains > 1).sum():,} patterns show further grains ({(grains == 3).sum():,} show three), the"
+            f" strongest has {np.median(self.overlap_weight[grains > 1, 0]):.0%} of the beam in them (median)"
         )
 
     def _describe_phases(self) -> str:
@@ -370,5 +343,4 @@ def spread_evenly(length: int, count: int) -> npt.NDArray[np.intp]:
 
 
 def _spread(n: int) -> npt.NDArray[np.intp]:
-    """Return rows spread evenly over a store of `n` patterns."""
     return np.unique(np.linspace(0, n - 1, _SAMPLED).astype(np.intp))

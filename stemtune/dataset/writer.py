@@ -46,36 +46,21 @@ from stemtune.errors import Interrupted, UserError
 if TYPE_CHECKING:
     from stemtune.crystal.phase import Phase
 
-_ALIGNMENT = 4096  # patterns start on a page boundary of the file
+_ALIGNED = {"alignment_threshold": 4096, "alignment_interval": 4096}  # patterns start on a page boundary of the file
 _KEEP_EVERY_S = 5.0  # how often what was written is made sure to be on the disk
 _HASHED_ROWS = 256  # that are read at a time to be hashed, of a run before this one
 
 
 class StoreWriter(AbstractContextManager["StoreWriter"]):
-    """Writes a store row by row; the file appears under its name only when the block ends well.
+    """Writes a store of `n` patterns row by row; the file appears at `path` only when the block ends well.
 
-    Parameters
-    ----------
-    path
-        Final name of the store.
-    n
-        Number of patterns; every row has to be written.
-    geometry
-        Their common calibration.
-    phases
-        Crystal phases that `phase` counts in; only their `name` and `cif` text are kept.
-    dtype
-        uint8, uint16 or float32.
-    attrs
-        Further attributes: scan_shape, step_nm, origin, the command's options ... Mappings become JSON text.
-    split_seed
-        Seed of `make_splits`, which fills `split` over groups unless every row came with its own.
-    overlap
-        Whether rows may have several grains: the columns of `schema.OVERLAP` are kept too.
-    calibration
-        Arrays that show how the patterns were calibrated, kept in the group `calibration` under their names.
-    hashed
-        Whether the patterns are hashed; where what they are read from is hashed already, `amend` sets `content_sha256`.
+    Every row has to be written. All patterns share one `geometry`; of `phases`, the crystals that the column `phase`
+    counts in, `name` and `cif` text are kept; `dtype` is uint8, uint16 or float32. `attrs` are further attributes:
+    scan_shape, step_nm, origin, the command's options ...; mappings become JSON text. `split_seed` is that of
+    `make_splits`, which fills `split` over groups unless every row came with its own. With `overlap` rows may have
+    several grains, and the columns of `schema.OVERLAP` are kept too. `calibration` are arrays that show how the
+    patterns were calibrated, kept in a group of that name. `hashed` says whether the patterns are hashed; where what
+    they are read from is hashed already, `amend` sets `content_sha256`.
     """
 
     def __init__(
@@ -116,7 +101,8 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
     def __enter__(self) -> StoreWriter:
         with ExitStack() as stack:
             part = stack.enter_context(whole_file(replaceable_store(self.path)))
-            self._file = stack.enter_context(self._laid_out(part))
+            self._file = stack.enter_context(h5py.File(part, "w", **_ALIGNED))
+            self._lay_out(self._file)
             self._open_arrays()
             self._stack = stack.pop_all()
         return self
@@ -124,25 +110,20 @@ class StoreWriter(AbstractContextManager["StoreWriter"]):
     def _open_arrays(self) -> None:
         self._data = {name: self._file[name] for name in ("patterns", *self._columns)}
 
-    def _laid_out(self, part: Path) -> h5py.File:
-        """Return a new file with all that is known before the first pattern comes."""
-        file = h5py.File(part, "w", alignment_threshold=_ALIGNMENT, alignment_interval=_ALIGNMENT)
-        with ExitStack() as stack:
-            stack.enter_context(file)
-            at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            shape = (self.n, self.geometry.size, self.geometry.size)
-            file.create_dataset("patterns", shape, self.dtype, dcpl=at_once, fill_time="never")
-            for name, (inner, kind, unknown) in self._columns.items():
-                file.create_dataset(name, data=np.full((self.n, *inner), unknown, dtype=kind))
-            for name, array in self._calibration.items():
-                file.create_dataset(f"calibration/{name}", data=array)
-            file["group"][...] = np.arange(self.n)
-            for name, value in {**self._attrs, "schema": UNFINISHED}.items():
-                set_attribute(file, name, value)
-            file.attrs[CONTENT_SHA256] = np.bytes_("0" * 64)  # of fixed length: text would move when it is changed
-            stack.pop_all()
-        return file
+    def _lay_out(self, file: h5py.File) -> None:
+        """Write all that is known before the first pattern comes into a new file."""
+        at_once = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        at_once.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        shape = (self.n, self.geometry.size, self.geometry.size)
+        file.create_dataset("patterns", shape, self.dtype, dcpl=at_once, fill_time="never")
+        for name, (inner, kind, unknown) in self._columns.items():
+            file.create_dataset(name, data=np.full((self.n, *inner), unknown, dtype=kind))
+        for name, array in self._calibration.items():
+            file.create_dataset(f"calibration/{name}", data=array)
+        file["group"][...] = np.arange(self.n)
+        for name, value in {**self._attrs, "schema": UNFINISHED}.items():
+            set_attribute(file, name, value)
+        file.attrs[CONTENT_SHA256] = np.bytes_("0" * 64)  # of fixed length: text would move when it is changed
 
     def write(
         self,
@@ -235,14 +216,9 @@ class ResumableWriter(StoreWriter):
     What is written is on the disk after a few seconds at most, and only then counts as done: a row whose `split` is
     below 0 is yet to be written. So neither Ctrl-C nor a kill nor a crash of the machine costs more than that. With
     `restart` it begins anew, even if there is an unfinished file, `part`. After entering the block `done` (n,) says
-    which rows an earlier run wrote.
-
-    Raises
-    ------
-    UserError
-        On entering, when the unfinished file was made with other settings or is being written by another process.
-    Interrupted
-        On leaving, when the block ended by Ctrl-C and rows are kept.
+    which rows an earlier run wrote. A `UserError` says on entering that the unfinished file was made with other
+    settings or is being written by another process, `Interrupted` on leaving that Ctrl-C ended the block and rows are
+    kept.
     """
 
     def __init__(self, *arguments: Any, restart: bool = False, **options: Any) -> None:
@@ -258,8 +234,8 @@ class ResumableWriter(StoreWriter):
             self._opened().close()  # only what is ours goes
             self.part.unlink()
         if not self.part.exists():
-            with whole_file(self.part) as new:
-                self._laid_out(new).close()
+            with whole_file(self.part) as new, h5py.File(new, "w", **_ALIGNED) as file:
+                self._lay_out(file)
         self._file = self._opened()
         try:
             self._check_same_settings()

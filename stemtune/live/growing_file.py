@@ -32,12 +32,8 @@ from stemtune.errors import UserError
 from stemtune.scan.readers import arrays, hdf5
 from stemtune.scan.readers.scan import Frames, Scan, failure_reason, lazily, scan_shape
 
-QUIET_S = 1.0
-"""How long a file must be left alone before its last frame counts as whole, where nothing else says so."""
-
-ENDINGS = (".npy", ".mib", ".h5", ".hdf5", ".emd", ".nxs")
-"""Endings of files that can be read while they grow."""
-
+QUIET_S = 1.0  # how long a file must be left alone before its last frame counts as whole, where nothing else says so
+ENDINGS = (".npy", ".mib", ".h5", ".hdf5", ".emd", ".nxs")  # endings of files that can be read while they grow
 _SEARCHED = 256  # frames beyond those known to be whole that are searched for the last one begun
 _GLANCED = 4  # of them that are looked at every time; the others when these hold something, and now and then
 _MIB_TYPES = {"U08": ">u1", "U16": ">u2", "U32": ">u4"}
@@ -58,37 +54,28 @@ class GrowingFile:
     `shape` and `dataset` are those of `read_scan`. When a file has been left alone for `stall_s`, nothing more is
     expected of it: frames of zeros at the end of one of full size are then frames, and the rows of one without a last
     row are all there is.
-
-    Attributes
-    ----------
-    layout
-        Rows, columns, height and width of the scan when it is whole, as far as is known; None before anything is.
-    frames
-        How many frames can be read, in the order of the scan.
-    open_ended
-        Whether more rows may come than `layout` has: nothing says how many there will be.
     """
 
     def __init__(
         self, path: Path, shape: tuple[int, int] | None = None, dataset: str | None = None, stall_s: float = 10.0
     ) -> None:
         self.path, self.shape, self.dataset, self.stall_s = path, shape, dataset, stall_s
-        self.layout: tuple[int, int, int, int] | None = None
+        self.layout = (0, 0, 0, 0)  # rows, columns, height, width when whole; zeros before anything is known
         self.dtype: np.dtype[Any] = np.dtype(np.uint16)
-        self.frames = 0
-        self.open_ended = False
+        self.frames = 0  # that can be read, in the order of the scan
+        self.open_ended = False  # whether more rows may come than `layout` has: nothing says how many there will be
         self._size, self._modified, self._seen = -1, -1, time.monotonic()
         self._searched = -math.inf
 
     @property
     def total(self) -> int:
         """Frames of the whole scan, as far as is known; 0 before anything is."""
-        return self.layout[0] * self.layout[1] if self.layout else 0
+        return self.layout[0] * self.layout[1]
 
     @property
     def whole(self) -> bool:
         """Whether every frame of the scan is there."""
-        return self.layout is not None and not self.open_ended and self.frames >= self.total > 0
+        return not self.open_ended and self.frames >= self.total > 0
 
     def look(self) -> None:
         """Find out how many frames are whole.
@@ -98,9 +85,8 @@ class GrowingFile:
         """
         stat = self.path.stat()
         if (stat.st_size, stat.st_mtime_ns) != (self._size, self._modified):
-            first = self._size < 0
+            age = max(0.0, time.time() - stat.st_mtime) if self._size < 0 else 0.0
             self._size, self._modified = stat.st_size, stat.st_mtime_ns
-            age = max(0.0, time.time() - stat.st_mtime) if first else 0.0
             self._seen = time.monotonic() - age
         self._look()
 
@@ -114,7 +100,6 @@ class GrowingFile:
 
     def scan(self, rows: int) -> Scan:
         """Return the first `rows` rows as a scan, with whatever calibration the file has."""
-        assert self.layout is not None
         return Scan(self.path, lazily(Frames((rows, *self.layout[1:]), self.dtype, self.read)))
 
     def _look(self) -> None:
@@ -156,7 +141,7 @@ class GrowingNpy(GrowingFile):
         rows, columns = arrays.stack_shape(self.path.name, lengths, self.shape)
         if fortran:
             raise NotIncremental
-        first = self.layout is None
+        first = not any(self.layout)
         height, width = lengths[-2:]
         self.layout = (rows, columns, height, width)
         there = (self._size - self._offset) // (height * width * self.dtype.itemsize)
@@ -165,7 +150,6 @@ class GrowingNpy(GrowingFile):
         self.frames = max(self.frames, self._begun(self.total) if self._preallocated else min(there, self.total))
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
-        assert self.layout is not None
         try:
             return arrays.frames_at(self.path, self._offset, first, end, self.layout[2:], self.dtype)
         except EOFError:
@@ -201,11 +185,9 @@ class GrowingMib(GrowingFile):
         """Return rows and columns as given, or by the .hdr as rosettasciio understands it."""
         if self.shape is not None:
             return self.shape
-        header: dict[str, str] = {}
         beside = self.path.with_suffix(".hdr")
-        if beside.is_file():
-            lines = beside.read_text(errors="replace").splitlines()
-            header = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        lines = beside.read_text(errors="replace").splitlines() if beside.is_file() else []
+        header = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         try:
             columns, frames = (int(header[f"Frames {name} (Number)"]) for name in ("per Trigger", "in Acquisition"))
         except (KeyError, ValueError):
@@ -217,7 +199,6 @@ class GrowingMib(GrowingFile):
         return frames // columns, columns
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
-        assert self.layout is not None
         raw = np.fromfile(self.path, np.uint8, (end - first) * self._frame, offset=first * self._frame)
         if len(raw) < (end - first) * self._frame:
             raise NotReady("frames that were there before")
@@ -295,7 +276,6 @@ class GrowingHdf5(GrowingFile):
         raise NotReady(f"it to become readable ({failure_reason(reason)})")
 
     def read(self, first: int, end: int) -> npt.NDArray[Any]:
-        assert self.layout is not None
         before = self.path.stat().st_mtime_ns
         try:
             with self._opened() as file:

@@ -7,6 +7,7 @@ installed, as a map of `shape`, `dtype` and `data`; `Authorization: Bearer TOKEN
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import io
@@ -18,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,17 +33,14 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model
-from stemtune.scan.blocks import stored_type, valid_counts
+from stemtune.scan.readers.scan import stored_type, valid_counts
 
-TOKEN = "STEMTUNE_TOKEN"
-"""The environment's variable that holds the token."""
-
-MAX_MIB = 64
-"""Largest body of a request."""
-
+TOKEN = "STEMTUNE_TOKEN"  # the environment's variable that holds the token
+MAX_MIB = 64  # largest body of a request
 _MIN_TOKEN = 16  # characters
 _CALIBRATIONS = 8  # that are kept ready
 _MAX_FRAMES = 4096  # of a request
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _NPY, _MSGPACK = "application/x-npy", "application/msgpack"
 
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -62,29 +61,21 @@ def token_from(file: str | os.PathLike[str] | None) -> str:
     A `UserError` says that there is neither, that others may read the file, or that the token is too short to be one.
     """
     if file is None:
-        token = os.environ.get(TOKEN, "").strip()
+        token, place = os.environ.get(TOKEN, "").strip(), TOKEN
         if not token:
             raise UserError(f"a token is needed: set {TOKEN}, or give --token-file FILE (made if it does not exist)")
-        return _long_enough(token, TOKEN)
-    path = Path(file).expanduser()
-    try:
-        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    except OSError as problem:
-        raise UserError(f"the token file '{file}' cannot be written: {problem.strerror}; choose another") from None
     else:
-        with os.fdopen(made, "w") as new:
-            new.write(secrets.token_urlsafe(32) + "\n")
-    try:
-        refuse_readable(path, "the token of the service")
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"the token file '{file}' cannot be read; give another") from None
-    return _long_enough(token, f"the file '{file}'")
-
-
-def _long_enough(token: str, place: str) -> str:
+        path, place = Path(file).expanduser(), f"the file '{file}'"
+        try:
+            with suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as new:
+                new.write(secrets.token_urlsafe(32) + "\n")
+        except OSError as problem:
+            raise UserError(f"the token file '{file}' cannot be written: {problem.strerror}; choose another") from None
+        try:
+            refuse_readable(path, "the token of the service")
+            token = path.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"the token file '{file}' cannot be read; give another") from None
     if len(token) < _MIN_TOKEN or not token.isascii():
         raise UserError(f"the token in {place} must be of {_MIN_TOKEN} ASCII characters or more")
     return token
@@ -103,7 +94,10 @@ def serve_until_stopped(
     It listens at `host` and `port`, by default for this machine alone, and calls `ready` with the address once
     requests are answered. A `UserError` says that Ray Serve is not installed, or that the port is taken.
     """
-    serve = _ray_serve()
+    try:
+        from ray import serve
+    except ImportError:
+        raise UserError("Ray Serve is not installed; pip install 'stemtune[serve]'") from None
     _check_port(host, port)
     import ray
 
@@ -123,14 +117,6 @@ def serve_until_stopped(
         ray.shutdown()
 
 
-def _ray_serve() -> Any:
-    try:
-        from ray import serve
-    except ImportError:
-        raise UserError("Ray Serve is not installed; pip install 'stemtune[serve]'") from None
-    return serve
-
-
 def _check_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
@@ -142,7 +128,8 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _application(folder: str, token: str, limits: Limits, cpus: int) -> Any:
-    serve = _ray_serve()
+    from ray import serve
+
     digest = hashlib.sha256(token.encode()).digest()  # the token itself does not travel
 
     @serve.deployment(  # type: ignore[untyped-decorator, unused-ignore]
@@ -161,13 +148,9 @@ def _application(folder: str, token: str, limits: Limits, cpus: int) -> Any:
 
         @serve.batch(max_batch_size=limits.batch, batch_wait_timeout_s=limits.wait_s)  # type: ignore[untyped-decorator, unused-ignore]
         async def together(self, requests: list[Request]) -> list[Columns]:
-            import asyncio
-
             return await asyncio.to_thread(self.service.answer, requests)
 
         async def __call__(self, request: Any) -> Any:
-            import asyncio
-
             from starlette.responses import Response
 
             try:
@@ -231,8 +214,7 @@ class Service:
             raise UserError(f"a request has 1 to {_MAX_FRAMES} frames, but this one has {len(frames)}")
         if not valid_counts(frames):
             raise UserError("counts must be finite and 0 or more")
-        unknown = sorted(set(query) - {"scale", "kv"})
-        if unknown:
+        if unknown := sorted(set(query) - {"scale", "kv"}):
             raise UserError(f"'{unknown[0]}' is no part of a request; scale and kv are")
         own = self.model.geometry
         if frames.shape[1] != own.size and "scale" not in query:

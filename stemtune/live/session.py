@@ -33,12 +33,10 @@ from stemtune.learning.model import OrientationModel
 from stemtune.live.growing_file import GrowingFile, NotReady
 from stemtune.map_folder.predict import predict
 from stemtune.plot.ipf import ipf_colours
-from stemtune.scan.blocks import Window, stored_type, valid_counts
 from stemtune.scan.corrections import CorrectionOptions, Corrections
+from stemtune.scan.readers.scan import Window, stored_type, valid_counts
 
-RUN = 64
-"""Frames that are answered at a time: few enough that other scans do not wait long for their turn."""
-
+RUN = 64  # frames that are answered at a time: few enough that other scans do not wait long for their turn
 _PLAN_FRAMES = 48  # frames that the corrections are found in
 _MAX_GROWTH = 16  # of the rows that they are found in, before a failure is the scan's own
 _MARKS = 4  # numbers that a pattern is recognised by
@@ -66,8 +64,7 @@ class LiveOptions:
     @property
     def shape(self) -> tuple[int, int] | None:
         """The scan's shape, where it was given."""
-        shape = self.calibration.get("shape")
-        return None if shape is None else pair(shape, "--shape")
+        return None if (shape := self.calibration.get("shape")) is None else pair(shape, "--shape")
 
     def warm_up(self) -> None:
         """Let the model answer something, so that what is made at the first answer is there before a scan lands."""
@@ -78,31 +75,18 @@ class LiveOptions:
 
     def key(self) -> dict[str, Any]:
         """What answers depend on, to be compared with that of answers on disk."""
-        return {
-            "model": str(Path(self.folder).expanduser().absolute()),
-            "refine": self.refine,
-            **{name: value for name, value in self.calibration.items() if value is not None},
-        }
+        given = {name: value for name, value in self.calibration.items() if value is not None}
+        return {"model": str(Path(self.folder).expanduser().absolute()), "refine": self.refine, **given}
 
 
 class LiveScan:
-    """A scan that is answered as it lands; `cache` holds what has been answered, and `map.png`, the picture so far.
-
-    Attributes
-    ----------
-    landed, done, anew
-        How many frames, of those that are kept, are on the disk; have been answered; were answered again at the end.
-    waiting
-        What is waited for, for people; empty while frames come.
-    latency_s
-        Of each run of frames, how long its oldest line had to wait at most.
-    """
+    """A scan that is answered as it lands; `cache` holds what has been answered, and `map.png`, the picture so far."""
 
     def __init__(self, file: GrowingFile, cache: Path, options: LiveOptions) -> None:
         self.file, self.cache, self.options = file, cache, options
-        self.done = self.landed = self.anew = 0
-        self.waiting = ""
-        self.latency_s: deque[float] = deque(maxlen=10_000)
+        self.landed = self.done = self.anew = 0  # kept frames on the disk, answered, answered again at the end
+        self.waiting = ""  # for what, for people; empty while frames come
+        self.latency_s: deque[float] = deque(maxlen=10_000)  # how long the oldest line of a run waited at most
         self._window = Window(0, 0, 0, 0)
         self._rows = 0  # that the corrections are found in
         self._looked: float | None = None
@@ -111,10 +95,8 @@ class LiveScan:
         self._corrections: Corrections
         self._parts: list[Predictions] = []
         self._marks: list[npt.NDArray[np.float64]] = []
-        self._picture: npt.NDArray[np.float64] | None = None
-        self._drawn = 0
-        self._seconds = 0.0
-        self._recalled = False
+        self._picture = np.empty((0, 0, 3))
+        self._drawn, self._seconds, self._recalled = 0, 0.0, False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,14 +127,21 @@ class LiveScan:
         try:
             self.file.look()
             self._landed(now)
-            return self._answered_some()
+            if self._indexer is None and not self._planned():
+                return False
+            lines = self._lines(self.landed)
+            end = min(self.done + RUN, lines if lines > self.done else self.landed)
+            if lines <= self.done and end - self.done < RUN:
+                return False
+            self._answer(self.done, end)
+            return True
         except NotReady as reason:
             self.waiting = f"waits for {reason}"
             return False
 
     def _landed(self, now: float) -> None:
         """Take note of the frames that are new, and of when the file was last looked at without them."""
-        if self.file.layout is None:
+        if not any(self.file.layout):
             return
         self._window = kept_window(self.options.calibration.get("keep"), self.file.layout[:2])
         landed = int(np.searchsorted(self._places(0, self.total), self.file.frames))
@@ -163,23 +152,12 @@ class LiveScan:
 
     def _places(self, first: int, end: int) -> npt.NDArray[np.intp]:
         """Return the numbers in the file of the kept frames from `first` to before `end`."""
-        assert self.file.layout is not None
         row, column = np.divmod(np.arange(first, end), max(1, self.shape[1]))
         return (row + self._window.top) * self.file.layout[1] + column + self._window.left
 
     def _lines(self, frames: int) -> int:
         """Return how many of the first `frames` kept frames are in whole lines."""
         return frames - frames % max(1, self.shape[1])
-
-    def _answered_some(self) -> bool:
-        if self._indexer is None and not self._planned():
-            return False
-        lines = self._lines(self.landed)
-        end = min(self.done + RUN, lines if lines > self.done else self.landed)
-        if lines <= self.done and end - self.done < RUN:
-            return False
-        self._answer(self.done, end)
-        return True
 
     def _planned(self) -> bool:
         """Find the corrections in the first rows, once there are enough of them; return whether they are known."""
@@ -195,14 +173,11 @@ class LiveScan:
         if not self._rows or there < self._rows:
             self.waiting = self.waiting or f"waits for the first {self._rows} rows, to find the beam in them"
             return False
-        top, left, _, right = self._window
-        given = {name: self.options.calibration.get(name) for name in ("kv", "scale", "size")}
-        centre = self.options.calibration.get("centre") or "auto"
-        scan = self.file.scan(top + self._rows)
+        given: dict[str, Any] = {name: self.options.calibration.get(name) for name in ("kv", "scale", "size")}
+        given["centre"] = self.options.calibration.get("centre") or "auto"
+        window = self._window._replace(bottom=self._window.top + self._rows)
         try:
-            planned, geometry = plan_for(
-                scan, Window(top, left, top + self._rows, right), self.options.corrections, **given, centre=centre
-            )
+            planned, geometry = plan_for(self.file.scan(window.bottom), window, self.options.corrections, **given)
         except UserError as problem:
             if self._rows >= min(self.shape[0], _MAX_GROWTH * _PLAN_FRAMES // columns + 1):
                 raise
@@ -247,24 +222,21 @@ class LiveScan:
         self._parts.append(answered)
         self._marks.append(marks)
         rows, columns = self.shape
-        if self._picture is None or len(self._picture) < rows:
-            before = self._picture
-            self._picture = np.full((rows, columns, 3), _EMPTY)
-            if before is not None:
-                self._picture[: len(before)] = before
+        if len(self._picture) < rows:
+            more = np.full((rows - len(self._picture), columns, 3), _EMPTY)
+            self._picture = np.concatenate((self._picture.reshape(-1, columns, 3), more))
         best = np.where(answered.indexed[:, None], answered.candidates[:, 0], np.nan)
         self._picture[place[:, 0], place[:, 1]] = ipf_colours(best, self.options.model.phase)
 
     def draw(self) -> None:
         """Bring the picture, IPF along the beam, up to date: grey is not indexed, dark not there yet."""
-        if self._picture is None or self._drawn == self.done:
+        if not len(self._picture) or self._drawn == self.done:
             return
         from matplotlib.image import imsave
 
         grow = max(1, -(-_MIN_PICTURE_PX // max(self._picture.shape[:2])))
-        large = self._picture.repeat(grow, axis=0).repeat(grow, axis=1)
         with whole_file(self.cache / "map.png") as part:
-            imsave(part, np.clip(large, 0, 1))
+            imsave(part, np.clip(self._picture.repeat(grow, axis=0).repeat(grow, axis=1), 0, 1))
         self._drawn = self.done
 
     def _recall(self) -> None:
@@ -274,9 +246,8 @@ class LiveScan:
         first = pattern_marks(self.file.read(0, 1))[0].tolist()
         key = {**self.options.key(), "columns": Predictions._fields, "first": first}
         self._recalled = True
-        state = self.cache / "state.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
-            known = json.loads(state.read_text())
+            known = json.loads((self.cache / "state.json").read_text())
             if known["key"] == json.loads(json.dumps(key)):
                 self._rows = int(known["rows"])
                 return
@@ -305,7 +276,6 @@ class LiveScan:
 
     def finish(self, out: Path) -> dict[str, Any]:
         """Write the map folder of the scan, or of the whole lines of it that are there, and return its summary."""
-        assert self.file.layout is not None
         rows = self._window.top + self.done // self.shape[1]
         if rows <= self._window.top:
             raise UserError(f"{self.file.path.name} has not a single line, so there is no map of it")
@@ -322,7 +292,7 @@ class LiveScan:
     def forget(self) -> None:
         """Remove what was kept of the scan, for it has become a map."""
         shutil.rmtree(self.cache, ignore_errors=True)
-        self._parts, self._marks, self._picture = [], [], None
+        self._parts, self._marks, self._picture = [], [], np.empty((0, 0, 3))
 
 
 class EarlierPredictions:

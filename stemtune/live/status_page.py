@@ -36,21 +36,14 @@ class ScanStatus:
 
 
 class StatusBoard:
-    """The scans to show; written by the watcher, read by the page's threads."""
+    """The scans to show: the watcher puts a new list in the place of the old one, the page's threads read it."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self._lock = threading.Lock()
-        self._scans: list[ScanStatus] = []
+        self.scans: list[ScanStatus] = []
 
     def show(self, scans: list[ScanStatus]) -> None:
-        with self._lock:
-            self._scans = scans
-
-    @property
-    def scans(self) -> list[ScanStatus]:
-        with self._lock:
-            return list(self._scans)
+        self.scans = scans
 
     def page(self) -> str:
         """Return the page as HTML; it asks for itself again every second."""
@@ -72,10 +65,7 @@ def _template() -> Any:
 def serve_page(given: StatusBoard, port: int) -> Iterator[str]:
     """Serve the page on the loopback address while the block runs, and yield its address; port 0: any free one.
 
-    Raises
-    ------
-    UserError
-        When the port is taken.
+    A `UserError` says that the port is taken.
     """
 
     class Handler(_Page):
@@ -104,35 +94,32 @@ class _Page(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, host = self.path.split("?", 1)[0], (self.headers.get("Host") or "").rsplit(":", 1)[0]
+        status, kind = HTTPStatus.OK, "text/plain; charset=utf-8"
         if host not in (LOOPBACK, "localhost"):  # a foreign page that had its own name point here
-            self._send(HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", b"this page is for this machine alone\n")
+            status, body = HTTPStatus.FORBIDDEN, b"this page is for this machine alone\n"
         elif path == "/":
-            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.board.page().encode())
+            kind, body = "text/html; charset=utf-8", self.board.page().encode()
         elif path == "/status.json":
-            self._send(HTTPStatus.OK, "application/json", self.board.status().encode())
+            kind, body = "application/json", self.board.status().encode()
         elif (picture := self._picture(path)) is not None:
-            self._send(HTTPStatus.OK, "image/png", picture)
+            kind, body = "image/png", picture
         else:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"there is nothing here\n")
-
-    def _picture(self, path: str) -> bytes | None:
-        """Return the picture of the scan that is named in the path; only those on the board are known."""
-        name = unquote(path.removeprefix("/picture/")) if path.startswith("/picture/") else ""
-        for scan in self.board.scans:
-            if scan.name == name and scan.picture is not None:
-                try:
-                    return scan.picture.read_bytes()
-                except OSError:
-                    return None
-        return None
-
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            status, body = HTTPStatus.NOT_FOUND, b"there is nothing here\n"
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)
+
+    def _picture(self, path: str) -> bytes | None:
+        """Return the picture of the scan that is named in the path; only those on the board are known."""
+        known = {scan.name: scan.picture for scan in self.board.scans}
+        picture = known.get(unquote(path.removeprefix("/picture/"))) if path.startswith("/picture/") else None
+        try:
+            return None if picture is None else picture.read_bytes()
+        except OSError:
+            return None
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the page asks every second."""

@@ -85,6 +85,7 @@ class Watch:
         self.cache = writable_folder(out / ".live")
         self.entries: dict[str, _Entry] = {}
         self.board = StatusBoard(f"stemtune watch {folder}")
+        self._key: dict[str, Any] = json.loads(json.dumps(options.key()))
         self._complaint = ""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="maps")
         try:
@@ -124,7 +125,8 @@ class Watch:
         try:
             paths = sorted(self.folder.iterdir())
         except OSError as problem:
-            return self._complain(f"{self.folder} cannot be listed ({problem.strerror or problem}); it is tried again")
+            self._complain(f"{self.folder} cannot be listed ({problem.strerror or problem}); it is tried again")
+            return
         for path in paths:
             if path.name.startswith(".") or path.suffix.lower() not in (*ENDINGS, *FINISHED_ONLY):
                 continue
@@ -136,12 +138,11 @@ class Watch:
                 self.entries.setdefault(path.name, _Entry(path, path.stem, None))
                 if entry is None or entry.state != "failed":
                     self._fail(self.entries[path.name], problem)
-        return None
 
     def _open(self, path: Path) -> _Entry:
         """Return the entry of a file: done, where it has become a map and is the same since, else to be answered."""
         known = self._known.get(path.name)
-        if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key():
+        if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key:
             return _Entry(path, known["name"], None, "done", known["note"], _stamp(path))
         entry = _Entry(path, str(known["name"]) if known is not None else self._new_name(path), None)
         if known is None:
@@ -163,9 +164,7 @@ class Watch:
         if entry.state in ("done", "failed"):
             return False
         try:
-            if entry.scan is None:
-                return self._whole(entry)
-            return self._answered(entry, entry.scan)
+            return self._whole(entry) if entry.scan is None else self._answered(entry, entry.scan)
         except NotIncremental:
             entry.scan = None
         except Exception as problem:
@@ -188,10 +187,9 @@ class Watch:
         if scan.whole or now - entry.drawn > _DRAW_S:
             scan.draw()
             entry.drawn = now
-        if scan.waiting != entry.note:
-            entry.note = scan.waiting
-            if "because" in entry.note:
-                _log(f"{entry.path.name}: {entry.note}")
+        if scan.waiting != entry.note and "because" in scan.waiting:
+            _log(f"{entry.path.name}: {scan.waiting}")
+        entry.note = scan.waiting
         if scan.whole:
             self._finish(entry)
         elif scan.stalled and entry.state != "stalled":
@@ -233,19 +231,19 @@ class Watch:
         except Exception as problem:
             self._fail(entry, problem)
             return True
-        text = f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed"
+        text, scan = f"{summary['patterns']:,} patterns, {summary['indexed_fraction']:.1%} of them indexed", entry.scan
         if entry.partial:
             text += "; the scan is not whole"
-        elif entry.scan is not None and entry.scan.latency_s:
-            text += f"; no line waited longer than {max(entry.scan.latency_s):.2f} s"
-        if entry.scan is not None and entry.scan.anew:
-            text += f"; {entry.scan.anew:,} were answered again, for the whole scan has another centre or bad pixels"
+        elif scan is not None and scan.latency_s:
+            text += f"; no line waited longer than {max(scan.latency_s):.2f} s"
+        if scan is not None and scan.anew:
+            text += f"; {scan.anew:,} were answered again, for the whole scan has another centre or bad pixels"
         entry.state, entry.note = ("stalled" if entry.partial else "done"), text
         _log(f"{entry.path.name}: {text}; the map is in {self.out / entry.name}")
         if not entry.partial:
-            self._record(entry, key=self._key())
-            if entry.scan is not None:
-                entry.scan.forget()
+            self._record(entry, key=self._key)
+            if scan is not None:
+                scan.forget()
         return True
 
     def _fail(self, entry: _Entry, problem: Exception) -> None:
@@ -277,10 +275,6 @@ class Watch:
                 part.write_text(json.dumps(self._known, indent=1) + "\n")
         except (OSError, UserError) as problem:  # no reason to stop answering; the next change writes all of it
             self._complain(f"{self.cache / 'scans.json'} cannot be written ({problem}), so a restart begins anew")
-
-    def _key(self) -> dict[str, Any]:
-        key: dict[str, Any] = json.loads(json.dumps(self.options.key()))
-        return key
 
     def _status(self, entry: _Entry) -> ScanStatus:
         scan, now = entry.scan, time.monotonic()
@@ -314,32 +308,16 @@ def watch(
     refine: bool = False,
     **calibration: Any,
 ) -> dict[str, str]:
-    """Answer the scans in `folder` as they land, until Ctrl-C, and write their maps into `out`.
+    """Answer the scans in `folder` as they land, until Ctrl-C, and write their maps into `out`, a folder for each.
 
-    Parameters
-    ----------
-    folder, model_folder, out
-        Where scans land (folders in it are not looked into), the model, and where the maps go, a folder for each scan.
-    once
-        End when every scan is done or has stalled; of those that have stalled, map the lines that are there.
-    stall_s, poll_s
-        How long a file must not have grown to be called stalled; how long to wait when there was nothing to do.
-    port
-        Where the page is served on this machine; 0: any free port; None: no page.
-    refine, **calibration
-        As `predict`, and what `dataset.ingest.ingest` takes.
+    Folders in `folder` are not looked into. With `once` it ends when every scan is done or has stalled; of those that
+    have stalled, the lines that are there are mapped. A file that has not grown for `stall_s` is called stalled;
+    `poll_s` is waited when there was nothing to do. The page is served on this machine at `port`; 0: any free one,
+    None: no page. `refine` is as in `predict`, and `calibration` what `dataset.ingest.ingest` takes.
 
-    Returns
-    -------
-    states
-        The state of every scan file: done, failed, or stalled.
-
-    Raises
-    ------
-    UserError
-        When the folder is missing, or another watcher writes to `out`.
-    Interrupted
-        Ctrl-C while scans were under way; the same command goes on with them.
+    Returns the state of every scan file: done, failed, or stalled. A `UserError` says that the folder is missing, or
+    that another watcher writes to `out`; `Interrupted`, that Ctrl-C came while scans were under way; the same command
+    goes on with them.
     """
     source = existing(folder, "the folder to watch")
     if not source.is_dir():
@@ -360,20 +338,13 @@ def watch(
 
 
 def _until_done(watching: Watch, once: bool, poll_s: float) -> None:
-    try:
-        while True:
-            busy = watching.turn()
-            if once and not busy and watching.idle:
-                break
+    with suppress(KeyboardInterrupt):
+        while (busy := watching.turn()) or not (once and watching.idle):
             if not busy:
                 time.sleep(poll_s)
-    except KeyboardInterrupt:
-        watching.finish_stalled()
-        left = [entry.path.name for entry in watching.entries.values() if entry.state == "growing"]
-        if left:
-            raise Interrupted(f"{', '.join(left)} under way; the same command goes on where it was") from None
-        return
     watching.finish_stalled()
+    if left := [entry.path.name for entry in watching.entries.values() if entry.state == "growing"]:
+        raise Interrupted(f"{', '.join(left)} under way; the same command goes on where it was")
 
 
 @contextmanager

@@ -11,12 +11,8 @@ from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 
-MAX_SHARE = 0.02
-"""Share of the pixels above which they are not believed to be bad: something else is amiss."""
-
-MIN_PATTERNS = 8
-"""Patterns below which no pixel is judged: a spot would look like a hot pixel."""
-
+MAX_SHARE = 0.02  # share of the pixels above which they are not believed to be bad: something else is amiss
+MIN_PATTERNS = 8  # patterns below which no pixel is judged: a spot would look like a hot pixel
 _HOT_RATIO = 8.0  # a hot pixel's usual count over its neighbours'; the sharpest spot stays below
 _MIN_EXPECTED = 25.0  # counts that a dead pixel must have missed
 _THICK_PX = 3  # dark regions thicker than this are no pixels but a beam stop or the detector's edge
@@ -32,12 +28,10 @@ class BadPixels:
 
     @property
     def any(self) -> bool:
-        """Whether there are any."""
-        return bool(self.hot.any() or self.dead.any())
+        return self.count > 0
 
     @property
     def count(self) -> int:
-        """How many there are."""
         return int(self.hot.sum() + self.dead.sum())
 
 
@@ -60,7 +54,7 @@ def find_bad_pixels(patterns: npt.NDArray[Any], beam: Mask) -> BadPixels:
     noise = 1.4826 * float(np.median(np.abs(middle - around)))
     hot = (middle > _HOT_RATIO * second) & (middle > around + 10 * noise) & (middle > 0) & ~beam
     # Dead: next to nothing where the surroundings count; thick dark regions are no pixels.
-    total = np.asarray(patterns.sum(axis=0, dtype=np.float64))
+    total = patterns.sum(axis=0, dtype=np.float64)
     wide = ndimage.median_filter(total, size=7, mode="mirror")
     dark = (total <= 0.02 * wide) & (wide > _MIN_EXPECTED * _unit(patterns))
     thick = ndimage.binary_dilation(ndimage.binary_erosion(dark, np.ones((_THICK_PX,) * 2)), np.ones((5, 5)))
@@ -78,8 +72,7 @@ def fill_bad_pixels(patterns: npt.NDArray[Any], bad: Mask, hidden: Mask | None =
     corrected = patterns.copy()
     good = ~bad if hidden is None else ~(bad | hidden)
     place = np.argwhere(bad)
-    steps = np.arange(-_REACH_PX, _REACH_PX + 1)
-    offset = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+    offset = np.argwhere(np.ones((2 * _REACH_PX + 1,) * 2)) - _REACH_PX
     offset = offset[(offset != 0).any(axis=1)]
     near = place[:, None] + offset
     inside = ((near >= 0) & (near < bad.shape)).all(axis=-1)

@@ -6,6 +6,7 @@ Pixel coordinates are (row, column); whole numbers are pixel centres.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -39,24 +40,19 @@ def fit_centre(patterns: npt.NDArray[Any]) -> Centre:
     The beam is the brightest place, near the middle, of what most patterns have in common (their median: spots of
     single orientations drop out). It is then measured in every pattern as the centroid of the counts above the
     surroundings, cut off at half of the maximum, so that neither the inside of a disk nor one hot pixel counts
-    for much; the answer is the median over the patterns.
-
-    Raises
-    ------
-    UserError
-        When the patterns are empty, or have no bright place.
+    for much; the answer is the median over the patterns. A `UserError` says that these are empty, or have no bright
+    place.
     """
     counts = np.asarray(patterns, dtype=np.float64)
     # Where the beam is in what the patterns have in common, then in each of them.
     common = common_pattern(counts)
-    row, column, reach = beam_near(common)
-    first = centroids(common[None], (row, column), reach)[0]
+    *start, reach = beam_near(common)
+    first = centroids(common[None], start, reach)[0]
     if not np.isfinite(first).all():
         raise UserError("the sampled patterns have no bright direct beam to fit a centre to; give --centre y,x")
-    each = centroids(counts, (first[0], first[1]), reach)
+    each = centroids(counts, first, reach)
     each = each[np.isfinite(each).all(axis=1)]
-    if not len(each):
-        return Centre(float(first[0]), float(first[1]), 0.0)
+    each = each if len(each) else first[None]
     centre = np.median(each, axis=0)
     spread = 1.4826 * float(np.median(np.abs(each - centre), axis=0).max())
     return Centre(float(centre[0]), float(centre[1]), spread)
@@ -86,7 +82,7 @@ def beam_near(common: FloatArray) -> tuple[float, float, float]:
     return float(start[0]), float(start[1]), min(max(2.0 * radius, 3.0), min(common.shape) / 2)
 
 
-def centroids(counts: FloatArray, start: tuple[float, float], reach: float) -> FloatArray:
+def centroids(counts: FloatArray, start: Sequence[float] | FloatArray, reach: float) -> FloatArray:
     """Return the centroid (N, 2) of the spot near `start` in each pattern (N, H, W); NaN where there is none."""
     low = [max(0, round(value - 2 * reach)) for value in start]
     high = [min(length, round(value + 2 * reach) + 1) for value, length in zip(start, counts.shape[1:], strict=True)]
@@ -136,15 +132,11 @@ class Resampling:
 
     @cached_property
     def _weights(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        first, second = (
-            self._overlap(length, centre) for length, centre in zip(self.shape, self.centre_px, strict=True)
-        )
-        return np.ascontiguousarray(first.T), np.ascontiguousarray(second.T)
+        overlaps = [self._overlap(length, at).T for length, at in zip(self.shape, self.centre_px, strict=True)]
+        return np.ascontiguousarray(overlaps[0]), np.ascontiguousarray(overlaps[1])
 
     def _overlap(self, length: int, centre: float) -> npt.NDArray[np.float32]:
         """Return how much of each old pixel (columns) lies in each new one (rows), along one axis."""
-        if self.exact:
-            centre = round(centre - (self.size - 1) / 2) + (self.size - 1) / 2
         edges = centre + (np.arange(self.size + 1) - self.size / 2) * self.factor
         old = np.arange(length)
         low = np.maximum(edges[:-1, None], old - 0.5)
@@ -163,9 +155,8 @@ class Resampling:
         if not any(shift) and self.shape == (self.size, self.size):
             return patterns
         moved = np.zeros((len(patterns), self.size, self.size), dtype=patterns.dtype)
-        new, old = [], []
-        for offset, length in zip(shift, self.shape, strict=True):
-            new.append(slice(max(0, -offset), max(0, min(self.size, length - offset))))
-            old.append(slice(max(0, offset), max(0, min(length, self.size + offset))))
-        moved[:, new[0], new[1]] = patterns[:, old[0], old[1]]
+        ends = list(zip(shift, self.shape, strict=True))
+        new = [slice(max(0, -offset), max(0, min(self.size, length - offset))) for offset, length in ends]
+        old = [slice(max(0, offset), max(0, min(length, self.size + offset))) for offset, length in ends]
+        moved[:, *new] = patterns[:, *old]
         return moved

@@ -77,7 +77,7 @@ def find_stop(patterns: npt.NDArray[Any]) -> Mask | None:
     smooth = ndimage.median_filter(mean, size=3, mode="nearest")
     around = _light_around(smooth)
     dark = (smooth <= _MAX_LIGHT * around) & (around * len(patterns) > 25)
-    core = ndimage.binary_erosion(dark, np.ones((_MIN_WIDTH_PX, _MIN_WIDTH_PX)), border_value=1)
+    core = ndimage.binary_erosion(dark, np.ones((_MIN_WIDTH_PX,) * 2), border_value=1)
     parts, number = ndimage.label(dark)
     row, column = np.indices(mean.shape)
     away = np.hypot(row - (height - 1) / 2, column - (width - 1) / 2)

@@ -47,9 +47,7 @@ class RadialBackground:
 
     @cached_property
     def _rings(self) -> tuple[list[npt.NDArray[np.intp]], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        middle = (self.size - 1) / 2
-        row, column = np.indices((self.size, self.size))
-        distance = np.hypot(row - middle, column - middle).ravel()
+        distance = np.hypot(*(np.indices((self.size, self.size)) - (self.size - 1) / 2)).ravel()
         number = np.rint(distance).astype(int)
         open_ = np.ones(len(distance), dtype=bool) if self.hidden is None else ~self.hidden.ravel()
         rings, radius = [], []
@@ -76,55 +74,29 @@ class RadialBackground:
         return np.where(keep, flat, np.maximum(flat - ground, 0)).astype(np.float32).reshape(patterns.shape)
 
 
+# Mirrors that bring a picture into the lab frame; two of them are a turn, which `scan_rotation_deg` says.
 FLIPS = ("none", "x", "y", "transpose")
-"""Mirrors that bring a picture into the lab frame; two of them are a turn, which `scan_rotation_deg` says."""
-
-_CHOICES = {
-    "descan": ("off", "auto", "on"),
-    "bad_pixels": ("off", "on"),
-    "background": ("off", "on"),
-    "flip": FLIPS,
-}
+_CHOICES = {"descan": ("off", "auto", "on"), "bad_pixels": ("off", "on"), "background": ("off", "on"), "flip": FLIPS}
 
 
 @dataclass(frozen=True)
 class CorrectionOptions:
-    """What the user asks for.
+    """What the user asks for; `flip` and `scan_rotation`, in degrees, are explained at the top of the module."""
 
-    Parameters
-    ----------
-    descan
-        Centre of every pattern from a smooth surface: never, "auto" where the beam drifts by more than 0.5 px and the
-        surface says how, or always.
-    ellipse
-        "off"; "auto", which needs `calibrate`; or ellipticity and azimuth in degrees as "0.02,35".
-    bad_pixels
-        Fill hot and dead pixels from their neighbours.
-    beam_stop
-        "off", "auto" (found in the patterns), or a shape as `beam_stop.StopShape.parse` reads it.
-    background
-        Subtract the radial median.
-    flip, scan_rotation
-        See the module.
-    calibrate
-        CIF of the crystal that scale and ellipse are found from; "" none.
-    """
-
-    descan: str = "auto"
-    ellipse: str = "auto"
-    bad_pixels: str = "on"
-    beam_stop: str = "off"
-    background: str = "off"
+    descan: str = "auto"  # centres from a smooth surface: off, on, auto where the beam drifts by > 0.5 px along one
+    ellipse: str = "auto"  # off; auto, which needs `calibrate`; or ellipticity and azimuth in degrees as "0.02,35"
+    bad_pixels: str = "on"  # fill hot and dead pixels from their neighbours
+    beam_stop: str = "off"  # off; auto, found in the patterns; or a shape as `beam_stop.StopShape.parse` reads it
+    background: str = "off"  # subtract the radial median
     flip: str = "none"
     scan_rotation: float = 0.0
-    calibrate: str = ""
+    calibrate: str = ""  # CIF of the crystal that scale and ellipse are found from; "" none
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> CorrectionOptions:
         """Return the options given (None counts as not given); a `UserError` names a value that one does not take."""
         given = {name: value for name, value in options.items() if value is not None}
-        unknown = set(given) - {field.name for field in fields(cls)}
-        if unknown:
+        if unknown := set(given) - {field.name for field in fields(cls)}:
             raise TypeError(f"ingest has no option {sorted(unknown)[0]}")
         for name, choices in _CHOICES.items():
             if name in given and given[name] not in choices:
@@ -188,9 +160,7 @@ class Corrections:
         if self.hidden is not None:
             patterns = np.where(self.hidden, np.zeros((), patterns.dtype), patterns)
         moved = self._moved(patterns, position)
-        if self.background:
-            moved = self._subtract_background(moved)
-        return flipped(moved, self.flip)
+        return flipped(self._subtract_background(moved) if self.background else moved, self.flip)
 
     def _moved(self, patterns: npt.NDArray[Any], position: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return self._resample(patterns) if self._warp is None else self._warp(patterns, self.centres(position))
@@ -217,8 +187,7 @@ class Corrections:
     @property
     def hidden_stored(self) -> npt.NDArray[np.bool_] | None:
         """Stored pixels (size, size) that the beam stop hides anywhere in the scan; None: there is none."""
-        hidden = self._hidden_after()
-        return None if hidden is None else flipped(hidden[None], self.flip)[0]
+        return None if (hidden := self._hidden_after()) is None else flipped(hidden[None], self.flip)[0]
 
 
 def flipped(patterns: npt.NDArray[Any], flip: str) -> npt.NDArray[Any]:

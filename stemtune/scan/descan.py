@@ -8,7 +8,8 @@ every pattern, also of those that were not looked at.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,8 @@ from stemtune.scan.beam_center import beam_near, centroids, common_pattern
 
 FloatArray = npt.NDArray[np.float64]
 
-MIN_CENTRES = 16
-"""Measured centres below which no surface is fitted."""
-
-MIN_DRIFT_PX = 0.5
-"""How far the beam must drift over the scan before its pattern-by-pattern centre is used without being asked for."""
-
+MIN_CENTRES = 16  # measured centres below which no surface is fitted
+MIN_DRIFT_PX = 0.5  # drift over the scan from which on each pattern has its own centre without being asked for
 _TILES = 4  # the scan is cut into as many tiles along either edge: in each the beam hardly moves
 _ROUNDS = 20  # of reweighting
 _MAX_RATIO = 0.8  # a quadratic must leave less than this share of the residual that a plane leaves
@@ -46,7 +43,7 @@ class Descan:
     @property
     def order(self) -> int:
         """1 for a plane, 2 for a quadratic."""
-        return 1 if len(self.coefficients) == 3 else 2
+        return len(self.coefficients) // 3
 
     @property
     def drift_px(self) -> float:
@@ -61,10 +58,9 @@ class Descan:
 
     def moved(self, centre: tuple[float, float]) -> Descan:
         """Return the same surface, lifted so that the beam in the middle of the scan is at `centre`."""
-        middle = self.at(np.array([[(self.shape[0] - 1) / 2, (self.shape[1] - 1) / 2]]))[0]
         lifted = self.coefficients.copy()
-        lifted[0] += np.asarray(centre) - middle
-        return Descan(self.shape, lifted, self.residual_px)
+        lifted[0] = centre  # r and c are 0 there
+        return replace(self, coefficients=lifted)
 
 
 def measure_centres(counts: npt.NDArray[Any], position: npt.NDArray[Any], shape: tuple[int, int]) -> FloatArray:
@@ -73,16 +69,14 @@ def measure_centres(counts: npt.NDArray[Any], position: npt.NDArray[Any], shape:
     Each is looked for near the beam of its tile of the scan: what the tile's patterns have in common.
     """
     found = np.full((len(counts), 2), np.nan)
-    _, _, reach = beam_near(common_pattern(counts))
+    reach = beam_near(common_pattern(counts))[2]
     tile = (position * _TILES // np.maximum(shape, 1)).clip(0, _TILES - 1) @ np.array([_TILES, 1])
     for number in np.unique(tile):
         chosen = np.flatnonzero(tile == number)
         part = np.asarray(counts[chosen], dtype=np.float64)
-        try:
-            row, column, own = beam_near(common_pattern(part))
-        except UserError:  # nothing there
-            continue
-        found[chosen] = centroids(part, (row, column), min(own, 1.5 * reach))
+        with suppress(UserError):  # nothing there
+            *start, own = beam_near(common_pattern(part))
+            found[chosen] = centroids(part, start, min(own, 1.5 * reach))
     return found
 
 

@@ -20,9 +20,7 @@ from stemtune.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 
-MAX_ELLIPTICITY = 0.2
-"""Largest ellipticity that can be given; lenses and detectors stay below 0.1."""
-
+MAX_ELLIPTICITY = 0.2  # largest ellipticity that can be given; lenses and detectors stay below 0.1
 _CHUNK = 128  # patterns resampled at once
 
 
@@ -73,11 +71,11 @@ class Warp:
 
     def __call__(self, patterns: npt.NDArray[Any], centre_px: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return `patterns` (B, H, W), whose beams are at `centre_px` (B, 2), as (B, size, size)."""
-        parts = [
-            self._moved(patterns[start : start + _CHUNK], centre_px[start : start + _CHUNK])
-            for start in range(0, len(patterns), _CHUNK)
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, self.size, self.size), np.float32)
+        moved = np.empty((len(patterns), self.size, self.size), np.float32)
+        for start in range(0, len(patterns), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            moved[part] = self._moved(patterns[part], centre_px[part])
+        return moved
 
     def _moved(self, patterns: npt.NDArray[Any], centre_px: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         import torch  # here, because a scan that needs no moving needs no torch
@@ -94,9 +92,8 @@ class Warp:
         column = turned[1, 0] * down + turned[1, 1] * right
         centre = torch.as_tensor(np.asarray(centre_px), dtype=torch.float32)[:, None, None]
         place = torch.as_tensor(np.stack((column, row), axis=-1), dtype=torch.float32) + centre.flip(-1)
-        unit = torch.tensor([2 / width, 2 / height])
-        grid = (place + 0.5) * unit - 1
+        grid = (place + 0.5) * torch.tensor([2 / width, 2 / height]) - 1
         counts = torch.as_tensor(np.asarray(patterns, dtype=np.float32))[:, None]
-        found = functional.grid_sample(counts, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        found = functional.grid_sample(counts, grid, align_corners=False)  # linear, 0 outside
         area = float(np.linalg.det(distortion)) * factor**2
         return np.asarray((functional.avg_pool2d(found, fine)[:, 0] * area).numpy())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,13 @@ from stemtune.scan.beam_center import Centre, beam_near, common_pattern, fit_cen
 from stemtune.scan.beam_stop import StopShape, centre_by_symmetry, find_stop
 from stemtune.scan.corrections import CorrectionOptions, Corrections
 from stemtune.scan.descan import MIN_CENTRES, Descan, fit_descan, improves, measure_centres
-from stemtune.scan.ring_fit import SpotList, find_spots
+from stemtune.scan.ring_fit import MIN_SPOTS, RingFit, SpotList, find_spots, fit_rings, rings
 
-if TYPE_CHECKING:
-    from stemtune.scan.ring_fit import RingFit
-
-TRUSTED_PX = 0.25
-"""A fit this near to the centre in the file's axes confirms it."""
-
+TRUSTED_PX = 0.25  # a fit this near to the centre in the file's axes confirms it
 Mask = npt.NDArray[np.bool_]
 Place = tuple[float, float]
 
 _MIN_ELLIPTICITY = 0.002  # below, patterns are left as they are
-
 _NO_HAND = (
     "patterns of a crystal do not tell mirror and turn of the detector: the mirrored pattern is exactly that of the"
     " crystal turned by 180° about an axis in the picture; give --flip and --scan-rotation where they are known"
@@ -72,7 +66,8 @@ def plan(
     that the scale is unknown and the patterns do not tell it either.
     """
     notes: list[str] = []
-    raw, shape = sample.patterns, (int(sample.patterns.shape[1]), int(sample.patterns.shape[2]))
+    raw, (height, width) = sample.patterns, sample.patterns.shape[1:]
+    shape = (height, width)
     # The beam stop comes first: its edge would look like bad pixels, and it may hide the direct beam.
     hidden, behind = _find_stop(raw, options, centre, centre_by_axes)
     # Bad pixels next: a hot one would pull at the centre and pass for a spot.
@@ -84,8 +79,8 @@ def plan(
     beam = _find_beam(clean, centre, behind, centre_by_axes)
     measured, descan = _find_descan(clean, sample, options, beam, centre, behind is not None, notes)
     if descan is not None:
-        middle = descan.at(np.array([[(n - 1) / 2 for n in sample.shape]]))[0]
-        beam = Centre(float(middle[0]), float(middle[1]), beam.spread_px)
+        row, column = descan.coefficients[0].tolist()  # in the middle of the scan
+        beam = Centre(row, column, beam.spread_px)
     radius = 2.0 if behind is not None else beam_near(common_pattern(clean))[2] / 2
     centred = Corrections(shape, size, beam, bad, hidden, descan)
     # Scale and ellipse from the rings of a known crystal, spots taken from each pattern's own centre.
@@ -97,11 +92,10 @@ def plan(
         spots = find_spots(clean, places, radius, hidden)
         fit, problems = _fit_rings(spots, options, scale, min(shape))
         notes += problems
-    if fit is not None:
-        scale = fit.scale_inv_angstrom
+    scale = fit.scale_inv_angstrom if fit is not None else scale
     if scale is None:
         raise UserError(f"{notes[-1]}; give --scale, 0.02 for instance")
-    ellipse = options.given_ellipse or (fit.ellipse if fit is not None else None)
+    ellipse = options.given_ellipse or (fit and fit.ellipse)
     if ellipse is not None and ellipse.ellipticity < _MIN_ELLIPTICITY:
         ellipse = None
     if options.calibrate and options.flip == "none" and not options.scan_rotation:
@@ -118,20 +112,19 @@ def _find_stop(
     """Return the hidden pixels, and the place of the direct beam where that is among them."""
     if options.beam_stop == "off":
         return None, None
-    shape = (int(raw.shape[1]), int(raw.shape[2]))
-    middle = centre or axes or ((shape[0] - 1) / 2, (shape[1] - 1) / 2)
+    height, width = raw.shape[1:]
+    middle = centre or axes or ((height - 1) / 2, (width - 1) / 2)
     given = None if options.beam_stop == "auto" else StopShape.parse(options.beam_stop)
     hidden = find_stop(raw)
     if hidden is None and given is not None:
-        hidden = given.mask(shape, middle)
+        hidden = given.mask((height, width), middle)
     if hidden is None:
         return None, None
     place = centre or centre_by_symmetry(raw, hidden, middle)
     if given is not None:
-        hidden = given.mask(shape, place)
+        hidden = given.mask((height, width), place)
     row, column = (round(value) for value in place)
-    behind = 0 <= row < shape[0] and 0 <= column < shape[1] and bool(hidden[row, column])
-    return hidden, place if behind else None
+    return hidden, place if 0 <= row < height and 0 <= column < width and hidden[row, column] else None
 
 
 def _find_bad_pixels(
@@ -143,10 +136,8 @@ def _find_bad_pixels(
         return none
     row, column, reach = beam_near(common)
     down, right = np.indices(common.shape)
-    beam = np.hypot(down - row, right - column) <= reach
-    if centre is not None:
-        beam |= np.hypot(down - centre[0], right - centre[1]) <= reach
-    bad = find_bad_pixels(raw, beam)
+    places = [(row, column)] if centre is None else [(row, column), centre]
+    bad = find_bad_pixels(raw, np.any([np.hypot(down - y, right - x) <= reach for y, x in places], axis=0))
     if hidden is not None:
         bad = BadPixels(bad.hot & ~hidden, bad.dead & ~hidden)
     if bad.count > MAX_SHARE * common.size:
@@ -200,7 +191,6 @@ def _fit_rings(
 ) -> tuple[RingFit | None, list[str]]:
     """Return the fit to the rings of the phase that was named, if it can be believed, and what to say about it."""
     from stemtune.crystal.phase import phase_from  # here, because most scans are calibrated by their file
-    from stemtune.scan.ring_fit import MIN_SPOTS, fit_rings
 
     phase, given = phase_from(options.calibrate), options.given_ellipse
     if given is not None:
@@ -211,8 +201,7 @@ def _fit_rings(
     if fit is None:
         few = f"the sampled patterns show {len(spots.x)} spots, but {MIN_SPOTS} are needed to fit {phase.name}"
         return None, [f"{few}; {unchanged}"]
-    doubt = fit.doubt(scale is not None)
-    if not doubt:
+    if not (doubt := fit.doubt(scale is not None)):
         return fit, []
     if options.ellipse == "auto":
         circle = fit_rings(spots, phase, scale, size, ellipse=False)
@@ -257,23 +246,20 @@ def _evidence(
     pixels = corrections.bad.hot.astype(np.uint8) + 2 * corrections.bad.dead.astype(np.uint8)
     if corrections.hidden is not None:
         pixels[corrections.hidden] = 3
+    hidden = corrections.hidden_stored
     evidence = {
         "mean_before": sample.patterns.mean(axis=0, dtype=np.float64).astype(np.float32),
         "mean_after": after.mean(axis=0, dtype=np.float64).astype(np.float32),
         "pixels": pixels,
         "position": sample.position.astype(np.int32),
         "fitted_centre": corrections.centres(sample.position),
+        "hidden": None if hidden is None else hidden.astype(np.uint8),
+        "measured_centre": measured,
     }
-    hidden = corrections.hidden_stored
-    if hidden is not None:
-        evidence["hidden"] = hidden.astype(np.uint8)
-    if measured is not None:
-        evidence["measured_centre"] = measured
     if spots is not None and fit is not None:
         from stemtune.crystal.phase import phase_from
-        from stemtune.scan.ring_fit import rings
 
         evidence["spot_before"] = fit.scale_inv_angstrom * np.hypot(spots.x, spots.y)
         evidence["spot_after"] = fit.distance
         evidence["rings"] = rings(phase_from(options.calibrate), 1.05 * float(fit.distance.max()))[0]
-    return evidence
+    return {name: array for name, array in evidence.items() if array is not None}

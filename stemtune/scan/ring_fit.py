@@ -20,6 +20,8 @@ from stemtune.scan.ellipse import Ellipse
 if TYPE_CHECKING:
     from stemtune.crystal.phase import Phase
 
+FloatArray = npt.NDArray[np.float64]
+
 _MAX_SPOTS = 80  # of one pattern that count, the brightest
 _MIN_Z_SCORE = 4.5  # a spot is this many times the noise above its surroundings
 _MIN_SHARE = 0.01  # and has at least this share of the brightest spot
@@ -34,10 +36,7 @@ class SpotList(NamedTuple):
 
 
 def find_spots(
-    patterns: npt.NDArray[Any],
-    centre_px: FloatArray,
-    radius_px: float,
-    hidden: npt.NDArray[np.bool_] | None = None,
+    patterns: npt.NDArray[Any], centre_px: FloatArray, radius_px: float, hidden: npt.NDArray[np.bool_] | None = None
 ) -> SpotList:
     """Return the spots of `patterns` (N, H, W) around their direct beams at `centre_px` (N, 2).
 
@@ -78,24 +77,16 @@ def _summit(smooth: FloatArray, found: npt.NDArray[np.intp]) -> FloatArray:
     """Return the places (M, 2) of the maxima at pixels `found` (M, 2) to a part of a pixel."""
     log = np.log(np.maximum(smooth, 1e-12 * max(float(smooth.max()), 1e-30)))
     moved = found.astype(np.float64)
-    for axis, step in enumerate(((1, 0), (0, 1))):
-        before, here, after = (
-            log[found[:, 0] + shift * step[0], found[:, 1] + shift * step[1]] for shift in (-1, 0, 1)
-        )
+    for axis, step in enumerate(np.eye(2, dtype=int)):
+        before, here, after = (log[tuple((found + shift * step).T)] for shift in (-1, 0, 1))
         bend = 2 * here - before - after
         off = np.where(bend > 1e-9, (after - before) / 2 / np.maximum(bend, 1e-9), 0)
         moved[:, axis] += np.clip(off, -0.75, 0.75)
     return moved
 
 
-FloatArray = npt.NDArray[np.float64]
-
-MIN_SPOTS = 60
-"""Spots below which nothing is fitted."""
-
-TOLERANCE = 0.08
-"""How far off, relatively, a scale that is known may be."""
-
+MIN_SPOTS = 60  # spots below which nothing is fitted
+TOLERANCE = 0.08  # how far off, relatively, a scale that is known may be
 MIN_SHARE, MIN_GAIN, MIN_LEAD = (0.2, 0.5), (0.06, 0.3), 0.025
 """What can be believed: share of the spots on rings and gain, each where a scale was known before and where not; lead.
 
@@ -103,9 +94,7 @@ On simulated LiNiO2 patterns the right phase has a share of 0.7 to 0.95 and a ga
 to 1,000 electrons), silicon and nickel up to 0.15 and 0.05 near the true scale, and up to 0.45 and 0.4 at any other.
 """
 
-MAX_ERROR = 0.004
-"""Standard error of the scale (relative), and half of the ellipticity's, above which a fit says nothing."""
-
+MAX_ERROR = 0.004  # standard error of the scale (relative), and half of the ellipticity's, above which a fit is void
 _SCALES = (3e-3, 0.1)  # 1/Å per pixel, for 128 pixels on an edge: scales that are tried where none is known
 _STAGES = ((0.015, 0.4), (0.008, 0.25), (0.004, 0.15), (0.002, 0.1))  # ring widths: relative, and in pixels
 _MAX_Q, _MAX_REFLECTIONS = 2.5, 20_000  # 1/Å; rings beyond lie too densely to tell anything
@@ -117,30 +106,17 @@ _PARTS = 4  # that the spots are dealt into; the spread of their answers is the 
 
 
 class RingFit(NamedTuple):
-    """What `fit_rings` found.
+    """What `fit_rings` found."""
 
-    Attributes
-    ----------
-    scale_inv_angstrom, ellipse
-        1/Å per pixel, and the distortion; their standard errors are relative and absolute.
-    spots, distance
-        Spots that were looked at, and their distances (M,) in 1/Å with this scale and ellipse.
-    share, gain
-        The most likely share of them that lies on rings of the phase; how much likelier that is than that all lie
-        anywhere, in nats per spot.
-    lead
-        How much less gain the best other answer has, which differs by 0.5 % in scale or 1 % in ellipticity or more.
-    """
-
-    scale_inv_angstrom: float
+    scale_inv_angstrom: float  # per pixel
     ellipse: Ellipse
-    scale_error: float
-    ellipticity_error: float
-    spots: int
-    share: float
-    gain: float
-    lead: float
-    distance: FloatArray
+    scale_error: float  # standard, relative
+    ellipticity_error: float  # standard, absolute
+    spots: int  # that were looked at
+    share: float  # the most likely share of them that lies on rings of the phase
+    gain: float  # how much likelier that is than that all lie anywhere, in nats per spot
+    lead: float  # over the best other answer, which differs by 0.5 % in scale or 1 % in ellipticity or more
+    distance: FloatArray  # (M,) of the spots in 1/Å with this scale and ellipse
 
     def doubt(self, known: bool) -> str:
         """Return a reason not to believe the fit, or ""; `known` says whether a scale was known before."""
@@ -161,8 +137,7 @@ def rings(phase: Phase, reach: float) -> tuple[FloatArray, FloatArray]:
     amplitude = listed.structure_factor.abs().numpy()
     if not len(length):
         return np.zeros(0), np.zeros(0)
-    first = np.concatenate(([True], np.diff(length) > 1e-4 * length[1:]))
-    start = np.flatnonzero(first)
+    start = np.flatnonzero(np.concatenate(([True], np.diff(length) > 1e-4 * length[1:])))
     strongest = np.maximum.reduceat(amplitude, start)
     kept = strongest > _MIN_STRENGTH * strongest.max()
     return length[start][kept], np.add.reduceat(amplitude, start)[kept]
@@ -195,11 +170,8 @@ def fit_rings(
     gains = [contrast.share(np.log(_distance(some, start)))[1] for start in starts]
     start = _climbed(offset, contrast, starts[int(np.argmax(gains))], ellipse)
     lead = float(np.subtract(*np.sort(gains)[:-3:-1])) if len(gains) > 1 else math.inf
-    parts = [
-        _climbed(offset[found.pattern % _PARTS == part], contrast, start, ellipse)
-        for part in range(_PARTS)
-        if (found.pattern % _PARTS == part).sum() > MIN_SPOTS / (2 * _PARTS)
-    ]
+    dealt = [offset[found.pattern % _PARTS == part] for part in range(_PARTS)]
+    parts = [_climbed(part, contrast, start, ellipse) for part in dealt if len(part) > MIN_SPOTS / (2 * _PARTS)]
     error = np.std(parts, axis=0, ddof=1) / math.sqrt(len(parts)) if len(parts) > 1 else np.full(3, np.inf)
     distance = _distance(offset, start)
     share, gain = contrast.share(np.log(distance))
@@ -258,18 +230,17 @@ def _search(offset: FloatArray, phase: Phase, scales: FloatArray, ellipse: bool)
     middle = math.sqrt(scales[0] * scales[-1])
     contrast = _Contrast(offset, phase, middle if scales[-1] < 1.5 * scales[0] else scales[-1], *_STAGES[0])
     logarithm = np.log(scales)
-    first_choice: list[tuple[float, FloatArray]] = []
-    second_choice: list[tuple[float, FloatArray]] = []
+    choices: tuple[list[tuple[float, FloatArray]], ...] = ([], [])  # the best scale of each ellipse, the second best
     for first, second in itertools.product((-0.03, 0.0, 0.03), repeat=2) if ellipse else [(0.0, 0.0)]:
         distance = np.log(_distance(offset, np.array([0.0, first, second])))
         score = np.array([contrast(distance + scale) for scale in logarithm])
-        for choice in (first_choice, second_choice):
+        for choice in choices:
             best = int(score.argmax())
             if np.isfinite(score[best]):
                 choice.append((float(score[best]), np.array([logarithm[best], first, second])))
             score[np.abs(logarithm - logarithm[best]) < 0.03] = -np.inf
-    others = sorted(second_choice, key=lambda pair: -pair[0])[:_SECOND_STARTS]
-    return [start for _, start in sorted(first_choice, key=lambda pair: -pair[0]) + others]
+    firsts, seconds = (sorted(choice, key=lambda pair: -pair[0]) for choice in choices)
+    return [start for _, start in firsts + seconds[:_SECOND_STARTS]]
 
 
 def _different(parameters: list[FloatArray]) -> list[FloatArray]:
@@ -289,6 +260,5 @@ def _climbed(offset: FloatArray, contrast: _Contrast, start: FloatArray, ellipse
         return -contrast(np.log(_distance(offset, np.concatenate((values, start[free:])))))
 
     simplex = np.vstack((start[:free], start[:free] + 4 * contrast.step * np.eye(free)))
-    options = {"initial_simplex": simplex, "xatol": 1e-5, "fatol": 1e-7}
-    found = optimize.minimize(cost, start[:free], method="Nelder-Mead", options=options)
-    return np.concatenate((found.x, start[free:]))
+    found = optimize.fmin(cost, start[:free], xtol=1e-5, ftol=1e-7, initial_simplex=simplex, disp=False)
+    return np.concatenate((found, start[free:]))

@@ -12,7 +12,7 @@ import torch
 from matplotlib.image import imread
 from sample_maps import map_of
 
-from stemtune.analysis.evaluation.boundary_match import boundary_match, match
+from stemtune.analysis.boundaries import boundary_match, match
 from stemtune.analysis.evaluation.evaluate import SHARES, compare, risk_coverage
 from stemtune.analysis.evaluation.evaluate import describe as in_words
 from stemtune.cli import main

@@ -10,7 +10,7 @@ import pytest
 from sample_scans import refused, write_scan
 
 from stemtune.dataset import ingest as ingest_module
-from stemtune.dataset.ingest import file_sha256, ingest
+from stemtune.dataset.ingest import ScanHash, ingest
 from stemtune.dataset.store import Store
 from stemtune.scan.readers import read_scan, reciprocal_factor
 
@@ -39,7 +39,7 @@ def test_calibrated_scan_is_copied_bit_for_bit(scan: Path, tmp_path: Path) -> No
         assert store.scan_shape == SHAPE[:2]
         assert store.attrs["step_nm"] == [4, 4]
         assert store.attrs["origin"] == "scan.hspy"
-        assert store.attrs["origin_sha256"] == file_sha256(scan)
+        assert store.attrs["origin_sha256"] == ScanHash(scan).finish()
         assert not store.labelled.any()
         np.testing.assert_array_equal(store.position.reshape(*SHAPE[:2], 2), np.indices(SHAPE[:2]).transpose(1, 2, 0))
         assert facts["copied"]
@@ -190,7 +190,7 @@ def test_only_blocks_are_in_memory(scan: Path, tmp_path: Path, monkeypatch: pyte
         return whole(self, **options)
 
     monkeypatch.setattr(dask.array.Array, "compute", watched)
-    monkeypatch.setattr("stemtune.scan.blocks._BYTES", 40 * 16 * 16 * 2)
+    monkeypatch.setattr("stemtune.scan.readers.scan._READ_BYTES", 40 * 16 * 16 * 2)
     ingest(scan, tmp_path / "s.h5", centre="7.5,7.5")
     assert max(sizes) <= 40 * 16 * 16 * 2
     with Store.open(tmp_path / "s.h5") as store:
@@ -293,4 +293,4 @@ def test_zarr_scan(tmp_path: Path) -> None:
     ingest(scan, tmp_path / "s.h5")
     with Store.open(tmp_path / "s.h5") as store:
         np.testing.assert_array_equal(store.patterns.reshape(SHAPE), counts())
-        assert store.attrs["origin_sha256"] == file_sha256(scan)
+        assert store.attrs["origin_sha256"] == ScanHash(scan).finish()

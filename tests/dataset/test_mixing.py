@@ -10,8 +10,7 @@ import torch
 
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2, phase_from
-from stemtune.dataset.batches import Batch, Loader, MixedLoader, mixed_portions
-from stemtune.dataset.loaders import StoreLoader, loaders
+from stemtune.dataset.loaders import Batch, Loader, MixedLoader, StoreLoader, loaders, mixed_portions
 from stemtune.dataset.simulate import simulate_store
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry

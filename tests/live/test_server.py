@@ -83,7 +83,7 @@ def test_missing_ray_serve_is_said(model: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     monkeypatch.delattr("ray.serve", raising=False)
     with pytest.raises(UserError, match=r"pip install 'stemtune\[serve\]'"):
-        server._ray_serve()
+        server.serve_until_stopped(str(model), SECRET)
 
 
 def test_bodies_are_arrays_and_nothing_else(frames: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import pytest
 from rsciio import blockfile, emd, nexus, tvips
 
 from stemtune import cli
-from stemtune.dataset.ingest import file_sha256, ingest
+from stemtune.dataset.ingest import ScanHash, ingest
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError
 from stemtune.scan.readers import read_scan
@@ -286,10 +286,10 @@ def test_the_fingerprint_covers_every_file_of_a_scan(tmp_path: Path) -> None:
     parts = [tmp_path / f"a_data_00000{number}.h5" for number in (1, 2)]
     with Store.open(tmp_path / "s.h5") as store:
         first = store.attrs["origin_sha256"]
-    assert first == file_sha256(tmp_path / "a_master.h5", parts)
+    assert first == ScanHash(tmp_path / "a_master.h5", parts).finish()
     with h5py.File(parts[1], "r+") as file:
         file.attrs["changed"] = True
-    assert file_sha256(tmp_path / "a_master.h5", parts) != first
+    assert ScanHash(tmp_path / "a_master.h5", parts).finish() != first
 
 
 def wrong(path: Path, **options: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stemtune.analysis.evaluation.boundary_match import boundary_match
+from stemtune.analysis.boundaries import boundary_match
 from stemtune.analysis.evaluation.ground_truth import map_or_labels, read_truth
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.pseudo_symmetry import pseudo_variants

@@ -25,7 +25,7 @@ from stemtune.plot.grains import class_colours, colours_of, edge_lines, grain_co
 from stemtune.plot.ipf import DIRECTIONS, MEANING, map_colours, present_phases
 from stemtune.plot.pole_figures import HALF_WIDTH_DEG
 from stemtune.plot.report import figures
-from stemtune.plot.report.data import pixel_data, worst_fit
+from stemtune.plot.report.figures import pixel_data, worst_fit
 
 NAME = "report.html"
 

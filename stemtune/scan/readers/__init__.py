@@ -28,22 +28,10 @@ def read_scan(
 ) -> Scan:
     """Open the scan at `path` by its ending, and by its first bytes where the ending says nothing.
 
-    Parameters
-    ----------
-    path
-        The file.
-    shape
-        Rows and columns of the scan, for a file that is only a stack of frames.
-    dataset
-        Which array of an HDF5 or .npz file is the scan, where there are several.
-    size, scale
-        Width and height in pixels, and 1/Å per pixel, of the patterns that Bragg peaks are drawn on; without them
-        a grid that holds every peak. Other files do not need them.
-
-    Raises
-    ------
-    UserError
-        When the file is missing, damaged, of an unknown format, no stack of patterns, or not of `shape`.
+    `shape` (rows, columns) is for a file that is only a stack of frames, `dataset` says which array of an HDF5 or .npz
+    file is the scan. `size` in pixels and `scale`, 1/Å per pixel, are those of the patterns that Bragg peaks are drawn
+    on; without them a grid that holds every peak. A `UserError` says that the file is missing, damaged, of an unknown
+    format, no stack of patterns, or not of `shape`.
     """
     found = existing(path, "the scan")
     ending, start = found.suffix.lower(), b""

@@ -27,12 +27,12 @@ _LARGEST_PACKED = 2**30  # bytes of a compressed array of an .npz, which can onl
 def read_npy(path: Path, shape: tuple[int, int] | None) -> Scan:
     """Open a numpy file as a scan: no calibration, two scan axes or one, then the pattern's rows and columns."""
     with path.open("rb") as file:
-        lengths, fortran, dtype = npy_header(path.name, file)
+        header = lengths, _, dtype = npy_header(path.name, file)
         offset = file.tell()
     missing = offset + math.prod(lengths) * dtype.itemsize - path.stat().st_size
     if missing > 0:
         raise UserError(f"{path.name} cannot be read: the file is truncated, {missing:,} bytes are missing")
-    return _scan_at(path, offset, lengths, fortran, dtype, shape)
+    return _scan_at(path, offset, header, shape)
 
 
 def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> Scan:
@@ -44,14 +44,14 @@ def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> 
             for name, info in infos.items():
                 if info.filename.endswith(".npy"):
                     with archive.open(info) as file:
-                        headers[name] = (*npy_header(f"{name} of {path.name}", file), file.tell())
-            name = _chosen(path.name, {name: head[0] for name, head in headers.items()}, dataset)
-            lengths, fortran, dtype, before = headers[name]
+                        headers[name] = npy_header(f"{name} of {path.name}", file), file.tell()
+            name = _chosen(path.name, {name: header[0] for name, (header, _) in headers.items()}, dataset)
+            header, before = headers[name]
             if infos[name].compress_type == zipfile.ZIP_STORED:
                 with path.open("rb") as raw:  # the file's data begin behind a header of its own in the archive
                     raw.seek(infos[name].header_offset + 26)
                     start = infos[name].header_offset + 30 + sum(np.fromfile(raw, dtype="<u2", count=2).tolist())
-                return _scan_at(path, start + before, lengths, fortran, dtype, shape)
+                return _scan_at(path, start + before, header, shape)
             if infos[name].file_size > _LARGEST_PACKED:
                 raise UserError(
                     f"{name} of {path.name} is compressed, so it can only be read whole, and has"
@@ -61,7 +61,7 @@ def read_npz(path: Path, shape: tuple[int, int] | None, dataset: str | None) -> 
                 array = np.lib.format.read_array(file, allow_pickle=False)
     except (zipfile.BadZipFile, EOFError, OSError) as problem:
         raise UserError(f"{path.name} cannot be read: {failure_reason(problem)}; copy it again") from None
-    return Scan(path, lazily(array.reshape(*stack_shape(path.name, lengths, shape), *lengths[-2:])))
+    return Scan(path, lazily(array.reshape(*stack_shape(path.name, array.shape, shape), *array.shape[-2:])))
 
 
 def read_raw(path: Path, shape: tuple[int, int] | None) -> Scan:
@@ -133,14 +133,10 @@ def frames_at(
 
 
 def _scan_at(
-    path: Path,
-    offset: int,
-    lengths: tuple[int, ...],
-    fortran: bool,
-    dtype: np.dtype[Any],
-    shape: tuple[int, int] | None,
+    path: Path, offset: int, header: tuple[tuple[int, ...], bool, np.dtype[Any]], shape: tuple[int, int] | None
 ) -> Scan:
     """Return the scan whose array lies in the file from byte `offset` on."""
+    lengths, fortran, dtype = header
     laid, frame = stack_shape(path.name, lengths, shape), (lengths[-2], lengths[-1])
     if fortran:  # a pattern is scattered over the whole file, so it is mapped
         mapped = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=lengths, order="F")

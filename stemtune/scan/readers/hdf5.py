@@ -21,10 +21,7 @@ from stemtune.scan.readers.scan import Frames, Scan, checked_kv, failure_reason,
 _LISTED = 8  # arrays that a message lists
 _DECTRIS = re.compile(r"data_\d+")
 _MASKS = ("entry/instrument/detector/detectorSpecific/pixel_mask", "entry/instrument/detector/pixel_mask")
-_TRIGGERS = (
-    "entry/instrument/detector/detectorSpecific/ntrigger",
-    "entry/instrument/detector/detectorSpecific/nimages",
-)
+_TRIGGERS = tuple(f"entry/instrument/detector/detectorSpecific/{name}" for name in ("ntrigger", "nimages"))
 _ENERGIES = ("entry/instrument/beam/incident_energy", "entry/instrument/source/energy")
 
 
@@ -35,7 +32,7 @@ class Candidate(NamedTuple):
     lengths: tuple[int, ...]
 
     def __str__(self) -> str:
-        return " x ".join(str(length) for length in self.lengths) + (" lists of peaks" if self.kind == "peaks" else "")
+        return " x ".join(map(str, self.lengths)) + (" lists of peaks" if self.kind == "peaks" else "")
 
 
 def read_hdf5(
@@ -79,12 +76,8 @@ def array_in(name: str, file: h5py.File, dataset: str | None) -> tuple[str, str]
             raise UserError(f"{name} has no array '{dataset}' of patterns; {listed}")
         return found[wanted].kind, wanted
     arrays = [place for place, item in found.items() if item.kind == "array"]
-    for group in (
-        [place for place in arrays if len(found[place].lengths) >= 4],
-        [place for place, item in found.items() if item.kind == "frames"],
-        [place for place, item in found.items() if item.kind == "peaks"],
-        arrays,
-    ):
+    frames, peaks = ([place for place, item in found.items() if item.kind == kind] for kind in ("frames", "peaks"))
+    for group in ([place for place in arrays if len(found[place].lengths) >= 4], frames, peaks, arrays):
         if len(group) == 1:
             return found[group[0]].kind, group[0]
         if group:
@@ -119,13 +112,11 @@ def _by_rosettasciio(path: Path, file: h5py.File, shape: tuple[int, int] | None,
 def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tuple[str, Candidate]]:
     """Yield path and kind of whatever below `group` may be a scan; links are followed, each object once."""
     seen = set() if seen is None else seen
-    frames = _frame_arrays(group)
-    if frames:
+    if frames := _frame_arrays(group):
         yield group.name, Candidate("frames", (sum(map(len, frames)), *frames[0].shape[1:]))
         return
     for key in group:
-        item = _member(group, key)
-        if item is None:
+        if (item := _member(group, key)) is None:
             continue
         info = h5py.h5o.get_info(item.id)
         if (info.fileno, info.addr) in seen:
@@ -134,7 +125,8 @@ def _candidates(group: h5py.Group, seen: set[Any] | None = None) -> Iterator[tup
         place = f"{group.name.rstrip('/')}/{key}"
         if isinstance(item, h5py.Group):
             held = item.get("data")
-            if isinstance(held, h5py.Dataset) and _is_peaks(held):
+            fields = h5py.check_vlen_dtype(held.dtype) if isinstance(held, h5py.Dataset) and held.ndim == 2 else None
+            if fields is not None and {"qx", "qy", "intensity"} <= set(fields.names or ()):
                 yield place, Candidate("peaks", held.shape)
             else:
                 yield from _candidates(item, seen)
@@ -161,11 +153,6 @@ def _member(group: h5py.Group, key: str) -> Any:
         if isinstance(link, h5py.SoftLink):
             return None
         raise
-
-
-def _is_peaks(data: h5py.Dataset) -> bool:
-    fields = h5py.check_vlen_dtype(data.dtype)
-    return data.ndim == 2 and fields is not None and {"qx", "qy", "intensity"} <= set(fields.names or ())
 
 
 def _frames(path: Path, group: h5py.Group, shape: tuple[int, int] | None) -> Scan:
@@ -196,11 +183,10 @@ def _frames(path: Path, group: h5py.Group, shape: tuple[int, int] | None) -> Sca
             counts[:, dead] = 0
         return counts
 
-    source = Frames((rows, columns, height, width), datasets[0].dtype, read)
     links = [group.get(key, getlink=True) for key in group if _DECTRIS.fullmatch(key)]
     names = {link.filename for link in links if isinstance(link, h5py.ExternalLink)}
-    parts = tuple(path.parent / name for name in sorted(names))
-    return Scan(path, lazily(source), kv=_kv(group.file), parts=parts)
+    lazy = lazily(Frames((rows, columns, height, width), datasets[0].dtype, read))
+    return Scan(path, lazy, kv=_kv(group.file), parts=tuple(path.parent / name for name in sorted(names)))
 
 
 def _array(path: Path, data: h5py.Dataset, shape: tuple[int, int] | None) -> Scan:
@@ -230,8 +216,7 @@ def array_scan(path: Path, data: h5py.Dataset, lazy: Any) -> Scan:
 def _kv(file: h5py.File) -> float | None:
     """Return the voltage of a NeXus file in kV: its beam's energy, in eV unless it says keV."""
     for place in _ENERGIES:
-        value = _scalar(file, place)
-        if value is not None:
+        if (value := _scalar(file, place)) is not None:
             units = file[place].attrs.get("units", b"eV")
             text = (units.decode(errors="replace") if isinstance(units, bytes) else str(units)).lower()
             return checked_kv(value * (1.0 if text in ("kev", "kv") else 1e-3))

@@ -12,7 +12,7 @@ file says, in py4DSTEM's order: origin, ellipse, pixel size. qx runs along rows,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,20 +26,16 @@ from stemtune.scan.readers.scan import Frames, Scan, lazily, scan_step
 
 FloatArray = npt.NDArray[np.float64]
 
-SPOT_PX = 1.1
-"""Standard deviation of a spot in pixels: its neighbours tell where between pixels it is."""
-
-COUNTS = 5000.0
-"""Counts of a pattern in the mean over the scan, for py4DSTEM's intensities have no unit."""
-
+SPOT_PX = 1.1  # standard deviation of a spot in pixels: its neighbours tell where between pixels it is
+COUNTS = 5000.0  # counts of a pattern in the mean over the scan, for py4DSTEM's intensities have no unit
 _REACH_PX = 5  # from a spot's middle to where it is cut off
 _SIZE = 128  # of the patterns, where neither the options nor the file say
 _SAMPLED_ROWS = 64  # of the scan, that the grid and the counts are fitted to
 _LARGEST_Q = 5.0  # 1/Å: positions around 0 that stay below are in 1/Å, not in pixels
 _PRISMATIC = "4DSTEM_simulation"
 
+# Where py4DSTEM has kept calibrations over the years, from the group of the data or from one above it.
 _PLACES = ("metadatabundle/calibration", "calibration", "_metadata/calibration", "metadata/metadata_0/calibration")
-"""Where py4DSTEM has kept calibrations over the years, from the group of the data or from one above it."""
 
 
 class Calibration(NamedTuple):
@@ -73,12 +69,12 @@ def calibration_of(group: h5py.Group, data: h5py.Dataset | None = None) -> Calib
         found = found._replace(step_nm=scan_step([step] * 2, [step_units] * 2))
     origin = _origin(kept)
     if origin is not None:
-        middle = np.nanmedian(origin.reshape(-1, 2), axis=0)
+        middle = _middle(origin)
         found = found._replace(origin=origin, centre_px=(float(middle[0]), float(middle[1])))
     a, b, theta = (_number(kept.get(name)) for name in ("a", "b", "theta"))
     rotation, flip = _number(kept.get("QR_rotation_degrees")), kept.get("QR_flip")
-    if rotation is None and _number(kept.get("QR_rotation")) is not None:
-        rotation = math.degrees(float(kept["QR_rotation"]))
+    if rotation is None and (radians := _number(kept.get("QR_rotation"))) is not None:
+        rotation = math.degrees(radians)
     return found._replace(
         ellipse=(a, b, theta) if a and b and theta is not None else None,
         rotation_deg=rotation,
@@ -158,21 +154,22 @@ def read_peaks(
     factor, origin = _frame(raw, lists, calibration)
     step, ellipse = factor or 1.0, None if origin is None else calibration.ellipse  # centred: calibrated already
     positions = _positions(raw, np.zeros(2) if origin is None else _middle(origin), ellipse) * step
-    detector = _detector(group)
-    size = size or (max(detector) if detector else _SIZE)
+    shape_px = group.parent.get("metadatabundle/_braggvectors_shape/Qshape")  # of the detector; BraggVectors keep it
+    detector = int(max(shape_px)) if isinstance(shape_px, h5py.Dataset) and shape_px.shape == (2,) else 0
+    size = size or detector or _SIZE
     if factor is None:
         pixel = 1.0
     elif scale is not None:
         pixel = scale
     elif detector and origin is not None:
-        pixel = step * max(detector) / size
+        pixel = step * detector / size
     else:
         pixel = float(np.abs(positions).max()) / ((size - 1) / 2 - 3)
     gain = COUNTS * len(lists) / float(raw["intensity"].sum())
-    source = _DrawnPeaks(data, origin, ellipse, step / pixel, size, gain)
+    read = partial(_drawn, data, origin, ellipse, step / pixel, size, gain)
     return Scan(
         path,
-        lazily(Frames((*laid, size, size), np.float32, source.read)),
+        lazily(Frames((*laid, size, size), np.float32, read)),
         (pixel, pixel),
         "1/Å" if factor is not None else "px",
         calibration.kv,
@@ -203,34 +200,30 @@ def draw(
     return drawn.astype(np.float32).reshape(n, size, size)
 
 
-@dataclass
-class _DrawnPeaks:
-    """Reads lists of peaks and draws them, pattern by pattern."""
-
-    data: h5py.Dataset
-    origin: FloatArray | None
-    ellipse: tuple[float, float, float] | None
-    px_per_step: float
-    size: int
-    gain: float
-
-    def read(self, first: int, end: int) -> npt.NDArray[np.float32]:
-        """Return the patterns (end - first, size, size) of the scan positions from `first` to before `end`."""
-        columns = self.data.shape[1]
-        place = np.stack(np.divmod(np.arange(first, end), columns), axis=1)
-        lists = [
-            peaks
-            for row in range(first // columns, (end - 1) // columns + 1)
-            for peaks in self.data[row, max(0, first - row * columns) : min(columns, end - row * columns)]
-        ]
-        count = [len(peaks) for peaks in lists]
-        peaks, owner = np.concatenate(lists), np.repeat(np.arange(len(lists)), count)
-        origin = np.zeros((1, 2)) if self.origin is None else self.origin
-        if origin.ndim == 3:
-            at = origin[place[:, 0], place[:, 1]]
-            origin = np.where(np.isfinite(at), at, _middle(origin))[owner]
-        found = _positions(peaks, origin, self.ellipse) * self.px_per_step + (self.size - 1) / 2
-        return draw(found, peaks["intensity"] * self.gain, owner, len(lists), self.size)
+def _drawn(
+    data: h5py.Dataset,
+    origin: FloatArray | None,
+    ellipse: tuple[float, float, float] | None,
+    px_per_step: float,
+    size: int,
+    gain: float,
+    first: int,
+    end: int,
+) -> npt.NDArray[np.float32]:
+    """Return the patterns (end - first, size, size) of the scan positions from `first` to before `end`."""
+    columns = data.shape[1]
+    lists = [
+        peaks
+        for row in range(first // columns, (end - 1) // columns + 1)
+        for peaks in data[row, max(0, first - row * columns) : min(columns, end - row * columns)]
+    ]
+    peaks, owner = np.concatenate(lists), np.repeat(np.arange(len(lists)), [len(peaks) for peaks in lists])
+    origin = np.zeros((1, 2)) if origin is None else origin
+    if origin.ndim == 3:
+        at = origin[np.divmod(np.arange(first, end), columns)]
+        origin = np.where(np.isfinite(at), at, _middle(origin))[owner]
+    found = _positions(peaks, origin, ellipse) * px_per_step + (size - 1) / 2
+    return draw(found, peaks["intensity"] * gain, owner, len(lists), size)
 
 
 def _positions(peaks: npt.NDArray[Any], origin: FloatArray, ellipse: tuple[float, float, float] | None) -> FloatArray:
@@ -258,15 +251,9 @@ def _frame(
         return (1.0, None) if np.abs(q).max() <= _LARGEST_Q else (factor, None)
     if calibration.origin is not None:
         return factor, calibration.origin
-    strongest = np.array([peaks[np.argmax(peaks["intensity"])][["qx", "qy"]].tolist() for peaks in lists if len(peaks)])
+    strongest = [peaks[np.argmax(peaks["intensity"])][["qx", "qy"]].tolist() for peaks in lists if len(peaks)]
     return factor, np.median(strongest, axis=0)
 
 
 def _middle(origin: FloatArray) -> FloatArray:
     return np.asarray(np.nanmedian(origin.reshape(-1, 2), axis=0))
-
-
-def _detector(group: h5py.Group) -> tuple[int, int] | None:
-    """Return the detector's height and width in pixels where the file says (BraggVectors do)."""
-    kept = group.parent.get("metadatabundle/_braggvectors_shape/Qshape")
-    return (int(kept[0]), int(kept[1])) if isinstance(kept, h5py.Dataset) and kept.shape == (2,) else None

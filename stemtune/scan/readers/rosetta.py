@@ -16,31 +16,39 @@ from stemtune.errors import UserError
 from stemtune.scan.readers import scan as base
 from stemtune.scan.readers.scan import Scan, failure_reason, lazily
 
+# Where files keep the acceleration voltage that rosettasciio does not pass on, and the factor to kV.
 _VOLTAGES = {"root.iom_measurements.source.get_voltage": 1e-3, "simulation_parameters.E0": 1.0}
-"""Where files keep the acceleration voltage that rosettasciio does not pass on, and the factor to kV."""
-
-_OTHER_WAYS = {
-    "RAW MIB": "it is a RAW .mib, whose pixels are still in the order of the detector's chips; save it again"
-    " without RAW in Merlin's software, or read it with LiberTEM and save the array as .npy",
-}
-"""What to do instead, by words of the reader's own message."""
+_RAW_MIB = (
+    "it is a RAW .mib, whose pixels are still in the order of the detector's chips; save it again without RAW in"
+    " Merlin's software, or read it with LiberTEM and save the array as .npy"
+)
 
 
 def read_by_rosettasciio(
     path: Path, shape: tuple[int, int] | None = None, reader: str | None = None, **options: Any
 ) -> Scan:
     """Open the scan at `path` with the rosettasciio reader of its ending, or the one called `reader` with `options`."""
-    signal = _largest(path, _signals(path, [f"rsciio.{reader}"] if reader else _readers_of(path), options))
+    signals = _signals(path, [f"rsciio.{reader}"] if reader else _readers_of(path), options)
+    # The scan is the one signal with the most values.
+    sizes = [math.prod(getattr(signal.get("data"), "shape", (0,))) for signal in signals]
+    if not max(sizes, default=0):
+        raise UserError(f"{path.name} holds no data")
+    signal = signals[sizes.index(max(sizes))]
     axes, data = _ordered(signal)
     if data.dtype.kind not in "buif":
         raise UserError(f"{path.name} holds {data.dtype} pixels, which are no counts")
     if data.ndim < 2 or (data.ndim - sum(bool(axis.get("navigate")) for axis in axes)) not in (2, data.ndim):
         raise UserError(f"{path.name} holds spectra or numbers, not diffraction patterns")
-    data, step = _as_scan(path, data, axes[:-2], shape)
+    laid, frame, step = base.scan_shape(path.name, data.shape[:-2], shape), data.shape[-2:], None
+    if data.shape[:-2] == laid:
+        step = base.scan_step(*([axis.get(name) for axis in axes[:-2]] for name in ("scale", "units")))
+        data = _whole_pieces(data)
+    else:
+        data = data.reshape((math.prod(laid), *frame)).reshape((*laid, *frame))
     scale = tuple(1.0 if axis.get("scale") is None else float(axis["scale"]) for axis in axes[-2:])
     units = str(axes[-1].get("units") or "")
     offsets = [float(axis.get("offset") or 0.0) for axis in axes[-2:]]
-    centre = base.beam_by_axes(offsets, scale, data.shape[-2:], units)
+    centre = base.beam_by_axes(offsets, scale, frame, units)
     return Scan(path, data, (scale[0], scale[1]), units, _kv(signal), centre, step, parts=_parts(path, signal))
 
 
@@ -56,8 +64,7 @@ def _signals(path: Path, readers: Iterable[str], options: Mapping[str, Any]) -> 
             problems.append(f"{module} needs the package {problem.name}, which is not installed")
         except Exception as problem:  # a reader may raise anything on a damaged or foreign file
             problems.append(failure_reason(problem))
-    other = next((way for words, way in _OTHER_WAYS.items() if words in problems[0]), problems[0])
-    raise UserError(f"{path.name} cannot be read: {other}")
+    raise UserError(f"{path.name} cannot be read: {_RAW_MIB if 'RAW MIB' in problems[0] else problems[0]}")
 
 
 def _readers_of(path: Path) -> list[str]:
@@ -74,14 +81,6 @@ def _readers_of(path: Path) -> list[str]:
     return sorted(found, key=lambda module: module != "rsciio.empad")  # .xml belongs to two readers
 
 
-def _largest(path: Path, signals: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the one signal of a file that is the scan: the one with the most values."""
-    arrays = [signal for signal in signals if hasattr(signal.get("data"), "shape")]
-    if not arrays or not max(math.prod(signal["data"].shape) for signal in arrays):
-        raise UserError(f"{path.name} holds no data")
-    return max(arrays, key=lambda signal: math.prod(signal["data"].shape))
-
-
 def _ordered(signal: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     """Return axes and dask array with the scan's axes first and the pattern's rows and columns last."""
     dask_array: Any = importlib.import_module("dask.array")  # here, because it is slow to import
@@ -90,22 +89,9 @@ def _ordered(signal: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
     if len(axes) != data.ndim:
         raise UserError(f"the file describes {len(axes)} axes, but its data have {data.ndim}")
     place = [axis.get("index_in_array") for axis in axes]
-    where = list(range(data.ndim)) if any(index is None for index in place) else [int(index) for index in place]
+    where = list(range(data.ndim)) if None in place else [int(index) for index in place]
     order = sorted(range(data.ndim), key=lambda number: (not axes[number].get("navigate"), where[number]))
     return [axes[number] for number in order], data.transpose([where[number] for number in order])
-
-
-def _as_scan(
-    path: Path, data: Any, axes: list[dict[str, Any]], shape: tuple[int, int] | None
-) -> tuple[Any, tuple[float, float] | None]:
-    """Return the data as (rows, columns, height, width), and the scan step in nm."""
-    target = base.scan_shape(path.name, data.shape[:-2], shape)
-    if data.shape[:-2] != target:
-        flat = data.reshape((math.prod(target), *data.shape[-2:]))
-        return flat.reshape((*target, *data.shape[-2:])), None
-    return _whole_pieces(data), base.scan_step(
-        [axis.get("scale") for axis in axes], [axis.get("units") for axis in axes]
-    )
 
 
 def _whole_pieces(data: Any) -> Any:

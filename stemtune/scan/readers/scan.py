@@ -1,14 +1,17 @@
-"""What every reader returns: a scan that has not been read yet, its lazy array, and the units of its calibration."""
+"""What every reader returns: a scan that has not been read yet, its lazy array, and the units of its calibration.
+
+`blocks` reads its patterns, checked, in whole pieces of the file.
+"""
 
 from __future__ import annotations
 
 import importlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,40 +21,23 @@ from stemtune.errors import UserError
 
 _LENGTHS_NM = {"pm": 1e-3, "a": 0.1, "å": 0.1, "angstrom": 0.1, "nm": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "mm": 1e6}
 _BLOCK_BYTES = 16 * 2**20  # of patterns in a dask block, so that neither their number nor their size is large
+_READ_BYTES = 16 * 2**20  # of patterns read at once; memory of larger ones is given back and cleared anew every time
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A measured scan that has not been read yet.
-
-    Attributes
-    ----------
-    path, parts
-        The file, and further ones that the patterns lie in.
-    data
-        Lazy dask array (rows, columns, height, width) of counts; pattern rows run downwards, y = -row.
-    scale, scale_units
-        Reciprocal length of a pixel and its unit as the file has them; `scale_inv_angstrom` gives it in 1/Å.
-    kv, centre_px, step_nm
-        Acceleration voltage in kV, (row, column) of the direct beam by the file's axes, and distance of scan positions;
-        None where the file does not say.
-    rotation_deg
-        Angle from the scan's axes to the detector's, as py4DSTEM's QR_rotation has it (from array axis 0 to axis 1), or
-        None when the file does not say.
-    flip
-        Whether the scan's axes are those of the detector with rows and columns swapped (py4DSTEM's QR_flip), or None.
-    """
+    """A measured scan that has not been read yet; None is what the file does not say."""
 
     path: Path
-    data: Any
-    scale: tuple[float, float] = (1.0, 1.0)
+    data: Any  # lazy dask array (rows, columns, height, width) of counts; pattern rows run downwards, y = -row
+    scale: tuple[float, float] = (1.0, 1.0)  # of a pixel, in the file's units; `scale_inv_angstrom` gives it in 1/Å
     scale_units: str = ""
-    kv: float | None = None
-    centre_px: tuple[float, float] | None = None
-    step_nm: tuple[float, float] | None = None
-    rotation_deg: float | None = None
-    flip: bool | None = None
-    parts: tuple[Path, ...] = ()
+    kv: float | None = None  # acceleration voltage in kV
+    centre_px: tuple[float, float] | None = None  # (row, column) of the direct beam by the file's axes
+    step_nm: tuple[float, float] | None = None  # between scan rows and between scan columns
+    rotation_deg: float | None = None  # from the scan's axes to the detector's: py4DSTEM's QR_rotation, axis 0 to 1
+    flip: bool | None = None  # the scan's axes are the detector's with rows and columns swapped: py4DSTEM's QR_flip
+    parts: tuple[Path, ...] = ()  # further files that the patterns lie in
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,8 +50,8 @@ class Scan:
         return int(self.data.shape[2]), int(self.data.shape[3])
 
     def __str__(self) -> str:
-        size = "{} x {}".format(*self.pattern_shape)
-        return f"a scan of {math.prod(self.shape):,} patterns of {size} pixels, {self.data.dtype}"
+        height, width = self.pattern_shape
+        return f"a scan of {math.prod(self.shape):,} patterns of {height} x {width} pixels, {self.data.dtype}"
 
     def scale_inv_angstrom(self, kv: float | None) -> float | None:
         """Return 1/Å per pixel, or None when the file's unit is no reciprocal length and no angle.
@@ -198,17 +184,14 @@ def scan_shape(name: str, lengths: Sequence[int], wanted: tuple[int, int] | None
     frames = math.prod(lengths)
     if wanted is not None:
         if wanted[0] * wanted[1] != frames:
-            raise UserError(
-                f"{name} holds {frames:,} frames, which is not {wanted[0]} x {wanted[1]}; give another --shape ny,nx"
-            )
+            given = f"{wanted[0]} x {wanted[1]}"
+            raise UserError(f"{name} holds {frames:,} frames, which is not {given}; give another --shape ny,nx")
         return wanted
-    if len(lengths) == 2:
-        return int(lengths[0]), int(lengths[1])
-    if not lengths:
-        return 1, 1
+    if len(lengths) in (0, 2):
+        return (int(lengths[0]), int(lengths[1])) if len(lengths) else (1, 1)
     if len(lengths) == 1:
         raise UserError(f"{name} holds {frames:,} frames and no scan shape; give --shape ny,nx")
-    axes = " x ".join(str(length) for length in lengths)
+    axes = " x ".join(map(str, lengths))
     raise UserError(f"{name} holds {axes} frames; a scan has two axes, give --shape ny,nx to lay them out as one")
 
 
@@ -219,10 +202,84 @@ def checked_kv(value: float | None) -> float | None:
 
 def failure_reason(problem: Exception) -> str:
     """Return one line that says why a file could not be read."""
-    lines = str(problem).strip().splitlines()
-    text = lines[0] if lines else type(problem).__name__
+    text = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     if "truncated" in text:
         return "the file is truncated; copy it again"
     if "signature not found" in text:
         return "it is no HDF5 file"
     return text.rstrip(".")
+
+
+class Window(NamedTuple):
+    """The part of a scan that is kept: first row and column, and those after the last."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+def blocks(scan: Scan, window: Window) -> Iterator[tuple[int, int, npt.NDArray[Any]]]:
+    """Yield (row, column, patterns (rows, columns, H, W)) of `window`, in blocks of whole pieces of the file.
+
+    A `UserError` says where a block cannot be read, or holds NaN or negative counts.
+    """
+    data = scan.data[window.top : window.bottom, window.left : window.right]
+    most = max(1, _READ_BYTES // (math.prod(scan.pattern_shape) * data.dtype.itemsize))
+    across, widest = data.shape[1], max(data.chunks[1])
+    rows = max(1, most // across, min(max(data.chunks[0]), most // widest))  # a piece is not cut if it fits
+    for top, height in _spans(data.chunks[0], rows):
+        for left, width in _spans(data.chunks[1], max(1, most // height)):
+            part = data[top : top + height, left : left + width]
+            yield _checked(scan, part, window.top + top, window.left + left)
+
+
+def _spans(pieces: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield start and length of runs of whole pieces, of at most `most`; a longer piece is cut."""
+    start = length = 0
+    for piece in pieces:
+        if length and length + piece > most:
+            yield start, length
+            start, length = start + length, 0
+        length += piece
+        while length > most:
+            yield start, most
+            start, length = start + most, length - most
+    if length:
+        yield start, length
+
+
+def _checked(scan: Scan, part: Any, row: int, column: int) -> tuple[int, int, npt.NDArray[Any]]:
+    counts = read_part(scan, part)
+    if not valid_counts(counts):
+        bad = ~np.isfinite(counts) | (counts < 0)
+        y, x, i, j = (int(index) for index in np.argwhere(bad)[0])
+        value = counts[y, x, i, j]
+        kind = "a negative count" if value < 0 else "no number"
+        raise UserError(
+            f"{scan.path.name} has {kind} ({value:g}) at pixel ({i}, {j}) of the pattern at scan position"
+            f" ({row + y}, {column + x}); counts must be finite and 0 or more; correct the file, or leave"
+            " it out by --keep"
+        )
+    return row, column, np.ascontiguousarray(counts, dtype=stored_type(counts.dtype))
+
+
+def valid_counts(counts: npt.NDArray[Any]) -> bool:
+    """Return whether all counts are finite and 0 or more."""
+    if counts.dtype.kind in "bu":
+        return True
+    return bool(counts.min() >= 0 and (counts.dtype.kind == "i" or counts.max() < np.inf))  # false for NaN
+
+
+def read_part(scan: Scan, part: Any) -> npt.NDArray[Any]:
+    """Return `part` of the scan's data, read; a `UserError` says why where it cannot be."""
+    try:
+        return np.asarray(part.compute(scheduler="threads" if part.npartitions > 1 else "synchronous"))
+    except Exception as problem:  # whatever the reader's library raises on a damaged file
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise UserError(f"{scan.path.name} cannot be read to its end: {reason}") from None
+
+
+def stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the store's type that holds counts of `dtype` without loss (beyond 2^24, to 7 digits)."""
+    return np.dtype({1: np.uint8, 2: np.uint16}.get(dtype.itemsize, np.float32) if dtype.kind in "bui" else np.float32)
