@@ -16,7 +16,7 @@ from stemtune.crystal_map.orientation_map import NOT_INDEXED, OrientationMap
 from stemtune.dataset.store import Store
 from stemtune.indexing.predictor import Predictor
 from stemtune.indexing.refine import Refiner
-from stemtune.learning.model import Candidates, OrientationModel
+from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 
 
@@ -50,7 +50,7 @@ def refinement_throughput(
     rows = np.arange(min(patterns, store.n))
     ready = torch.from_numpy(store.take(rows)).to(predictor.device)
     batches = [ready[start : start + batch] for start in range(0, len(rows), batch)]
-    parts = [(patterns, Candidates(*predictor.forward_only(patterns, predictor.alternatives))) for patterns in batches]
+    parts = [(patterns, predictor.forward_only(patterns, predictor.alternatives)) for patterns in batches]
     fitted = [refiner.refine(*part).ncc.isfinite().sum() for part in parts]  # warms up as well
     predictor.run(rows, progress=False)
     turns = [

@@ -134,7 +134,7 @@ def prediction_throughput(
 
     def forward() -> None:
         for start in range(0, len(rows), batch):
-            predictor.forward_only(ready[start : start + batch], alternatives)[0].cpu()
+            predictor.forward_only(ready[start : start + batch], alternatives).orientation.cpu()
 
     def whole() -> None:
         predictor.run(rows, progress=False)

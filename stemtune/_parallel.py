@@ -1,4 +1,6 @@
-"""Work on other processes and threads, in order and within bounded memory; workers leave Ctrl-C to their parent.
+"""Work on other processes and threads, in order and within bounded memory, and how much memory there is.
+
+Workers leave Ctrl-C to their parent.
 
 torch is imported inside functions, because the command line imports this module before it knows what is asked for.
 """
@@ -14,9 +16,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stemtune.errors import UserError
@@ -29,6 +32,7 @@ Result = TypeVar("Result")
 
 _MALLOPT = ((-3, 32 * 2**20), (-1, 2**30), (-2, 16 * 2**20))
 """M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's mallopt(3), and what they are set to, in bytes."""
+_MEMBERSHIP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Spread(Protocol):
@@ -182,3 +186,55 @@ def _keep_freed_memory() -> None:
         return
     for option, value in _MALLOPT:
         mallopt(option, value)
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: all there is, or what a container or a batch job is limited to."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(limit for limit, _ in _limits()), 2**62)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that can be had on `device`; where the system does not say, all there is."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        free = memory_bytes()
+    return max(0, min(free, *(limit - used for limit, used in _limits()), 2**62))
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield limit and use in bytes of the control groups (of version 1 or 2) of this process, and of those above.
+
+    Containers and Slurm limit memory by them. The page cache that a group may drop does not count as used.
+    """
+    try:
+        groups = [line.split(":", 2) for line in _MEMBERSHIP.read_text().splitlines()]
+    except OSError:  # another system
+        return
+    for _, controllers, place in groups:
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUPS / "memory" if controllers else _CGROUPS
+        limit, usage = ("limit_in_bytes", "usage_in_bytes") if controllers else ("max", "current")
+        own = root / place.strip("/")
+        for folder in (own, *own.parents):
+            if folder.is_relative_to(root):
+                with suppress(OSError, ValueError):  # "max" is no limit
+                    bound, used = (int((folder / f"memory.{name}").read_text()) for name in (limit, usage))
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield bound, used - int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def check_memory(what: str, needed_bytes: float, remedy: str, device: torch.device) -> None:
+    """Raise a one-line `UserError` if `what` needs more memory than can be had."""
+    free = free_bytes(device)
+    if needed_bytes > free:
+        gigabyte = 2**30
+        raise UserError(
+            f"{what} need {needed_bytes / gigabyte:,.1f} GB of memory, but {free / gigabyte:,.1f} GB are free; {remedy}"
+        )

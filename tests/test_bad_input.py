@@ -276,7 +276,7 @@ def test_a_dynamical_simulation_of_too_many_beams(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine with half a gigabyte to spare."""
-    monkeypatch.setattr("stemtune.diffraction.memory.free_bytes", lambda device: 2**29)
+    monkeypatch.setattr("stemtune._parallel.free_bytes", lambda device: 2**29)
     message = refused(capfd, "simulate", "linio2", "--dynamical", "--beams", "4000", "--out", "new.h5")
     assert "structure matrices of 4000 beams need" in message and "lower `simulate.beams`" in message
 

@@ -76,7 +76,7 @@ class SimulateConfig:
 
 
 MODEL_NAMES = ("cnn", "densenet", "swin", "matched", "polar", "rerank")
-"""The architectures that ship; `stemtune/learning/models/` holds one module each."""
+"""The architectures that ship; see `stemtune/learning/models/`."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from stemtune.errors import UserError
 
-_SAME_SITE = 2e-3
-"""Positions closer than this (fractional) are one atom: coordinates such as 0.333 lie this far off their site."""
+_SAME_SITE = 2e-3  # fractional; nearer positions are one atom: a coordinate such as 0.333 lies this far off its site
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,8 @@ class Lattice(NamedTuple):
 
     def __str__(self) -> str:
         """Return the parameters as people write them, "a=2.878 c=14.190 Å, 90 90 120"."""
-        edges = [f"a={self.a:.3f}"]
-        if abs(self.b - self.a) > 5e-4:
-            edges.append(f"b={self.b:.3f}")
-        if abs(self.c - self.a) > 5e-4:
-            edges.append(f"c={self.c:.3f}")
+        named = zip("abc", self[:3], strict=True)
+        edges = [f"{name}={edge:.3f}" for name, edge in named if name == "a" or abs(edge - self.a) > 5e-4]
         return f"{' '.join(edges)} Å, {' '.join(f'{angle:g}' for angle in self[3:])}"
 
     def matrix(self) -> Tensor:
@@ -34,14 +31,8 @@ class Lattice(NamedTuple):
         sin_c = math.sin(math.radians(self.gamma))
         y = (cos_a - cos_b * cos_c) / sin_c
         z = math.sqrt(max(0.0, 1 - cos_b**2 - y**2))
-        return torch.tensor(
-            [
-                [self.a, 0, 0],
-                [self.b * cos_c, self.b * sin_c, 0],
-                [self.c * cos_b, self.c * y, self.c * z],
-            ],
-            dtype=torch.float64,
-        )
+        b, c = [self.b * cos_c, self.b * sin_c, 0], [self.c * cos_b, self.c * y, self.c * z]
+        return torch.tensor([[self.a, 0, 0], b, c], dtype=torch.float64)
 
     @property
     def is_rhombohedral(self) -> bool:

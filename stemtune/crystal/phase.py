@@ -29,8 +29,7 @@ DEFAULT_U_ISO = 0.005
 """Mean square displacement in Å² of atoms for which the CIF gives none, or gives 0: B = 8 pi² U = 0.39 Å², typical
 of oxides and metals at room temperature."""
 
-_ABSENT = 1e-4
-"""Reflections with |F| below this part of the strongest count as absent; the rest is rounding of coordinates."""
+_ABSENT = 1e-4  # reflections with |F| below this part of the strongest count as absent: it is rounding of coordinates
 
 
 class Reflections(NamedTuple):
@@ -48,19 +47,11 @@ class Reflections(NamedTuple):
 class Phase:
     """One crystal structure; equal to another if their CIF text is.
 
-    Attributes
-    ----------
-    name, space_group
-        Formula or name, for people; number in the International Tables.
-    symmetry
-        Of its diffraction, from the symmetry operations of the CIF, so that unusual settings count as they stand.
-    lattice
-        Å and degrees.
-    elements, fractional, occupancy, u_iso
-        M chemical symbols, one for each atom of the whole cell; their positions (M, 3), occupancies (M,) and mean
-        square displacements (M,) in Å², float64; anisotropic ones count with their mean.
-    cif
-        The text it was made from.
+    `name` is a formula or a name, for people; `space_group` the number in the International Tables; `symmetry` that of
+    its diffraction, from the symmetry operations of the CIF, so that unusual settings count as they stand. Of each of M
+    atoms of the whole cell there are the chemical symbol, the position `fractional` (M, 3), the occupancy (M,) and the
+    mean square displacement `u_iso` (M,) in Å², float64; anisotropic ones count with their mean. `cif` is the text that
+    it was made from.
     """
 
     name: str = field(compare=False)
@@ -77,10 +68,7 @@ class Phase:
     def from_cif(path: str | os.PathLike[str]) -> Phase:
         """Read the first structure of a CIF.
 
-        Raises
-        ------
-        UserError
-            Where the file is absent, does not parse, or holds no usable structure.
+        Raises a `UserError` where the file is absent, does not parse, or holds no usable structure.
         """
         found = existing(path, "the CIF")
         try:

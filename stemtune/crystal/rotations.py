@@ -70,9 +70,7 @@ def from_euler_deg(euler: Tensor) -> Tensor:
     The angles describe the rotation from laboratory to crystal, as in orix and in EBSD files; the scalar part is
     not negative.
 
-    References
-    ----------
-    D. Rowenhorst et al., Modelling Simul. Mater. Sci. Eng. 23 (2015) 083501, equations A.5 and A.6.
+    Source: D. Rowenhorst et al., Modelling Simul. Mater. Sci. Eng. 23 (2015) 083501, equations A.5 and A.6.
     """
     first, second, third = torch.deg2rad(euler).unbind(-1)
     sigma, delta = (first + third) / 2, (first - third) / 2
@@ -86,9 +84,7 @@ def to_euler_deg(q: Tensor) -> Tensor:
 
     Where the second angle is 0 or 180 only a sum or difference of the others is defined; the third is then 0.
 
-    References
-    ----------
-    D. Rowenhorst et al., Modelling Simul. Mater. Sci. Eng. 23 (2015) 083501, equation A.14.
+    Source: D. Rowenhorst et al., Modelling Simul. Mater. Sci. Eng. 23 (2015) 083501, equation A.14.
     """
     q0, q1, q2, q3 = normalise(q).unbind(-1)
     along = torch.linalg.vector_norm(torch.stack((q0, q3), dim=-1), dim=-1)
@@ -139,9 +135,7 @@ def from_matrix(matrix: Tensor) -> Tensor:
 def to_six_d(q: Tensor) -> Tensor:
     """Return the first two columns of the matrix, one after the other, (..., 6): continuous in the rotation.
 
-    References
-    ----------
-    Y. Zhou et al., CVPR 2019, arXiv:1812.07035.
+    Source: Y. Zhou et al., CVPR 2019, arXiv:1812.07035.
     """
     matrix = to_matrix(q)
     return torch.cat((matrix[..., :, 0], matrix[..., :, 1]), dim=-1)
@@ -158,11 +152,8 @@ def from_six_d(x: Tensor) -> Tensor:
 def mean(q: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return the mean rotation (..., 4) of `q` (..., n, 4), blind to the sign of each quaternion.
 
-    Symmetry is not considered: see `symmetry.mean_orientation`.
-
-    References
-    ----------
-    F. L. Markley et al., J. Guid. Control Dyn. 30 (2007) 1193.
+    Symmetry is not considered: see `symmetry.mean_orientation`. Source: F. L. Markley et al., J. Guid. Control Dyn. 30
+    (2007) 1193.
     """
     weighted = q if weight is None else q * weight[..., None]
     return mean_of_outer(q.transpose(-1, -2) @ weighted)

@@ -31,10 +31,7 @@ _SECTORS: dict[str, tuple[float, float, float]] = {
 
 
 def random_orientations(n: int, generator: torch.Generator | int | None = None) -> Tensor:
-    """Return `n` orientations (n, 4), float64, uniform over all rotations.
-
-    The generator is one of torch's, or a seed for a new one; None draws from torch's own.
-    """
+    """Return `n` orientations (n, 4), float64, uniform over all rotations; a number as generator seeds a new one."""
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     device = generator.device if generator is not None else None

@@ -25,15 +25,9 @@ from stemtune.errors import UserError, did_you_mean
 class Symmetry:
     """The symmetry of a crystal as diffraction sees it.
 
-    Attributes
-    ----------
-    laue
-        Name of the Laue class, one of `LAUE_CLASSES`.
-    proper
-        Name of its group of proper rotations. "2" has its axis along e3, "121" along e2, "211" along e1; the two-fold
-        axes of "32" lie along e1 (a), those of "312" along e2.
-    operations
-        (n, 4) float64 unit quaternions, the identity first.
+    `laue` is the Laue class, one of `LAUE_CLASSES`; `proper` its group of proper rotations: "2" has its axis along e3,
+    "121" along e2, "211" along e1; the two-fold axes of "32" lie along e1 (a), those of "312" along e2. `operations`
+    (n, 4) are float64 unit quaternions, the identity first.
     """
 
     laue: str
@@ -126,7 +120,7 @@ def _closure(name: str) -> Tensor:
         grown: list[Tensor] = []
         for q, generator in product(fresh, generators):
             candidate = _exact(rotations.multiply(generator, q))
-            known = torch.cat([found, *[item[None] for item in grown]])
+            known = torch.stack([*found, *grown])
             if float((known @ candidate).abs().max()) < 0.999:
                 grown.append(candidate)
         fresh = torch.stack(grown) if grown else found[:0]

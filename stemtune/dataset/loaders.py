@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stemtune._parallel import prefetch
+from stemtune._parallel import memory_bytes, prefetch
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
 from stemtune.crystal.sampling import random_orientations
@@ -26,11 +26,9 @@ from stemtune.dataset.augment import augment
 from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, split_rows
 from stemtune.dataset.store import Store
 from stemtune.diffraction import overlap
-from stemtune.diffraction.geometry import Geometry
+from stemtune.diffraction.bloch import simulator_for
+from stemtune.diffraction.geometry import Geometry, Resampling
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.memory import memory_bytes
-from stemtune.diffraction.resampling import Resampling
-from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
 _TRAINING, _VALIDATION = 1, 2  # keep the random numbers of simulated training and validation apart

@@ -28,11 +28,11 @@ from stemtune.dataset.polycrystal import VACUUM, Lattices, grain_map, neighbours
 from stemtune.dataset.schema import SIMULATED
 from stemtune.dataset.writer import ResumableWriter
 from stemtune.diffraction import overlap
+from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.conditions import Conditions, draw_conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
 from stemtune.diffraction.overlap import Overlap
-from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
 BLOCK = 4 * CHUNK  # patterns that are simulated and written at once

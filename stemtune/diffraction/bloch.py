@@ -21,16 +21,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from stemtune._parallel import map_over_threads
+from stemtune._parallel import check_memory, map_over_threads
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
-from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_factor
 from stemtune.crystal.phase import Phase
+from stemtune.crystal.scattering import absorptive_factors, relativistic_mass_factor
 from stemtune.diffraction.conditions import Conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import DiffractedBeams, KinematicSimulator, Spots, per_pattern
-from stemtune.diffraction.memory import check_memory
 from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
 
@@ -61,10 +61,7 @@ class BlochSimulator(KinematicSimulator):
     those with the largest U_g / (s_g + 0.002 1/Å) are coupled and the others left out. The threshold keeps the
     symmetry of the pattern, the largest number need not: choose it above the number of beams that is met.
 
-    Raises
-    ------
-    UserError
-        As `KinematicSimulator`, and for couplings or a set of beams too large for the memory.
+    Raises a `UserError` as `KinematicSimulator`, and for couplings or a set of beams too large for the memory.
     """
 
     def __init__(
@@ -109,7 +106,6 @@ class BlochSimulator(KinematicSimulator):
         thickness_BT = thickness.expand(count, *(thickness.shape[-1:] or (1,)))
         if not bool((thickness_BT > 0).all()):
             raise UserError("the thickness of a crystal must be above 0")
-
         tilts = per_pattern(single, precession_deg, math.pi / 180), per_pattern(single, convergence_mrad, 1e-3)
         tilt_B2 = torch.stack(tilts, dim=1)
 
@@ -148,13 +144,8 @@ class BlochSimulator(KinematicSimulator):
         direct_B = intensity_BN[:, 0] / intensity_BN.sum(1)
         pattern, place = ((intensity_BN[:, 1:] > _FAINTEST) & ~vacuum_B[:, None]).nonzero(as_tuple=True)
         powered = intensity_BN[pattern, place + 1] ** conditions.intensity_power[pattern]
-        return DiffractedBeams(
-            pattern,
-            beams.x[pattern, place + 1],
-            beams.y[pattern, place + 1],
-            powered,
-            torch.where(vacuum_B, 1.0, direct_B),
-        )
+        x, y = beams.x[pattern, place + 1], beams.y[pattern, place + 1]
+        return DiffractedBeams(pattern, x, y, powered, torch.where(vacuum_B, 1.0, direct_B))
 
     def _beams(self, orientation: Tensor, thickness_BT: Tensor, tilt_B2: Tensor) -> Beams:
         """Return the beams of a chunk of patterns; thickness in Å, semi-angles of precession and convergence in rad."""
@@ -275,15 +266,20 @@ def _joined(parts: list[Beams]) -> Beams:
     """Return the chunks as one, padded to the largest number of beams."""
     width = max(part.x.shape[1] for part in parts)
 
-    def wide(name: str, fill: float) -> Tensor:
-        return torch.cat(
-            [
-                torch.nn.functional.pad(value, (0, width - value.shape[-1]), value=fill)
-                for value in (getattr(part, name) for part in parts)
-            ]
-        )
-
-    return Beams(wide("reflection", -2), wide("x", 0), wide("y", 0), wide("intensity", 0))
+    columns = [
+        torch.cat([functional.pad(value, (0, width - value.shape[-1]), value=empty) for value in values])
+        for values, empty in zip(zip(*parts, strict=True), (-2, 0, 0, 0), strict=True)
+    ]
+    return Beams(*columns)
 
 
-__all__ = ["Beams", "BlochSimulator"]
+def simulator_for(
+    phase: Phase, geometry: Geometry, simulate: SimulateConfig, device: torch.device | str = "cpu"
+) -> KinematicSimulator:
+    """Return the simulator that `simulate.physics` names: the kinematic one, or its dynamical kind (Bloch waves).
+
+    Raises a `UserError` for settings that it cannot honour, and when no reflection falls on the detector.
+    """
+    if simulate.physics == "bloch":
+        return BlochSimulator(phase, geometry, simulate, device)
+    return KinematicSimulator(phase, geometry, simulate, device)

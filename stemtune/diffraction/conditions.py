@@ -15,14 +15,11 @@ from stemtune.config import SimulateConfig, Span, knob
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 
-HALO_INV_ANGSTROM = Span(0.03, 0.12)
-"""Width (Gaussian sigma) of the inelastic halo around the direct beam, in 1/Å."""
-TAIL_INV_ANGSTROM = Span(0.25, 0.7)
-"""Width of the broad diffuse background, in 1/Å."""
+HALO_INV_ANGSTROM = Span(0.03, 0.12)  # width (Gaussian sigma) of the inelastic halo around the direct beam, in 1/Å
+TAIL_INV_ANGSTROM = Span(0.25, 0.7)  # width of the broad diffuse background, in 1/Å
 RING_INV_ANGSTROM = Span(0.22, 0.34)
 """Width of the amorphous ring, in 1/Å; it stands at about 1.2 times this (carbon support films: near 0.3)."""
-RING_HOLE = 0.7
-"""Width of the hole inside the ring, as a share of the ring's own width."""
+RING_HOLE = 0.7  # width of the hole inside the ring, as a share of the ring's own width
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stemtune._parallel import map_over_threads
+from stemtune._parallel import check_memory, map_over_threads
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction import detector
 from stemtune.diffraction.conditions import Conditions, check_settings, draw_conditions
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.memory import check_memory
 from stemtune.errors import UserError
 
 CHUNK = 64
@@ -82,25 +81,12 @@ class _ExcitedReflections(NamedTuple):
 class KinematicSimulator:
     """Simulates patterns of one phase, batched, on any torch device.
 
-    Parameters
-    ----------
-    phase, geometry
-        The crystal; size, scale, voltage and centre of the patterns, which take precedence over those in `simulate`.
-    simulate
-        Ranges of everything else.
-    device
-        Where the work is done.
+    The geometry takes precedence over `simulate`, which has the ranges of everything else. Of the reflections that can
+    reach the detector, forbidden ones left out, `hkl` (N, 3) are the Miller indices, `g` (N, 3) the reciprocal vectors
+    in the crystal frame in 1/Å, and `strength` (N,) is |F|², float64.
 
-    Attributes
-    ----------
-    hkl, g, strength
-        Miller indices (N, 3) of the reflections that can reach the detector, forbidden ones left out; their reciprocal
-        vectors (N, 3) in the crystal frame, 1/Å, and |F|² (N,), float64.
-
-    Raises
-    ------
-    UserError
-        For settings out of range, when no reflection falls on the detector, and for more than the memory holds.
+    Raises a `UserError` for settings out of range, when no reflection falls on the detector, and for more than the
+    memory holds.
     """
 
     def __init__(
@@ -127,12 +113,8 @@ class KinematicSimulator:
         box = math.prod(2 * int(reach * edge) + 1 for edge in self.phase.lattice[:3])
         number = 4 / 3 * math.pi * reach**3 * self.phase.volume
         chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
-        check_memory(
-            f"the reflections within {reach:.3g} 1/Å",
-            64 * box + 16 * chunk * number,
-            "lower `simulate.scale` or `simulate.size`",
-            self.device,
-        )
+        needed, lower = 64 * box + 16 * chunk * number, "lower `simulate.scale` or `simulate.size`"
+        check_memory(f"the reflections within {reach:.3g} 1/Å", needed, lower, self.device)
 
     def spots(
         self,

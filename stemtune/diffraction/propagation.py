@@ -28,14 +28,8 @@ _LARGEST_SINGLE, _LARGEST = 80.0, 600.0  # logarithms of what single and double 
 def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Tensor:
     """Return the intensities (B, T, N), averaged over J tilts, of beams behind a crystal; beam 0 comes in.
 
-    Parameters
-    ----------
-    matrix_BNN
-        Couplings in 1/Å, complex: a Hermitian matrix, and i times the one of the absorption.
-    error_BNJ
-        Excitation errors in 1/Å of each tilt, added to the diagonal.
-    thickness_BT
-        In Å.
+    The matrix holds the couplings in 1/Å, complex: a Hermitian matrix, and i times the one of the absorption. To its
+    diagonal the excitation errors in 1/Å of each tilt are added. Thicknesses are in Å.
     """
     # The expansion: an ellipse around all eigenvalues says how many terms the longest way through the crystal needs.
     way_BT = 2 * math.pi * thickness_BT.double()

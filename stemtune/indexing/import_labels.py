@@ -27,27 +27,13 @@ def label_from_map(
 ) -> dict[str, Any]:
     """Label the patterns of a store with the orientations of a map; what the map leaves open goes to stderr.
 
-    Parameters
-    ----------
-    store, out
-        The store, a scan; and the labelled one, which by default takes its place.
-    source
-        The map: `.ang`, `.ctf` or `.h5`, see `crystal_map.io.read_map`.
-    cifs
-        The crystals, as `crystal.phase.phase_from` takes them; without any, those of the store. Each phase that the map
-        uses has to be one of them.
-    frame
-        The frame of the map, a key of `crystal_map.frames.FRAMES`, or "auto".
+    The labelled store `out` by default takes the place of the store, a scan. The map `source` is one that
+    `crystal_map.io.read_map` reads, in a `frame` of `crystal_map.frames.FRAMES` or "auto". Each phase that it uses has
+    to be one of the `cifs`, as `crystal.phase.phase_from` takes them; without any, of the store's.
 
-    Returns
-    -------
-    dict
-        `store`, `patterns`, `indexed`, `frame`, `program`.
+    The result holds `store`, `patterns`, `indexed`, `frame`, `program`.
 
-    Raises
-    ------
-    UserError
-        For unusable input, a map of another shape for instance, before anything is written.
+    Raises a `UserError` for unusable input, a map of another shape for instance, before anything is written.
     """
     read = read_map(source, frame)
     name, notes = Path(source).name, read.attrs.get("notes", [])

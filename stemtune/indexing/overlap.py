@@ -39,12 +39,8 @@ from stemtune.learning.models.spot_features import SpotReader
 SECOND_LAYER, WEIGHT_LAYER = "orientation2", "weight2"
 """Layers: orientation (n, 4) of the weaker crystal, and its share (n,) of the counts of both; NaN where single."""
 
-MIN_GAIN = 0.03
-"""What the second template must add to the correlation."""
-
-MIN_Z_SCORE = 2.5
-"""Evidence (`indexing.spot_check`) that the second crystal's own spots must have."""
-
+MIN_GAIN = 0.03  # what the second template must add to the correlation
+MIN_Z_SCORE = 2.5  # evidence (`indexing.spot_check`) that the second crystal's own spots must have
 MIN_WEIGHT = 0.1
 """Smallest share of the counts of a second crystal.
 
@@ -68,17 +64,10 @@ _BATCH = 32
 class CrystalPairs(NamedTuple):
     """What B patterns hold.
 
-    Attributes
-    ----------
-    orientation, weight
-        The two crystals (B, 2, 4), the stronger first, in the fundamental zone, and their shares (B, 2) of the counts
-        of both; 1 and 0 where the evidence is too small to look further.
-    gain
-        What the second adds to the correlation (B,); 0 where the evidence is too small to look further.
-    spot_z_score
-        Evidence (B,) that the second's own spots are there, in standard deviations.
-    two
-        Whether the pattern counts as two crystals (B,).
+    `orientation` (B, 2, 4) of the two crystals, the stronger first, in the fundamental zone, and their shares `weight`
+    (B, 2) of the counts of both; what the second adds to the correlation, `gain` (B,). Where the evidence is too small
+    to look further, the shares are 1 and 0 and the gain 0. `spot_z_score` (B,) is the evidence that the second's own
+    spots are there, in standard deviations; `two` (B,) whether the pattern counts as two crystals.
     """
 
     orientation: Tensor
@@ -213,32 +202,20 @@ def find_overlaps(predictor: Predictor, rows: npt.NDArray[np.intp], best: npt.ND
     """Return what the patterns `rows` of the predictor's store hold, whose best candidates are `best` (n, 4); at least
     one row.
     """
-    finder = OverlapFinder(predictor.model, predictor.proposals, predictor.device)
-    parts: list[CrystalPairs] = []
-    done = 0
-    for patterns in predictor.resampled(rows, "overlaps"):
-        parts.append(finder.find(patterns, torch.from_numpy(best[done : done + len(patterns)])))
-        done += len(patterns)
+    finder = OverlapFinder(predictor.model, predictor.forward_only, predictor.device)
+    known = torch.from_numpy(best).split(predictor.batch)  # type: ignore[no-untyped-call]
+    parts = [finder.find(*each) for each in zip(predictor.resampled(rows, "overlaps"), known, strict=True)]
     return CrystalPairs(*(torch.cat([column.cpu() for column in columns]) for columns in zip(*parts, strict=True)))
 
 
 def with_overlaps(
-    orientation_map: OrientationMap,
-    predictors: Sequence[Predictor],
-    choice: PhaseChoice,
-    pixel: npt.NDArray[np.intp],
+    orientation_map: OrientationMap, predictors: Sequence[Predictor], choice: PhaseChoice, pixel: npt.NDArray[np.intp]
 ) -> OrientationMap:
     """Return a copy of the map that says where patterns hold two crystals of one phase; there the stronger one is the
     best.
 
-    Parameters
-    ----------
-    predictors
-        One for each phase.
-    choice
-        The predictions for the patterns (m), and which predictor made them.
-    pixel
-        The pixel of each pattern (m,).
+    There is a predictor for each phase, the `choice` among their predictions for the patterns (m), and the `pixel` (m,)
+    of each pattern.
     """
     n = len(orientation_map.phase)
     second, weight = np.full((n, 4), np.nan), np.full(n, np.nan, dtype=np.float32)

@@ -15,8 +15,7 @@ from torch import Tensor
 from stemtune._parallel import Spread, map_over_threads, prefetch
 from stemtune._progress import Progress
 from stemtune.dataset.store import Store
-from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.resampling import Resampling
+from stemtune.diffraction.geometry import Geometry, Resampling
 from stemtune.indexing.refine import Refiner
 from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
 from stemtune.learning.checkpoint import load_model
@@ -48,23 +47,11 @@ class Predictions(NamedTuple):
 class Indexer:
     """A model that indexes patterns of one calibration, and checks its candidates against them.
 
-    Parameters
-    ----------
-    model
-        The model; it is moved to `device` and set to evaluation.
-    geometry
-        Calibration of the patterns; any that the model's can be resampled from.
-    alternatives
-        Candidates per pattern.
-    device
-        Where to work; left out, the GPU if there is one.
-    refine
-        Whether the model's candidates are fitted to the patterns (`indexing.refine`); their order stays.
+    The model is moved to `device`, by default the GPU if there is one, and set to evaluation. The patterns have any
+    `geometry` that the model's can be resampled from, and get so many candidates as `alternatives`. With `refine` these
+    are fitted to the patterns (`indexing.refine`); their order stays.
 
-    Raises
-    ------
-    UserError
-        When the patterns do not reach far enough for the model, or no reflection is in reach.
+    Raises a `UserError` when the patterns do not reach far enough for the model, or no reflection is in reach.
     """
 
     def __init__(
@@ -89,10 +76,9 @@ class Indexer:
         """Return the columns of `Predictions` for patterns (B, H, W), still on the device; refined ones are eight."""
         counts = patterns.to(self.device, non_blocking=True)
         orientation, confidence = self.forward_only(self._resample(counts), self.alternatives)
-        further: tuple[Tensor, ...] = ()
+        further: list[Tensor] = []
         if self._refiner is not None:
-            orientation, *found = self._refiner.refine(counts, Candidates(orientation, confidence))
-            further = tuple(found)
+            orientation, *further = self._refiner.refine(counts, Candidates(orientation, confidence))
         scores = self._checked(counts, orientation[:, 0])
         return orientation, confidence, is_crystal(scores), scores.spot_z_score, scores.explained_intensity, *further
 
@@ -105,19 +91,13 @@ class Indexer:
         return SpotScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     @torch.inference_mode()
-    def forward_only(self, patterns: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-        """Return the model's `count` best orientations (B, n, 4) and confidences (B, n), and do nothing else."""
-        found = predict_candidates(self.model, patterns, count, self.precision)
-        return found.orientation, found.confidence
+    def forward_only(self, patterns: Tensor, count: int = 1) -> Candidates:
+        """Return the model's `count` best candidates for patterns of its own geometry, and do nothing else."""
+        return predict_candidates(self.model, patterns, count, self.precision)
 
     def index(self, patterns: npt.NDArray[Any]) -> Predictions:
         """Return the predictions for patterns (n, H, W) at hand."""
         return _predictions([tuple(column.cpu() for column in self.on_device(torch.from_numpy(patterns)))])
-
-    @torch.inference_mode()
-    def proposals(self, patterns: Tensor, count: int) -> Candidates:
-        """Return the model's `count` best candidates for patterns of its own geometry."""
-        return Candidates(*self.forward_only(patterns, count))
 
 
 class Predictor(Indexer):

@@ -41,30 +41,14 @@ def label_by_model(
 ) -> dict[str, Any]:
     """Label the patterns of a store by what a model predicts with confidence.
 
-    Parameters
-    ----------
-    store
-        The store, of any calibration that the model's can be resampled from.
-    model_folder
-        The model.
-    out
-        The labelled store; left out, it takes the place of `store`.
-    min_confidence
-        Candidates with a lower confidence are no labels.
-    refine, batch, device, spread
-        As in `indexing.predict.predict_map`.
+    The store has any calibration that the model's can be resampled from; left out, `out`, the labelled store, takes its
+    place. `refine`, `batch`, `device` and `spread` are as in `indexing.predict.predict_map`.
 
-    Returns
-    -------
-    dict
-        `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The scores kept
-        are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, and `answered`, the confidence
-        of those that were not labelled too.
+    The result holds `store`, `patterns`, `indexed` (those that were labelled), `patterns_per_second`, and `notes`. The
+    scores kept are `spot_z_score`, `explained_intensity` and, refined, `ncc`, for every pattern, and `answered`, the
+    confidence of those that were not labelled too.
 
-    Raises
-    ------
-    UserError
-        For unusable input, or when no candidate is confident enough; nothing is written then.
+    Raises a `UserError` for unusable input, or when no candidate is confident enough; nothing is written then.
     """
     if not 0 <= min_confidence <= 1:
         raise UserError(f"--min-confidence is {min_confidence:g}, but a confidence lies in [0, 1]")
@@ -78,11 +62,9 @@ def label_by_model(
     confidence = predictions.confidence[:, 0]
     kept = predictions.indexed & (confidence >= min_confidence)
     if not kept.any():
-        seen = (
-            f"{confidence[predictions.indexed].max():.4f}"
-            if predictions.indexed.any()
-            else "none, for nothing is indexed"
-        )
+        seen = "none, for nothing is indexed"
+        if predictions.indexed.any():
+            seen = f"{confidence[predictions.indexed].max():.4f}"
         raise UserError(
             f"no answer of '{model_folder}' has a confidence of {min_confidence:g}; the highest is {seen}; lower"
             " --min-confidence, or train the model further"

@@ -32,42 +32,24 @@ from stemtune.learning.model import Candidates
 from stemtune.learning.models.polar_templates import centring
 from stemtune.learning.models.spot_features import NARROW, WIDE, SpotReader
 
-MIN_CONFIDENCE_RATIO = 0.05
-"""Candidates with less than this share of the best one's confidence stay as they are."""
-
-SPREAD_DEG = 0.5
-"""Standard deviation, about each axis, of the errors that right candidates come with."""
-
-SPOTS = 96
-"""Predicted spots that take part in the fit."""
-
-SPOT_WIDTH = 0.025
-"""Width (Gaussian sigma, 1/Å) of a spot: how far single electrons stand from its middle."""
-
+MIN_CONFIDENCE_RATIO = 0.05  # candidates with less than this share of the best one's confidence stay as they are
+SPREAD_DEG = 0.5  # standard deviation, about each axis, of the errors that right candidates come with
+SPOTS = 96  # predicted spots that take part in the fit
+SPOT_WIDTH = 0.025  # width (Gaussian sigma, 1/Å) of a spot: how far single electrons stand from its middle
 SCALE_SPREAD, CENTRE_SPREAD = 0.013, 0.015
 """Standard deviations of the errors of the scale (relative), and of the centre (1/Å) once the direct beam is used."""
 
 SATURATION_COUNTS = 20.0
 """Counts beyond which more of them say little more about a spot's place: lens distortions move it too."""
 
-ROUNDS = 2
-"""How often spots are looked for where the fit has moved them."""
-
-ERROR_WIDTH = 0.01
-"""Excitation error in 1/Å at which the intensity has fallen to a half."""
-
+ROUNDS = 2  # how often spots are looked for where the fit has moved them
+ERROR_WIDTH = 0.01  # excitation error in 1/Å at which the intensity has fallen to a half
 PRECESSIONS_DEG = (0.0, 0.35, 0.7)
 """Precession semi-angles that are tried: they spread each spot's intensity over more excitation errors."""
 
-POWER = 0.3
-"""Power of the couplings' squares in the predicted intensities: thick crystals even them out."""
-
-GAMMA = 0.25
-"""Power of the counts."""
-
-TILT_REACH, TILT_STEP = 2.4, 0.4
-"""How far from the candidate tilts are tried, and how far apart, in spreads."""
-
+POWER = 0.3  # power of the couplings' squares in the predicted intensities: thick crystals even them out
+GAMMA = 0.25  # power of the counts
+TILT_REACH, TILT_STEP = 2.4, 0.4  # how far from the candidate tilts are tried, and how far apart, in spreads
 SHARPNESS = 80.0
 """Factor on the correlation that makes it the logarithm of a likelihood.
 
@@ -230,6 +212,3 @@ def _tilts(reach: float, step: float) -> Tensor:
     down, right = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack((right + 0.5 * down, math.sqrt(0.75) * down), dim=-1).flatten(0, 1) * step
     return grid[torch.linalg.vector_norm(grid, dim=1) <= reach * (1 + 1e-9)].float()
-
-
-__all__ = ["Refinement", "Refiner"]

@@ -19,15 +19,11 @@ from stemtune.crystal.rotations import to_matrix
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 
-SHAPE_WIDTH = 0.02
-"""Width (1/Å) of the shape factor exp(-(s / width)²) that says which spots are expected."""
-
+SHAPE_WIDTH = 0.02  # width (1/Å) of the shape factor exp(-(s / width)²) that says which spots are expected
 MIN_EXPLAINED_INTENSITY = 0.07
 """Smallest `explained_intensity` of a pattern that counts as indexed: noise, halos and beam stops stay below it."""
 
-MIN_Z_SCORE = 2.0
-"""Smallest `spot_z_score` of a pattern that counts as indexed."""
-
+MIN_Z_SCORE = 2.0  # smallest `spot_z_score` of a pattern that counts as indexed
 MAX_DIM_SHARE, MIN_DIM_Z_SCORE = 0.1, 3.0
 """A pattern with less than this share of its intensity around the direct beam needs this `spot_z_score` instead: stray
 peaks of a support film or a few stray electrons lie on predicted spots too easily.
@@ -57,16 +53,11 @@ _FAINTEST = 0.03  # spots weaker than this share of the pattern's strongest are 
 class SpotScores(NamedTuple):
     """What `SpotCheck` finds for B patterns.
 
-    Attributes
-    ----------
-    spot_z_score
-        (B,) evidence that the predicted spots are there: the rank of each spot's brightness among its turned copies,
-        averaged (weight: root of the expected amplitude), less what chance gives, in standard deviations of chance.
-    explained_intensity
-        (B,) share of the intensity around the direct beam that the predicted spots hold beyond chance: 1 when all of
-        it lies on them, 0 when no more than on turned spots.
-    share
-        (B,) share of the pattern's whole intensity that lies around the direct beam, out to its edge.
+    `spot_z_score` (B,) is the evidence that the predicted spots are there: the rank of each spot's brightness among its
+    turned copies, averaged (weight: root of the expected amplitude), less what chance gives, in standard deviations of
+    chance. `explained_intensity` (B,) is the share of the intensity around the direct beam that the predicted spots
+    hold beyond chance: 1 when all of it lies on them, 0 when no more than on turned spots. `share` (B,) is that of the
+    pattern's whole intensity which lies around the direct beam, out to its edge.
     """
 
     spot_z_score: Tensor
@@ -83,10 +74,7 @@ def is_crystal(scores: SpotScores) -> Tensor:
 class SpotCheck:
     """Compares patterns of one calibration with the spots of given orientations, on `device`.
 
-    Raises
-    ------
-    UserError
-        When no reflection lies between the direct beam and the nearest edge of the patterns.
+    Raises a `UserError` when no reflection lies between the direct beam and the nearest edge of the patterns.
     """
 
     def __init__(self, phase: Phase, geometry: Geometry, device: torch.device | str = "cpu") -> None:
@@ -131,7 +119,8 @@ class SpotCheck:
         """
         x, y, weight = self._expected(orientation.to(self.device, torch.float32))
         pooled = self._pooled(patterns)
-        window = self._windows(pooled)  # (B, P - 1, P - 1) sums over two by two pooled pixels
+        pairs = pooled[:, 1:] + pooled[:, :-1]
+        window = pairs[:, :, 1:] + pairs[:, :, :-1]  # (B, P - 1, P - 1) sums over two by two pooled pixels
         across = window.shape[-1]
         spot_B3K = torch.stack((x, y, torch.ones_like(x)), dim=1)
         rows, columns = (self._turned @ spot_B3K).round_().clamp_(0, across - 1).chunk(2, dim=1)
@@ -170,14 +159,7 @@ class SpotCheck:
             return counts
         end = count * factor
         rows = reduce(torch.add, [counts[:, place:end:factor] for place in range(factor)])
-        pooled = reduce(torch.add, [rows[..., place:end:factor] for place in range(factor)])
-        return pooled
-
-    @staticmethod
-    def _windows(pooled: Tensor) -> Tensor:
-        """Return (B, P - 1, P - 1) sums over two by two pooled pixels."""
-        pairs = pooled[:, 1:] + pooled[:, :-1]
-        return pairs[:, :, 1:] + pairs[:, :, :-1]
+        return reduce(torch.add, [rows[..., place:end:factor] for place in range(factor)])
 
     @staticmethod
     def _evidence(found: Tensor, weight: Tensor) -> Tensor:

@@ -93,10 +93,7 @@ class TemplateLabeller:
     With `refine` the best candidate is fitted to the pattern (`indexing.refine`). `calibration` makes matching's own
     confidence a probability; left out, it stays as it is.
 
-    Raises
-    ------
-    UserError
-        When no reflection of a phase falls on the patterns.
+    Raises a `UserError` when no reflection of a phase falls on the patterns.
     """
 
     def __init__(
@@ -173,33 +170,16 @@ class TemplateLabeller:
             yield self.on_cpu(patterns)
 
 
-class _LabellerSettings(NamedTuple):
-    """What a worker makes its labeller from; it opens the store itself."""
-
-    phases: list[Phase]
-    store: str
-    settings: Mapping[str, object]
-    refine: bool
-    calibration: Calibration
-    device: torch.device | str | None
-
-
-def _prepare(given: _LabellerSettings) -> tuple[TemplateLabeller, Store]:
-    store = Store.open(given.store)
-    config = Config.from_flat(given.settings)
-    return TemplateLabeller(given.phases, store, config, given.refine, given.calibration, given.device), store
+def _prepare(given: tuple[list[Phase], str, Config, bool, Calibration, Any]) -> tuple[TemplateLabeller, Store]:
+    """Return a worker's labeller, from its arguments but for the path of the store, and the store."""
+    phases, path, *further = given
+    store = Store.open(path)
+    return TemplateLabeller(phases, store, *further), store
 
 
 def _work(state: tuple[TemplateLabeller, Store], rows: npt.NDArray[np.intp]) -> Matches:
     labeller, store = state
     return labeller.on_cpu(torch.from_numpy(store.take(rows)))
-
-
-def _over(spread: Spread, given: _LabellerSettings, count: int, batch: int) -> Generator[Matches]:
-    """Yield the labels of all `count` patterns from the workers of `spread`: batches are those of `run`."""
-    plan = [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
-    with closing(spread(_prepare, given, _work, plan)) as found:
-        yield from found
 
 
 def _joined(parts: Iterable[Matches], phases: list[Phase], count: int, facts: Mapping[str, Any]) -> Labels:
@@ -244,29 +224,18 @@ def label_by_templates(
 ) -> dict[str, Any]:
     """Label the patterns of a store by template matching.
 
-    Parameters
-    ----------
-    store, out, refine, batch, device, spread
-        As `indexing.pseudo_labels.label_by_model`.
-    cifs
-        The phases, as `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's.
-    settings
-        Settings of matching (`SETTINGS`) that differ from the defaults, or from those of the model.
-    model_folder
-        A model of the architecture `matched`, a sweep's champion for instance: its settings and the calibration of its
-        confidence count.
+    Parameters without a word here are those of `indexing.pseudo_labels.label_by_model`. `cifs` are the phases, as
+    `crystal.phase.phase_from` takes them; without any, those of the store, or else the model's. `settings` (of
+    `SETTINGS`) differ from the defaults, or from those of the model. The model in `model_folder` is a `matched`, a
+    sweep's champion for instance: its settings and the calibration of its confidence count.
 
-    Returns
-    -------
-    dict
-        `store`, `patterns`, `indexed`, `patterns_per_second`, and the medians `Q` and `R` of the indexed patterns.
+    The result holds `store`, `patterns`, `indexed`, `patterns_per_second`, and the medians `Q` and `R` of the indexed
+    patterns.
 
-    Raises
-    ------
-    UserError
-        For unusable input, before anything is written.
+    Raises a `UserError` for unusable input, before anything is written.
     """
     flat, calibration = chosen_settings(settings or {}, model_folder)
+    config = Config.from_flat(flat)
     target = label_target(store, out)
     with Store.open(store) as opened:
         phases = chosen_phases(opened, cifs, model_folder)
@@ -276,12 +245,17 @@ def label_by_templates(
             "cif": [Path(cif).name for cif in cifs],
             "model": None if model_folder is None else str(model_folder),
             "refine": refine,
-            "settings": {name: value for name, value in Config.from_flat(flat).to_flat().items() if name in SETTINGS},
+            "settings": {name: value for name, value in config.to_flat().items() if name in SETTINGS},
         }
-        given = _LabellerSettings(phases, str(Path(store).resolve()), flat, refine, calibration, device)
-        parts = _prepare(given)[0].run(opened, batch) if spread is None else _over(spread, given, opened.n, batch)
+        given = (phases, str(Path(store).resolve()), config, refine, calibration, device)
+        if spread is None:
+            parts = _prepare(given)[0].run(opened, batch)
+        else:  # batches are those of `run`
+            rows = np.arange(opened.n)
+            parts = spread(_prepare, given, _work, [rows[start : start + batch] for start in rows[::batch]])
         began = time.perf_counter()
-        labels = _joined(parts, phases, opened.n, facts)
+        with closing(parts):
+            labels = _joined(parts, phases, opened.n, facts)
         rate = opened.n / (time.perf_counter() - began)
     write_labels(store, labels, target)
     indexed = labels.phase >= 0

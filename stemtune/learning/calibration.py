@@ -17,7 +17,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 BINS = 15
-
 _LEAST = 1e-4  # confidences nearer to 0 and 1 than this count as this, so that one pattern cannot decide the fit
 _SPREAD = 2.0  # standard deviation of the parameters before a pattern has been seen
 
@@ -108,10 +107,8 @@ def reliability(confidence: npt.ArrayLike, right: npt.ArrayLike, bins: int = BIN
     Bins hold equally many patterns each (as far as equal confidences, which stay together, allow), since bins of equal
     width leave most of them nearly empty and make the error depend on a few patterns; 15 of them as usual.
 
-    References
-    ----------
-    M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015 (the error); C. Guo et al., ICML 2017 (15 bins); K. Nguyen,
-    B. O'Connor, EMNLP 2015, and R. Roelofs et al., AISTATS 2022 (equal numbers in bins).
+    Source: M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015 (the error); C. Guo et al., ICML 2017 (15 bins); K.
+    Nguyen, B. O'Connor, EMNLP 2015, and R. Roelofs et al., AISTATS 2022 (equal numbers in bins).
     """
     stated, hit = np.asarray(confidence, dtype=np.float64), np.asarray(right, dtype=np.float64)
     if not len(stated):

@@ -24,9 +24,8 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.calibration import Calibration
-from stemtune.learning.model import OrientationModel
+from stemtune.learning.model import WEIGHTS, OrientationModel, read_weights
 from stemtune.learning.models import build
-from stemtune.learning.weights import WEIGHTS, read_weights
 
 SCHEMA = 1
 DESCRIPTION = "model.json"
@@ -70,10 +69,7 @@ def save_model(model: OrientationModel, folder: str | os.PathLike[str], metrics:
 def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the contents of a model folder's `model.json`.
 
-    Raises
-    ------
-    UserError
-        When it is missing, damaged, or of a later version.
+    Raises a `UserError` when it is missing, damaged, or of a later version.
     """
     found = existing(folder, "the model folder")
     file = found / DESCRIPTION
@@ -96,10 +92,7 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> OrientationModel:
     """Load a model folder, ready to predict.
 
-    Raises
-    ------
-    UserError
-        When a file is missing or damaged, or the weights do not fit the description.
+    Raises a `UserError` when a file is missing or damaged, or the weights do not fit the description.
     """
     description = read_description(folder)
     try:
@@ -144,10 +137,7 @@ def save_checkpoint(
 def load_checkpoint(model: OrientationModel, folder: Path) -> dict[str, Any]:
     """Load a checkpoint's weights into `model` and return the rest of its state.
 
-    Raises
-    ------
-    UserError
-        When it is missing or damaged, or of a run with another model.
+    Raises a `UserError` when it is missing or damaged, or of a run with another model.
     """
     file = existing(folder / STATE, "the checkpoint")
     fault = damage(folder)

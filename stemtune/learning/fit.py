@@ -33,11 +33,8 @@ from stemtune.learning.models import build
 
 Report = Callable[[dict[str, float], Path | None], None]
 
-CHECK_EVERY = 25
-"""Steps between two looks at whether the loss is still finite."""
-
-COSINE_FLOOR = 0.01
-"""Where the cosine schedule ends, as a share of the peak."""
+CHECK_EVERY = 25  # steps between two looks at whether the loss is still finite
+COSINE_FLOOR = 0.01  # where the cosine schedule ends, as a share of the peak
 
 
 class Diverged(UserError):
@@ -116,11 +113,9 @@ class Trainer:
         self.model = model
         self.step = 0
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        decayed = [weight for weight in self.weights if weight.ndim > 1]
-        plain = [weight for weight in self.weights if weight.ndim <= 1]
         groups = [
-            {"params": decayed, "weight_decay": config.optim.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": [weight for weight in self.weights if (weight.ndim > 1) == decayed], "weight_decay": decay}
+            for decayed, decay in ((True, config.optim.weight_decay), (False, 0.0))
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
@@ -142,10 +137,7 @@ class Trainer:
     def train(self, batches: Iterable[Batch]) -> float:
         """Take one optimiser step per batch and return the mean loss over all workers.
 
-        Raises
-        ------
-        Diverged
-            On all workers in the same step, when the loss of one is no longer finite.
+        Raises `Diverged` on all workers in the same step, when the loss of one is no longer finite.
         """
         self.model.train()
         total, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
@@ -233,28 +225,14 @@ def fit(
 ) -> dict[str, float]:
     """Train a model, report after every epoch, and return the metrics of the last.
 
-    Parameters
-    ----------
-    config
-        Every setting of the run; `train.batch_size` is shared by all workers.
-    report
-        Called on every worker after every epoch with the metrics (`stemtune.config.METRICS`, equal on all workers) and,
-        on rank 0, the checkpoint folder, which the next epoch replaces.
-    folder
-        Where rank 0 writes its checkpoint folder `checkpoint/`.
-    resume
-        Checkpoint folder to go on from; the run continues as if it had not stopped.
-    rank, world
-        Which of how many data-parallel workers this is; above 1 the process group must be initialised.
-    device
-        Where to train; the default is the process's GPU, or the CPU.
+    All `world` data-parallel workers call it, with their `rank`; above 1 the process group must be initialised, and
+    `train.batch_size` is shared. `report` is called on every worker after every epoch with the metrics
+    (`stemtune.config.METRICS`, equal on all workers) and, on rank 0, the checkpoint folder `folder/checkpoint`, which
+    the next epoch replaces. From the checkpoint folder `resume` the run continues as if it had not stopped. The default
+    `device` is the process's GPU, or the CPU.
 
-    Raises
-    ------
-    Diverged
-        When the loss is no longer finite, after the metrics of `WORST` have been reported.
-    UserError
-        For settings or data that do not fit.
+    Raises `Diverged` when the loss is no longer finite, after the metrics of `WORST` have been reported, and a
+    `UserError` for settings or data that do not fit.
     """
     device = device or default_device()
     torch.manual_seed(config.train.seed)

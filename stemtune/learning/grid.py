@@ -79,23 +79,14 @@ def most_probable(
     The likeliest candidates gather the probability of those around them; the one that gathers most is taken (the
     weighted mean of what it gathered), what it gathered is struck off, and so on.
 
-    Parameters
-    ----------
-    g_BM4, probability_BM
-        Candidates (B, M, 4), unit quaternions, and their probabilities (B, M), together at most 1; one of probability 0
-        is never taken.
-    n, symmetry
-        How many, and which orientations are equal.
-    radius_deg
-        Disorientation within which candidates belong together, at least the 5 degrees between two that are taken.
-    leaders
-        How many of the likeliest candidates left may be taken next: time and memory grow with it.
+    The probabilities (B, M) come to at most 1; a candidate of probability 0 is never taken. Candidates within
+    `radius_deg`, at least the 5 degrees between two that are taken, belong together. So many `leaders`, the likeliest
+    candidates left, may be taken next: time and memory grow with it.
     """
     operations = symmetry.operations_like(g_BM4)
     border = math.cos(math.radians(radius_deg) / 2.0)
     free_BM = torch.ones_like(probability_BM)
-    orientation: list[Tensor] = []
-    confidence: list[Tensor] = []
+    orientation, confidence = list[Tensor](), list[Tensor]()
     for _ in range(n):
         share_BM = probability_BM * free_BM
         lead_BL = share_BM.topk(min(leaders, share_BM.shape[1]), dim=1).indices
@@ -134,17 +125,8 @@ def _mean(pick_B4: Tensor, g_BM4: Tensor, weight_BM: Tensor, operations_S4: Tens
 class Grid(nn.Module):
     """Cells over all orientations that differ under a symmetry, with labels for training and orientations from scores.
 
-    Parameters
-    ----------
-    symmetry
-        Its proper group says which orientations are equal.
-    step_deg, angles
-        Spacing of the beam directions in degrees, and number of in-plane angles, by default as far apart.
-
-    Attributes
-    ----------
-    directions, base, angle
-        (D, 3) crystal directions along the beam; (D, 4) orientations at in-plane angle zero; (A,) radians.
+    The beam directions are `step_deg` apart, and so, by default, the in-plane `angles`. `directions` (D, 3) are crystal
+    directions along the beam, `base` (D, 4) orientations at in-plane angle zero, `angle` (A,) radians.
     """
 
     directions: Tensor
@@ -212,22 +194,20 @@ class Grid(nn.Module):
         chosen_BK = logits_BDA[rows, labels.cell // count, labels.cell % count]  # spares a copy if A does not lie last
         return (logits_BDA.logsumexp((1, 2)) - (labels.weight * chosen_BK).sum(1)).mean()
 
-    def decode(
-        self, logits_BDA: Tensor, n: int = 1, offset: Callable[[Tensor], Tensor] | None = None, candidates: int = 64
-    ) -> Candidates:
+    def decode(self, logits_BDA: Tensor, n: int = 1, offset: Callable[[Tensor], Tensor] | None = None) -> Candidates:
         """Return the `n` best orientations that are more than 5 degrees apart: `most_probable` of the best cells.
 
-        The softmax of the logits (B, D, A) is taken as probability; `candidates` cells are looked at per orientation.
+        The softmax of the logits (B, D, A) is taken as probability; 64 cells are looked at per orientation.
         `offset` maps cells (B, M) to rotation vectors (B, M, 3) in radians, in the lab frame.
         """
-        probability_BM, cell_BM = self._best_cells(logits_BDA, n, candidates)
+        probability_BM, cell_BM = self._best_cells(logits_BDA, n)
         g_BM4 = self.orientation(cell_BM)
         if offset is not None:
             g_BM4 = multiply(g_BM4, from_rotation_vector(offset(cell_BM).float()))
         radius_deg = DIFFERENT_DEG if offset is not None else max(DIFFERENT_DEG, 1.25 * self.step_deg)
         return most_probable(g_BM4, probability_BM, n, self.symmetry, radius_deg, _LEADERS)
 
-    def _best_cells(self, logits_BDA: Tensor, n: int, candidates: int) -> tuple[Tensor, Tensor]:
+    def _best_cells(self, logits_BDA: Tensor, n: int) -> tuple[Tensor, Tensor]:
         """Return probability and flat index, both (B, M), of the best cells; directions are shortlisted first."""
         directions, angles = self.shape
         logits_BDA = logits_BDA.float()
@@ -235,7 +215,7 @@ class Grid(nn.Module):
         total_B1 = logits_BDA.flatten(1).logsumexp(1, keepdim=True)
         direction_BP = peak_BD.topk(min(directions, 16 + 16 * n), dim=1).indices
         short_BPA = logits_BDA.gather(1, direction_BP.unsqueeze(-1).expand(-1, -1, angles))
-        count = min(short_BPA[0].numel(), candidates * (n + 1))
+        count = min(short_BPA[0].numel(), 64 * (n + 1))
         value_BM, place_BM = short_BPA.flatten(1).topk(count, dim=1)
         direction_BM = direction_BP.gather(1, place_BM // angles)
         return (value_BM - total_B1).exp(), direction_BM * angles + place_BM % angles

@@ -5,7 +5,9 @@ because it learns from the first epoch and can say "either this or that" where a
 (`stemtune.learning.mixture`). `sixd`, `quaternion` and `euler` give one orientation; they exist to be compared with.
 
 Every head has `forward` (B, F) -> raw output, `loss` and `candidates`, as `stemtune.learning.model` describes.
-Shape legend: B patterns, F features, D x A grid cells, K label cells, M candidate cells, E width of an embedding.
+The losses of single-output heads do not care which of the equal orientations a label happens to name.
+Shape legend: B patterns, F features, S symmetry operations, D x A grid cells, K label cells, M candidate cells, E width
+of an embedding.
 """
 
 from __future__ import annotations
@@ -17,15 +19,49 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stemtune.config import HeadConfig
-from stemtune.crystal.rotations import from_euler_deg, from_six_d, normalise
-from stemtune.crystal.symmetry import Symmetry, reduce_to_fundamental_zone
+from stemtune.crystal.rotations import from_euler_deg, from_six_d, multiply, normalise, to_euler_deg
+from stemtune.crystal.symmetry import Symmetry, disorientation_deg, reduce_to_fundamental_zone
 from stemtune.learning.grid import Grid
-from stemtune.learning.losses import canonical_euler_deg, euler_ranges_deg, symmetric_angle
 from stemtune.learning.mixture import MixtureHead
 from stemtune.learning.model import DIFFERENT_DEG, Candidates
 
-EMBEDDING = 64
-RANK = 64
+
+def symmetric_angle(prediction: Tensor, truth: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return the angle (B,) in radians from `prediction` (B, 4) to the nearest orientation equal to `truth` (B, 4).
+
+    Every equal orientation is as good as another, so the minimum over them is the loss; its gradient has length one
+    wherever the two differ, which a squared angle does not have near the end nor a squared sine at 180 degrees.
+    """
+    return torch.deg2rad(disorientation_deg(prediction, truth, symmetry))
+
+
+def euler_ranges_deg(symmetry: Symmetry) -> tuple[float, float, float]:
+    """Return the largest phi1, Phi and phi2 in degrees that orientations need under a proper point group.
+
+    phi2 needs 360/n for an n-fold axis along crystal z, Phi 90 where an operation turns z over and 180 otherwise
+    (Bunge z-x-z angles, lab-to-crystal, so that symmetry acts on phi2).
+    """
+    operations_S4 = symmetry.operations
+    about_z = int((operations_S4[:, 1:3].abs().amax(1) < 1e-6).sum())
+    turns_over = bool((operations_S4[:, [0, 3]].abs().amax(1) < 1e-6).any())
+    return 360.0, 90.0 if turns_over else 180.0, 360.0 / max(1, about_z)
+
+
+def canonical_euler_deg(orientation: Tensor, symmetry: Symmetry) -> Tensor:
+    """Return Bunge angles (B, 3) in degrees of the equal orientation that lies within `euler_ranges_deg`.
+
+    Where several do (cubic groups), the one of smallest Phi is taken.
+    """
+    _, tilt, turn = euler_ranges_deg(symmetry)
+    equal_BS4 = multiply(symmetry.operations.to(orientation), orientation.unsqueeze(1))
+    euler_BS3 = to_euler_deg(equal_BS4)
+    outside_BS = (euler_BS3[..., 1] > tilt + 1e-3) | (euler_BS3[..., 2] > turn - 1e-3)
+    key_BS = 1e6 * outside_BS.to(euler_BS3.dtype) + euler_BS3[..., 1] + 1e-3 * euler_BS3[..., 2]
+    best_B = key_BS.argmin(1)
+    return euler_BS3[torch.arange(len(best_B), device=best_B.device), best_B]
+
+
+EMBEDDING, RANK = 64, 64
 
 
 class GridReadout(nn.Module):
@@ -113,11 +149,9 @@ class GridHead(nn.Module):
         return output
 
     def loss(self, output: dict[str, Tensor], orientation: Tensor) -> Tensor:
-        """Return the loss of `GridReadout`."""
         return self.readout.loss(output, orientation)
 
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the candidates of `GridReadout`."""
         return self.readout.candidates(output, n)
 
 
@@ -161,11 +195,9 @@ class SingleHead(nn.Module):
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
         """Return the one orientation this head has; further candidates are NaN with confidence 0."""
         best_B4 = reduce_to_fundamental_zone(self.orientation(output["numbers"].float()), self.symmetry)
-        orientation = best_B4.new_full((len(best_B4), n, 4), math.nan)
-        confidence = best_B4.new_zeros((len(best_B4), n))
-        orientation[:, 0] = best_B4
-        confidence[:, 0] = output["hit"].float().sigmoid()
-        return Candidates(orientation, confidence)
+        confidence_B1 = output["hit"].float().sigmoid()[:, None]
+        orientation = functional.pad(best_B4[:, None], (0, 0, 0, n - 1), value=math.nan)
+        return Candidates(orientation, functional.pad(confidence_B1, (0, n - 1)))
 
 
 class QuaternionHead(SingleHead):
@@ -174,7 +206,6 @@ class QuaternionHead(SingleHead):
     numbers = 4
 
     def orientation(self, numbers: Tensor) -> Tensor:
-        """Return the unit quaternions (B, 4) of four raw numbers."""
         return normalise(numbers)
 
 
@@ -187,7 +218,6 @@ class SixDHead(SingleHead):
     numbers = 6
 
     def orientation(self, numbers: Tensor) -> Tensor:
-        """Return the unit quaternions (B, 4) of six raw numbers."""
         return from_six_d(numbers)
 
 
@@ -213,7 +243,6 @@ class EulerHead(SingleHead):
         return numbers.clamp(0.0, 1.0) if self.clamp else numbers
 
     def orientation(self, numbers: Tensor) -> Tensor:
-        """Return the unit quaternions (B, 4) of three raw numbers."""
         return from_euler_deg(self.fractions(numbers) * self.ranges)
 
     def error(self, numbers: Tensor, truth: Tensor) -> Tensor:
@@ -228,8 +257,6 @@ def make_head(config: HeadConfig, symmetry: Symmetry, features: int) -> nn.Modul
         return GridHead(Grid(symmetry, config.step), features, config.softness, config.residual)
     if config.name == "mixture":
         return MixtureHead(features, symmetry, config.components)
-    if config.name == "sixd":
-        return SixDHead(features, symmetry)
-    if config.name == "quaternion":
-        return QuaternionHead(features, symmetry)
-    return EulerHead(features, symmetry, config.clamp)
+    if config.name == "euler":
+        return EulerHead(features, symmetry, config.clamp)
+    return {"sixd": SixDHead, "quaternion": QuaternionHead}[config.name](features, symmetry)

@@ -70,12 +70,12 @@ def merge_views(views: list[Candidates], n: int, model: OrientationModel) -> Can
     those within 5 degrees of each other become one, and their confidences add up.
     """
     orientation, confidence = [], []
+    same = views[0].orientation.new_tensor([[1.0, 0.0, 0.0, 0.0]])
     for (quarters, mirrored), found in zip(VIEWS, views, strict=True):
-        same = found.orientation.new_tensor([[1.0, 0.0, 0.0, 0.0]])
         turn_14 = turn_orientation(same, same.new_tensor([90.0 * quarters]), torch.tensor([mirrored]))
         orientation.append(multiply(found.orientation, inverse(turn_14)))
         confidence.append(found.confidence / len(VIEWS))
     g_BM4, share_BM = torch.cat(orientation, 1), torch.cat(confidence, 1)
     present_BM = g_BM4.isfinite().all(-1)
-    g_BM4 = g_BM4.where(present_BM[..., None], g_BM4.new_tensor([1.0, 0.0, 0.0, 0.0]))
+    g_BM4 = g_BM4.where(present_BM[..., None], same)
     return most_probable(g_BM4, share_BM.where(present_BM, 0.0), n, model.phase.symmetry)

@@ -36,9 +36,7 @@ WORST = {
 
 
 def pseudo_symmetric(candidate: Tensor, truth: Tensor, phase: Phase) -> Tensor:
-    """Return (B,) which orientations `candidate` (B, 4) lie within 5 degrees of a pseudo-symmetric variant of the truth
-    (B, 4).
-    """
+    """Return (B,) which candidates (B, 4) lie within 5 degrees of a pseudo-symmetric variant of the truth (B, 4)."""
     near = torch.zeros(len(candidate), dtype=torch.bool, device=candidate.device)
     for _, variant in pseudo_variants(phase):
         taken_for = multiply(variant.to(truth), truth)

@@ -1,38 +1,43 @@
-"""What every model of an orientation shares: preparation of the pattern, the loss and the candidates.
+"""What every model of an orientation shares: preparation of the pattern, loss, candidates and starting weights.
+
+Weights come from timm's hub, a local file or another stemtune model's folder; nothing here runs code from a file.
 
 Shape legend: B patterns, H x W pixels, S x S pixels after resampling, F features, n candidates per pattern.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import pickle
+import socket
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stemtune._files import existing, shipped_or
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
+from stemtune.errors import UserError
 from stemtune.learning.calibration import Calibration
 
 Output = Tensor | dict[str, Tensor]
 
-DIFFERENT_DEG = 5.0
-"""Two candidates count as different when their disorientation is larger than this angle, in degrees."""
+DIFFERENT_DEG = 5.0  # two candidates count as different when their disorientation is larger than this angle, in degrees
 
 
 class Candidates(NamedTuple):
     """The best orientations of each pattern, best first.
 
-    Attributes
-    ----------
-    orientation
-        (B, n, 4) float32 unit quaternions, lab-to-crystal, scalar first, reduced to the fundamental zone.
-        Candidates of one pattern are more than 5 degrees apart modulo the crystal's symmetry; where a model has
-        fewer than n different ones to offer, the rest are NaN.
-    confidence
-        (B, n) float32 in [0, 1]; 0 where the candidate is NaN.
+    `orientation` (B, n, 4) float32 are unit quaternions, lab-to-crystal, scalar first, reduced to the fundamental zone,
+    more than 5 degrees apart modulo the crystal's symmetry; where a model has fewer than n different ones to offer, the
+    rest are NaN. `confidence` (B, n) float32 is in [0, 1], and 0 where the candidate is NaN.
     """
 
     orientation: Tensor
@@ -46,16 +51,10 @@ class OrientationModel(nn.Module):
     it. A subclass defines `forward`, `loss` and `candidates`. The model reads the settings `model`, `head` and
     `data.gamma`; `geometry` is that of the patterns it is made for.
 
-    Attributes
-    ----------
-    trainable
-        False for a model that has nothing to learn; the epoch loop then evaluates it once.
-    spread_deg
-        How far off its right candidates are, in degrees about each axis; refinement looks that far around them.
-    input_size
-        Width and height of the pattern after preparation, in pixels.
-    calibration
-        Makes the model's own confidence a probability; `learning.inference` applies it, `candidates` does not.
+    A model that has nothing to learn is not `trainable`; the epoch loop then evaluates it once. `spread_deg` says how
+    far off its right candidates are, in degrees about each axis: refinement looks that far around them. `input_size` is
+    the width and height of the pattern after preparation, in pixels. `calibration` makes the model's own confidence a
+    probability; `learning.inference` applies it, `candidates` does not.
     """
 
     trainable: bool = True
@@ -102,14 +101,8 @@ class OrientationModel(nn.Module):
 class Backbone(nn.Module):
     """A feature extractor (B, 1, S, S) -> (B, `features`), the base class of all backbones.
 
-    Attributes
-    ----------
-    features
-        Length F of the feature vector.
-    stock
-        The timm name whose published weights it can start from; empty when there are none.
-    inner
-        Name of the submodule that those weights belong to; empty when that is the backbone itself.
+    `stock` is the timm name whose published weights it can start from, empty when there are none; `inner` the name of
+    the submodule that those weights belong to, empty when that is the backbone itself.
     """
 
     features: int
@@ -131,7 +124,6 @@ class Network(OrientationModel):
         self.head = head
 
     def forward(self, patterns: Tensor) -> Output:
-        """Return the head's raw output for (B, H, W) patterns."""
         x_B1SS = self.prepare(patterns)
         if self.config.train.channels_last:
             x_B1SS = x_B1SS.contiguous(memory_format=torch.channels_last)
@@ -139,11 +131,131 @@ class Network(OrientationModel):
         return output
 
     def loss(self, output: Any, orientation: Tensor) -> Tensor:
-        """Return the head's loss against (B, 4) true orientations."""
         loss: Tensor = self.head.loss(output, orientation)  # type: ignore[operator]
         return loss
 
     def candidates(self, output: Any, n: int = 1) -> Candidates:
-        """Return the head's `n` best different orientations."""
         candidates: Candidates = self.head.candidates(output, n)  # type: ignore[operator]
         return candidates
+
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"  # name of the weights inside a model folder
+_OLD_NAMES = (("judges.", "rerankers."), (".mend.", ".correction."))
+"""Parts of weights' names up to version 0.1, and what they are called now."""
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a weights file (.safetensors, or anything `torch.load` takes) or of a model folder.
+
+    `path` may also be the name of a model that ships with the package.
+
+    Raises a `UserError` when the file is absent, damaged, or holds no tensors by name.
+    """
+    file = existing(shipped_or(path), "the weights file or model folder")
+    if file.is_dir():
+        file = existing(file / WEIGHTS, "the weights file")
+    try:
+        if file.suffix == ".safetensors":
+            return {_new_name(name): value for name, value in load_file(file).items()}
+        read = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as problem:
+        reason = str(problem).strip().splitlines()[:1] or [type(problem).__name__]
+        raise UserError(f"'{file}' cannot be read as weights ({reason[0][:120]})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(read, dict) and isinstance(read.get(key), dict):
+            read = read[key]
+    named = read.items() if isinstance(read, dict) else ()
+    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"'{file}' holds no weights by name")
+    return tensors
+
+
+def _new_name(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = name.replace(old, new)
+    return name
+
+
+def hub_weights(stock: str) -> dict[str, Tensor]:
+    """Return timm's published weights of the model called `stock`, for one input channel.
+
+    Raises a `UserError` when neither the hub nor its cache on this machine has them.
+    """
+    import timm
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        constants.HF_HUB_OFFLINE = offline or not _reachable(str(constants.ENDPOINT))
+        net: nn.Module = timm.create_model(stock, pretrained=True, in_chans=1, num_classes=0)
+    except (OSError, RuntimeError, ValueError):
+        raise UserError(
+            f"`model.pretrained` is true, but timm's weights of {stock} cannot be fetched from here; "
+            "download them elsewhere and give the file as model.pretrained: PATH"
+        ) from None
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    return dict(net.state_dict())
+
+
+def _reachable(address: str) -> bool:
+    """Tell quickly whether a server can be reached; with a proxy set, leave the question to it."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    parts = urlsplit(address)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def start_from(model: OrientationModel, pretrained: bool | str) -> None:
+    """Load into `model` what fits of published weights, a weights file or another model's folder (`model.pretrained`).
+
+    What does not fit (a head of another grid, a stage that is not there) keeps its start; the log says which.
+
+    Raises a `UserError` when the weights cannot be had, or none of them fits.
+    """
+    backbone = getattr(model, "backbone", None)
+    name = model.config.model.name
+    if pretrained is True:
+        if not isinstance(backbone, Backbone) or not backbone.stock:
+            raise UserError(f"`model.pretrained` is true, but no weights of '{name}' are published; give a path")
+        weights, source = hub_weights(backbone.stock), f"timm's {backbone.stock}"
+    else:
+        weights, source = read_weights(str(pretrained)), f"'{pretrained}'"
+    if isinstance(backbone, Backbone):
+        weights = _placed(weights, model, backbone)
+    here = model.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in here and here[key].shape == value.shape}
+    learned = {key for key, _ in model.named_parameters()}
+    loaded = learned & set(fitting)
+    if not any(not key.startswith("head.") for key in loaded):
+        raise UserError(f"nothing in {source} fits the model '{name}' (`model.pretrained`)")
+    model.load_state_dict(fitting, strict=False)
+    fresh, unused = learned - loaded, set(weights) - set(fitting)
+    if fresh or unused:
+        facts = len(loaded), len(learned), source, _shown(fresh), _shown(unused)
+        log.warning("%d of %d weights start from %s; new: %s; not used: %s", *facts)
+
+
+def _placed(weights: dict[str, Tensor], model: OrientationModel, backbone: Backbone) -> dict[str, Tensor]:
+    """Give weights the names they have inside `model`, and the shapes of its backbone where that can be done."""
+    inner = f"backbone.{backbone.inner}." if backbone.inner else "backbone."
+    if any(key.startswith("backbone.") for key in weights):
+        mine = {key.removeprefix(inner): value for key, value in weights.items() if key.startswith(inner)}
+        other = {key: value for key, value in weights.items() if not key.startswith(inner)}
+    else:
+        mine, other = weights, {}
+    return {**{inner + key: value for key, value in backbone.convert(mine).items()}, **other}
+
+
+def _shown(names: set[str]) -> str:
+    """Return a few module names that stand for many weights."""
+    modules = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in sorted(names)))
+    more = f" and {len(modules) - 6} more" if len(modules) > 6 else ""
+    return (", ".join(modules[:6]) + more) or "none"

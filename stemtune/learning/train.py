@@ -25,7 +25,7 @@ from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION
 from stemtune.learning.fit import fit
-from stemtune.learning.weights import WEIGHTS
+from stemtune.learning.model import WEIGHTS
 
 BEST_BY = "val/disorientation_median_deg"
 """The epoch whose model is kept is the one with the smallest value of this metric."""
@@ -34,21 +34,11 @@ BEST_BY = "val/disorientation_median_deg"
 def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict[str, float]:
     """Train a model and write the best epoch's model folder to `out`; return the metrics of that epoch.
 
-    Parameters
-    ----------
-    config
-        Every setting; `train.batch_size` is shared by all workers.
-    out
-        The model folder; a model that is there is replaced, a folder with anything else in it is refused. It appears
-        when training has ended well, and not before.
-    workers
-        Data-parallel processes on this machine: one GPU each where there are as many, else CPU processes that share the
-        cores.
+    A model that is in `out` is replaced, a folder with anything else in it is refused. It appears when training has
+    ended well, and not before. The `workers` are data-parallel processes on this machine, which share
+    `train.batch_size`: one GPU each where there are as many, else CPU processes that share the cores.
 
-    Raises
-    ------
-    UserError
-        For settings or data that do not fit, an unwritable folder, or a diverged run (`Diverged`).
+    Raises a `UserError` for settings or data that do not fit, an unwritable folder, or a diverged run (`Diverged`).
     """
     target = replaceable_folder(out, (WEIGHTS, DESCRIPTION), "a model")
     with whole_folder(target) as part, tempfile.TemporaryDirectory(prefix="stemtune-train-") as scratch:
@@ -69,8 +59,7 @@ class BestEpoch:
 
     def __init__(self, folder: Path, epochs: int) -> None:
         self.folder, self.epochs = folder, epochs
-        self.epoch = 0
-        self.epoch_kept = 0
+        self.epoch = self.epoch_kept = 0
         self.kept: dict[str, float] = {}
 
     def __call__(self, metrics: dict[str, float], checkpoint: Path | None) -> None:
@@ -108,14 +97,8 @@ def _train_worker(rank: int, world: int, flat: dict[str, Any], work: str) -> Non
 def run_workers(task: Callable[..., None], workers: int, arguments: tuple[Any, ...]) -> None:
     """Run `task(rank, world, *arguments)` in `workers` new processes that form a torch process group.
 
-    The first process that fails ends the others. A `UserError` in a worker is raised here as one.
-
-    Raises
-    ------
-    UserError
-        The worker's own.
-    RuntimeError
-        With the worker's traceback, for any other failure.
+    The first process that fails ends the others. A `UserError` in a worker is raised here as one, any other failure as
+    a `RuntimeError` with the worker's traceback.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="stemtune-meet-") as meet:

@@ -20,8 +20,7 @@ from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
 from stemtune.indexing.overlap import with_overlaps
 from stemtune.indexing.phase_choice import check_distinct
-from stemtune.indexing.predict import EarlierPredictions, predict_map
-from stemtune.indexing.source import name_of, opened
+from stemtune.indexing.predict import EarlierPredictions, name_of, opened, predict_map
 from stemtune.learning.checkpoint import load_model
 from stemtune.map_folder.files import FILES, map_summary, write_map
 from stemtune.plot.report import write_report

@@ -24,7 +24,7 @@ from stemtune.dataset.store import Store, spread_evenly
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
-from stemtune.indexing.source import is_store
+from stemtune.indexing.predict import is_store
 from stemtune.plot.figures import save
 from stemtune.scan.readers import Scan, read_scan
 

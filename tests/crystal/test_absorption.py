@@ -8,8 +8,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from stemtune.crystal.absorption import absorptive_factors, relativistic_mass_factor
-from stemtune.crystal.scattering import scattering_factors
+from stemtune.crystal.scattering import absorptive_factors, relativistic_mass_factor, scattering_factors
 from stemtune.diffraction.geometry import wavelength_angstrom
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "absorptive_py4dstem.npz"  # see dynamical_py4dstem.py

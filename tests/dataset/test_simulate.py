@@ -16,8 +16,8 @@ from stemtune.dataset import simulate
 from stemtune.dataset.polycrystal import GRAIN_SPREAD_DEG
 from stemtune.dataset.simulate import simulate_polycrystal, simulate_store
 from stemtune.dataset.store import Store
+from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
 

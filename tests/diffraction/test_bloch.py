@@ -23,10 +23,9 @@ from stemtune.crystal import rotations
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction import bloch
-from stemtune.diffraction.bloch import BlochSimulator
+from stemtune.diffraction.bloch import BlochSimulator, simulator_for
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.simulator import simulator_for
 from stemtune.errors import UserError
 
 

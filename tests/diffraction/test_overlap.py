@@ -13,10 +13,10 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction import overlap
+from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.conditions import draw_conditions
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.simulator import simulator_for
 
 MANY = {"overlap": 0.6, "overlap_grains": 3, "overlap_weight": "0.2:0.8"}
 BOTH = pytest.mark.parametrize("physics", ["kinematic", "bloch"])

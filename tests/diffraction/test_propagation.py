@@ -19,9 +19,9 @@ from dynamical_oracles import (
 from scipy.linalg import expm
 
 from stemtune.crystal import rotations
-from stemtune.crystal.absorption import absorptive_factors
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
+from stemtune.crystal.scattering import absorptive_factors
 from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
 

@@ -15,10 +15,10 @@ import torch
 from stemtune.config import Config, Span
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
+from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.conditions import draw_conditions
 from stemtune.diffraction.geometry import Geometry, wavelength_angstrom
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.simulator import simulator_for
 
 PLAIN = {
     "size": 96, "scale": 0.02, "thickness": 40, "precession": 0, "convergence": 1, "dose": 0, "direct_beam": 0.5,

@@ -19,9 +19,9 @@ from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation
 from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.store import StoreWriter
 from stemtune.diffraction import overlap
+from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.diffraction.simulator import simulator_for
 from stemtune.indexing.overlap import OverlapFinder
 from stemtune.indexing.predictor import Indexer
 from stemtune.learning.checkpoint import load_model, save_model
@@ -97,7 +97,7 @@ def test_dynamical_mixtures_are_read_and_single_crystals_left_single() -> None:
     further.weight[several:] = torch.tensor([1.0, 0.0, 0.0])
     patterns = overlap.patterns(simulator_for(linio2(), geometry, settings), truth, further, generator)
     model = load_model(shipped_or("linio2"))
-    found = OverlapFinder(model, Indexer(model, geometry).proposals).find(patterns)
+    found = OverlapFinder(model, Indexer(model, geometry).forward_only).find(patterns)
 
     def near(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return disorientation_deg(a.double(), b, linio2().symmetry) < 5

@@ -19,7 +19,7 @@ from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
-from stemtune.indexing.fitted_geometry import fit_geometry
+from stemtune.indexing.predict import fit_geometry
 from stemtune.indexing.predictor import Predictions
 from stemtune.indexing.refine import Refinement, Refiner
 from stemtune.learning.grid import from_rotation_vector

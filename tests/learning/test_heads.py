@@ -10,8 +10,7 @@ from stemtune.crystal.point_groups import LAUE_CLASSES
 from stemtune.crystal.rotations import from_euler_deg, multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import Symmetry, disorientation_deg
-from stemtune.learning.heads import make_head
-from stemtune.learning.losses import canonical_euler_deg, euler_ranges_deg, symmetric_angle
+from stemtune.learning.heads import canonical_euler_deg, euler_ranges_deg, make_head, symmetric_angle
 
 TRIGONAL = Symmetry.of_laue("-3m")
 

@@ -13,7 +13,7 @@ from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
-from stemtune.learning import weights
+from stemtune.learning import model as model_module
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import BACKBONES, MODELS, build
@@ -128,7 +128,7 @@ def test_adjusted_swin_takes_what_fits_of_stock_weights_and_says_what_did_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     published = stock("swin_tiny_patch4_window7_224", embed_dim=16, depths=(2, 2, 6, 2), num_heads=(1, 2, 4, 8))
-    monkeypatch.setattr(weights, "hub_weights", lambda name: published)
+    monkeypatch.setattr(model_module, "hub_weights", lambda name: published)
     flat = {"model.name": "swin", "model.width": 16, "model.adjusted": True, "model.pretrained": True}
     with caplog.at_level("WARNING"):
         model: Any = made(64, **flat)
@@ -157,10 +157,10 @@ def test_weights_that_cannot_be_had_are_one_line_errors(tmp_path: Path, monkeypa
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(weights, "_reachable", lambda address: False)
+    monkeypatch.setattr(model_module, "_reachable", lambda address: False)
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(UserError, match="give the file as model.pretrained: PATH") as caught:
-        weights.hub_weights("densenet121")
+        model_module.hub_weights("densenet121")
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no weights of 'cnn' are published; give a path"):
         made(64, **SMALL["cnn"], **{"model.pretrained": True})

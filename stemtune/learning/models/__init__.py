@@ -12,44 +12,28 @@ from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError, did_you_mean
 from stemtune.learning.heads import make_head
-from stemtune.learning.model import Backbone, Network, OrientationModel
-from stemtune.learning.models.cnn import Cnn
-from stemtune.learning.models.densenet import DenseNet
+from stemtune.learning.model import Backbone, Network, OrientationModel, start_from
+from stemtune.learning.models.convolutional import Cnn, DenseNet
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.polar import Polar
 from stemtune.learning.models.rerank import Rerank
 from stemtune.learning.models.swin import Swin
-from stemtune.learning.weights import start_from
 
 BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": Cnn, "densenet": DenseNet, "swin": Swin}
 """Feature extractors that any head can sit on: (settings, pattern size in pixels) -> backbone."""
 
-MODELS: dict[str, Callable[[Config, Phase, Geometry], OrientationModel]] = {
-    "matched": Matched,
-    "polar": Polar,
-    "rerank": Rerank,
-}
+Maker = Callable[[Config, Phase, Geometry], OrientationModel]
+MODELS: dict[str, Maker] = {"matched": Matched, "polar": Polar, "rerank": Rerank}
 """Whole models that bring their own head."""
 
 
 def build(config: Config, phase: Phase, geometry: Geometry, start: bool = True) -> OrientationModel:
     """Build the model that `config.model` names, with its weights at their start.
 
-    Parameters
-    ----------
-    config
-        Every setting; `train.seed` does not act here, the caller seeds torch.
-    phase
-        The crystal whose orientations are wanted.
-    geometry
-        Size and calibration of the patterns the model is made for.
-    start
-        False skips `model.pretrained`, for a model whose own weights are about to be loaded.
+    `train.seed` does not act here, the caller seeds torch. Without `start` `model.pretrained` is skipped, for a model
+    whose own weights are about to be loaded.
 
-    Raises
-    ------
-    UserError
-        For an unknown name, pretrained weights that cannot be had, or settings that no pattern fits.
+    Raises a `UserError` for an unknown name, pretrained weights that cannot be had, or settings that no pattern fits.
     """
     name = config.model.name
     if name not in BACKBONES and name not in MODELS:

@@ -28,20 +28,13 @@ from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.models.peaks import RIVALS, Maxima, Peaks
 from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
-GRID_STEP = 2.0
-"""Spacing of beam directions in degrees where `model.grid_step` is 0."""
-
-COARSE = 0.36
-"""Frequencies of the first stage, as a part of the number of in-plane angles; 0.5 would be all of them."""
-
-SHARPNESS = 0.01
-"""Difference of correlation at which one candidate is e times as likely as another; found on simulated patterns."""
-
+GRID_STEP = 2.0  # spacing of beam directions in degrees where `model.grid_step` is 0
+COARSE = 0.36  # frequencies of the first stage, as a part of the number of in-plane angles; 0.5 would be all of them
+SHARPNESS = 0.01  # difference of correlation at which a candidate is e times as likely; from simulated patterns
 NCC_WITHOUT_CRYSTAL, NCC_OF_CRYSTAL = 0.12, 0.24
 """Correlations at which the confidence in the best candidate is 0, and no longer lowered."""
 
 _CPU_BATCH, _GPU_BATCH = 32, 512  # patterns worked on at once: on a CPU their scores stay in its cache
-
 
 Part = TypeVar("Part")
 
@@ -217,6 +210,3 @@ def confidence_of(score_Br: Tensor) -> Tensor:
 def _clear(score: Tensor) -> Tensor:
     """Return the factor on the confidence that a best correlation of `score` gives: 0 to 1, no crystal to crystal."""
     return ((score - NCC_WITHOUT_CRYSTAL) / (NCC_OF_CRYSTAL - NCC_WITHOUT_CRYSTAL)).clamp(0.0, 1.0)
-
-
-__all__ = ["Matched", "Proposals", "confidence_of"]

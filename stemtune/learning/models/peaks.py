@@ -21,14 +21,9 @@ from stemtune.learning.grid import Grid, closeness
 from stemtune.learning.model import DIFFERENT_DEG
 from stemtune.learning.models.polar_templates import neighbours, turned
 
-NEIGHBOURS = 7
-"""Directions, the best one included, through whose scores the parabola of the last step goes."""
-
-PEAKS = 4
-"""Angles of one direction that may each become a candidate."""
-
-RIVALS = 5
-"""Different candidates among which the confidence is shared out."""
+NEIGHBOURS = 7  # directions, the best one included, through whose scores the parabola of the last step goes
+PEAKS = 4  # angles of one direction that may each become a candidate
+RIVALS = 5  # different candidates among which the confidence is shared out
 
 
 class Maxima(NamedTuple):
@@ -78,26 +73,18 @@ class Peaks(nn.Module):
         is_top_BD = peak_BD >= around_BDK.amax(-1)
         return peak_BD.where(is_top_BD, peak_BD.amin() - 1).topk(min(count, peak_BD.shape[1]), dim=1).indices
 
-    def tops(
-        self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int, rivals: int = 0
-    ) -> Maxima:
+    def tops(self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int) -> Maxima:
         """Return the `n` best orientations among shortlisted directions, ranked by their refined scores.
 
-        Parameters
-        ----------
-        direction_BT, rows_BTA
-            The directions and their scores at all in-plane angles.
-        spectrum_of
-            Maps directions (B, N) to the angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum
-            of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
-        n, rivals
-            Number of orientations; and of scores, where that is more than `n` (0 means `RIVALS`).
+        `rows_BTA` are the directions' scores at all in-plane angles. `spectrum_of` maps directions (B, N) to the
+        angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum of
+        `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
         """
         is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
         score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)
         direction_BM = direction_BT.repeat_interleave(PEAKS, dim=1)
         cell_BM = direction_BM * rows_BTA.shape[-1] + angle_BTP.flatten(1)
-        pick_Br = self._different(score_BTP.flatten(1), cell_BM, max(n, rivals or RIVALS))
+        pick_Br = self._different(score_BTP.flatten(1), cell_BM, max(n, RIVALS))
         cell_Br = cell_BM.gather(1, pick_Br.clamp_min(0))
         moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
         top_Br, order_Br = top_Br.where(pick_Br >= 0, -torch.inf).sort(dim=1, descending=True)
@@ -142,13 +129,8 @@ class Peaks(nn.Module):
         wave = turn_BnKJ[..., None] * self.frequency
         score_BnKJ = (real[..., None, :] * wave.cos() - imaginary[..., None, :] * wave.sin()).sum(-1)
         tilt_BnK2 = _turn_plane(self.near_tilt[direction_Bn], angle_Bn[..., None]) / step
-        x_BnKJ3 = torch.cat(
-            (
-                tilt_BnK2[..., None, :].expand(*turn_BnKJ.shape, 2),
-                (shift_J / step).expand(turn_BnKJ.shape)[..., None],
-            ),
-            dim=-1,
-        )
+        tilt_BnKJ2 = tilt_BnK2[..., None, :].expand(*turn_BnKJ.shape, 2)
+        x_BnKJ3 = torch.cat((tilt_BnKJ2, (shift_J / step).expand(turn_BnKJ.shape)[..., None]), dim=-1)
         top_Bn3, score_Bn = top_of_parabola(x_BnKJ3.flatten(2, 3), score_BnKJ.flatten(2, 3))
         top_Bn3 = top_Bn3 * step
         tilt_Bn2 = _turn_plane(top_Bn3[..., :2], -angle_Bn)

@@ -26,20 +26,11 @@ from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.models.peaks import Peaks
 from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
-GRID_STEP = 3.0
-"""Spacing of beam directions in degrees where `model.grid_step` is 0."""
-
-WIDTH, DEPTH = 8, 3
-"""Channels and convolutions of the cleaning layers where `model.width` and `model.depth` are 0."""
-
-SHARPNESS = 0.02
-"""Difference of correlation that starts as one unit of logit; `matched` shares out its confidence likewise."""
-
-TEMPLATE_SIZE = 10.0
-"""Root mean square of the filters that start as templates: the larger, the less a step of AdamW changes them."""
-
-FREQUENCIES = 0.35
-"""Angular frequencies kept, as a part of the number of in-plane angles; 0.5 would be all of them."""
+GRID_STEP = 3.0  # spacing of beam directions in degrees where `model.grid_step` is 0
+WIDTH, DEPTH = 8, 3  # channels and convolutions of the cleaning layers where `model.width` and `model.depth` are 0
+SHARPNESS = 0.02  # difference of correlation that starts as one unit of logit; `matched` shares confidence likewise
+TEMPLATE_SIZE = 10.0  # root mean square of filters that start as templates: the larger, the less AdamW changes them
+FREQUENCIES = 0.35  # angular frequencies kept, as a part of the number of in-plane angles; 0.5 would be all of them
 
 
 class PolarConvolutions(nn.Module):
@@ -86,10 +77,7 @@ class Polar(OrientationModel):
     learned, the filters as angular spectra. Candidates are the tops of parabolas through the logits, as in `matched`,
     unless `head.residual` is false; soft labels are Gaussians, whose logarithm is such a parabola around the truth.
 
-    Attributes
-    ----------
-    view, grid
-        The polar view and the cells that have a logit.
+    `view` is the polar view, `grid` the cells that have a logit.
     """
 
     to_frequency: Tensor

@@ -181,10 +181,7 @@ def _areas(radius: Tensor, step: float, angles: int, geometry: Geometry) -> tupl
 def inner_radius(phase: Phase, geometry: Geometry) -> float:
     """Return the radius in 1/Å, half of the shortest reciprocal lattice vector with intensity, beyond which spots are.
 
-    Raises
-    ------
-    UserError
-        When no reflection falls on the pattern.
+    Raises a `UserError` when no reflection falls on the pattern.
     """
     shortest = phase.reflections(min(geometry.radius_inv_angstrom, 1.0)).g
     if not len(shortest):

@@ -29,18 +29,10 @@ from stemtune.learning.models.polar_templates import centred
 from stemtune.learning.models.reranker_net import RerankerNet
 from stemtune.learning.models.spot_features import SpotFeatures, SpotReader, WindowCounts
 
-CANDIDATES = 10
-"""Candidates of the matched filter that are scored."""
-
-RESCORED = 4
-"""Candidates that are corrected and scored a second time."""
-
-SPOTS = 64
-"""Predicted spots of each candidate that are looked at."""
-
-WIDTH = 96
-"""Features per spot where `model.width` is 0."""
-
+CANDIDATES = 10  # candidates of the matched filter that are scored
+RESCORED = 4  # candidates that are corrected and scored a second time
+SPOTS = 64  # predicted spots of each candidate that are looked at
+WIDTH = 96  # features per spot where `model.width` is 0
 _EXTRA = 3
 _SHARPNESS = 0.05  # difference of correlation that counts as 1
 _TOLERANCE_DEG = 0.3  # errors below this count with their square, larger ones with their size
@@ -85,22 +77,17 @@ class Rerank(OrientationModel):
         prior_BM = behind_BM.masked_fill(missing_BM, -math.inf).clamp_min(-4.0)  # where all are missing, inf - inf
         score_BM, correction_BM3 = self._score(0, windows, first_BM4, prior_BM)
         score_BM = score_BM.masked_fill(missing_BM, -1e4)
-        output = {
-            "first": first_BM4,
-            "first_score": score_BM,
-            "first_correction": correction_BM3,
-            "clear": proposals.clear,
-        }
+        output = {"first": first_BM4, "first_score": score_BM, "first_correction": correction_BM3}
         chosen_BT = score_BM.detach().topk(min(RESCORED, score_BM.shape[1]), dim=1).indices
         rows = torch.arange(len(chosen_BT), device=chosen_BT.device)[:, None]
         prior_BT = score_BM.detach()[rows, chosen_BT]
-        corrected_BT4 = multiply(
-            first_BM4[rows, chosen_BT], from_rotation_vector(correction_BM3.detach()[rows, chosen_BT])
-        )
+        step_BT4 = from_rotation_vector(correction_BM3.detach()[rows, chosen_BT])
+        corrected_BT4 = multiply(first_BM4[rows, chosen_BT], step_BT4)
         prior_BT = (0.3 * (prior_BT - prior_BT[:, :1])).clamp_min(-4.0)
         score_BT, correction_BT3 = self._score(1, windows, corrected_BT4, prior_BT)
         score_BT = score_BT.masked_fill(missing_BM[rows, chosen_BT], -1e4)
-        return {**output, "orientation": corrected_BT4, "score": score_BT, "correction": correction_BT3}
+        output |= {"orientation": corrected_BT4, "score": score_BT, "correction": correction_BT3}
+        return {**output, "clear": proposals.clear}
 
     def _score(self, turn: int, windows: WindowCounts, orientation: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -153,11 +140,9 @@ class Rerank(OrientationModel):
         orientation = reduce_to_fundamental_zone(found_BT4[rows, place_BT], self.phase.symmetry)
         orientation = orientation.masked_fill(~kept_BT[..., None], torch.nan)[:, :n]
         confidence = share_BT[rows, place_BT].masked_fill(~kept_BT, 0.0)[:, :n]
-        short = n - orientation.shape[1]
-        if short > 0:
-            orientation = functional.pad(orientation, (0, 0, 0, short), value=torch.nan)
-            confidence = functional.pad(confidence, (0, short))
-        return Candidates(orientation, confidence)
+        short = n - orientation.shape[1]  # not negative
+        orientation = functional.pad(orientation, (0, 0, 0, short), value=torch.nan)
+        return Candidates(orientation, functional.pad(confidence, (0, short)))
 
     def _different(self, found_BT4: Tensor) -> Tensor:
         """Return which candidates (B, T) are more than 5 degrees from every better one that is kept."""
@@ -178,6 +163,3 @@ def _extra_features(windows: WindowCounts, spots: SpotFeatures, prior_BM: Tensor
     explained_BM = ((spots.feature[..., 0] + 1).exp() - 1).sum(-1) / (windows.rest[:, None] + 1)
     direct_B = windows.direct.clamp_min(0).log1p() - windows.rest.clamp_min(0).log1p()
     return torch.stack((prior_BM, (explained_BM + 1e-3).log(), direct_B[:, None].expand_as(prior_BM)), dim=-1)
-
-
-__all__ = ["Rerank"]

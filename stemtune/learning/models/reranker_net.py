@@ -42,9 +42,8 @@ class RerankerNet(nn.Module):
         """Return scores (B, M) and corrections (B, M, 3): rotation vectors in radians, truth ~ g * exp(correction)."""
         spot_BMKW = self.spot(spots.feature)
         pooled_BMKW = self.pool(spot_BMKW)
-        vector_BMV2 = (
-            torch.einsum("bmkv,bmkd->bmvd", self.vector(spot_BMKW).float(), spots.place) / spots.place.shape[2]
-        )
+        vector_BMKV = self.vector(spot_BMKW).float()
+        vector_BMV2 = torch.einsum("bmkv,bmkd->bmvd", vector_BMKV, spots.place) / spots.place.shape[2]
         length_BMV = (vector_BMV2.square().sum(-1) + 1e-6).sqrt()
         peak_BMPW = self.peak(spots.peak)
         pooled = (pooled_BMKW.mean(2), pooled_BMKW.amax(2), peak_BMPW.mean(2), peak_BMPW.amax(2))
@@ -53,9 +52,5 @@ class RerankerNet(nn.Module):
         correction = self.correction(whole_BMX).float()
         x, y = torch.einsum("bmv,bmvd->bmd", correction[..., :-1], vector_BMV2).unbind(-1)
         # A spot at (x, y) comes nearer to the Ewald sphere by a turn about the axis across it.
-        return self.score(whole_BMX)[..., 0].float(), torch.stack(
-            (y, -x, correction[..., -1] * math.radians(1)), dim=-1
-        )
-
-
-__all__ = ["RerankerNet"]
+        vector_BM3 = torch.stack((y, -x, correction[..., -1] * math.radians(1)), dim=-1)
+        return self.score(whole_BMX)[..., 0].float(), vector_BM3

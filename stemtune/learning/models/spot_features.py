@@ -14,22 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stemtune.crystal.absorption import relativistic_mass_factor
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.rotations import inverse, rotate
+from stemtune.crystal.scattering import relativistic_mass_factor
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.models.matched import half_precision
 
-FEATURES = 11
-"""Numbers per predicted spot; see `SpotReader.forward`."""
-
+FEATURES = 11  # numbers per predicted spot; see `SpotReader.forward`
 PEAKS, PEAK_FEATURES = 24, 8
 """Brightest peaks of a pattern that are explained by each orientation, and the numbers per peak."""
 
-NARROW, WIDE = 0.035, 0.1
-"""Widths (Gaussian sigma, 1/Å) of the windows that counts are collected in."""
-
+NARROW, WIDE = 0.035, 0.1  # widths (Gaussian sigma, 1/Å) of the windows that counts are collected in
 _FAINTEST = 0.5  # counts; fainter maxima are no peaks, and stand as nothing at the centre
 _NEAR = 0.003  # 1/Å; excitation errors below this make no difference to which spots are looked at
 
@@ -63,18 +59,9 @@ class SpotFeatures(NamedTuple):
 class SpotReader(nn.Module):
     """Predicts the spots of orientations and reads the pattern at their places.
 
-    Parameters
-    ----------
-    phase, geometry
-        The crystal and the calibration of the patterns.
-    spots, reach
-        How many spots of each orientation are looked at, those with the largest U_g / (|s_g| + 0.003 1/Å); and their
-        outer radius in half widths of the pattern.
-
-    Attributes
-    ----------
-    g, coupling
-        (R, 3) reciprocal vectors in the crystal frame in 1/Å, and (R,) half the inverse extinction distances in 1/Å.
+    Of each orientation so many `spots` are looked at, those with the largest U_g / (|s_g| + 0.003 1/Å), out to `reach`
+    half widths of the pattern. `g` (R, 3) are the reciprocal vectors in the crystal frame in 1/Å, `coupling` (R,) half
+    the inverse extinction distances in 1/Å.
     """
 
     g: Tensor
@@ -142,12 +129,15 @@ class SpotReader(nn.Module):
         absolute value's logarithm, the logarithms of the coupling and of the two-beam intensity of a thick crystal,
         |g|, the logarithm of the pattern's counts, and whether the spot lies on the detector.
         """
+        # Where spots are expected, and the counts collected there.
         place_BMK2, error_BMK, coupling_BMK = self.predicted(orientation)
         counts_BMKC, inside_BMK = self.sampled(windows.window, place_BMK2)
+        # The counts' mean displacement, on the axes outwards and anticlockwise: these turn with the pattern.
         length_BMK = torch.linalg.vector_norm(place_BMK2, dim=-1).clamp_min(1e-6)
         narrow_BMK = counts_BMKC[..., 0].clamp_min(0)
         x, y = (place_BMK2 / length_BMK[..., None]).unbind(-1)
         shift_x, shift_y = counts_BMKC[..., 1] / (narrow_BMK + 1), counts_BMKC[..., 2] / (narrow_BMK + 1)
+        # The two-beam intensity of a thick crystal; then every number scaled to about the same spread.
         two_beam = (2 * coupling_BMK) ** 2 / ((2 * coupling_BMK) ** 2 + error_BMK**2)
         feature = (
             narrow_BMK.log1p() - 1.0,
@@ -162,6 +152,7 @@ class SpotReader(nn.Module):
             (windows.rest.clamp_min(0).log1p() - 7)[:, None, None].expand_as(x),
             inside_BMK,
         )
+        # The other way round: how well the expected spots explain the pattern's brightest peaks.
         peak = self._explained(windows, place_BMK2, feature[4], feature[7])
         return SpotFeatures(torch.stack(feature, dim=-1), place_BMK2, peak)
 
@@ -219,6 +210,3 @@ def _highest_nearby(height_BHW: Tensor) -> Tensor:
     wide = functional.pad(height_BHW, (2, 2, 2, 2), value=-torch.inf)
     tall = reduce(torch.maximum, [wide[:, step : step + size] for step in range(5)])
     return reduce(torch.maximum, [tall[..., step : step + size] for step in range(5)])
-
-
-__all__ = ["FEATURES", "SpotFeatures", "SpotReader", "WindowCounts"]

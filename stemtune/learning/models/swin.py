@@ -11,11 +11,9 @@ from torch.nn import functional
 from stemtune.config import ModelConfig
 from stemtune.errors import UserError
 from stemtune.learning.model import Backbone
-from stemtune.learning.models.densenet import block_counts, one_channel
+from stemtune.learning.models.convolutional import block_counts, one_channel
 
-STOCK_WINDOW = 7
-ADJUSTED_WINDOW = 8
-READOUT = 4
+STOCK_WINDOW, ADJUSTED_WINDOW, READOUT = 7, 8, 4
 
 
 def fitted_window(tokens: int, wanted: int) -> int:
@@ -91,12 +89,11 @@ class Swin(Backbone):
         self.position = None
         if config.adjusted:
             self.position = nn.Parameter(0.02 * torch.randn(1, tokens[0], tokens[0], width))
-            places = min(READOUT, tokens[-1]) ** 2
-            self.pool = nn.AdaptiveAvgPool2d(min(READOUT, tokens[-1]))
-            self.squeeze = nn.Conv2d(self.features, max(8, self.features // 8), 1)
-            self.to_features = nn.Sequential(
-                nn.Linear(places * max(8, self.features // 8), self.features), nn.LayerNorm(self.features), nn.GELU()
-            )
+            edge, channels = min(READOUT, tokens[-1]), max(8, self.features // 8)
+            self.pool = nn.AdaptiveAvgPool2d(edge)
+            self.squeeze = nn.Conv2d(self.features, channels, 1)
+            to_features = nn.Linear(edge**2 * channels, self.features)
+            self.to_features = nn.Sequential(to_features, nn.LayerNorm(self.features), nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, 8 * width) of prepared patterns (B, 1, S, S)."""
@@ -104,12 +101,12 @@ class Swin(Backbone):
         if missing:
             x = functional.pad(x, (0, missing, 0, missing))
         net: Any = self.net
+        features: Tensor
         if self.position is None:
-            features: Tensor = net(x)
-            return features
-        x_BTTC = net.norm(net.layers(net.patch_embed(x) + self.position))
-        places = self.pool(self.squeeze(x_BTTC.permute(0, 3, 1, 2)))
-        features = self.to_features(places.flatten(1))
+            features = net(x)
+        else:
+            x_BTTC = net.norm(net.layers(net.patch_embed(x) + self.position))
+            features = self.to_features(self.pool(self.squeeze(x_BTTC.permute(0, 3, 1, 2))).flatten(1))
         return features
 
     def convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
