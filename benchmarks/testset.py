@@ -257,6 +257,6 @@ def write_store(path: Path, patterns: npt.NDArray[Any], beams: Beams, phase: Pha
     """Write patterns and their true orientations as a store, for whatever reads stores."""
     n = len(patterns)
     crystal = phase or linio2()
-    with StoreWriter(path, n, GEOMETRY, [crystal], str(patterns.dtype), {"origin": "stemtune bench"}) as out:
+    with StoreWriter(path, n, GEOMETRY, [crystal], str(patterns.dtype), {"origin": "benchmarks"}) as out:
         out.write(0, patterns, orientation=beams.orientation, confidence=np.ones(n), phase=np.zeros(n))
     return path
