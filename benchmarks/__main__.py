@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -39,26 +40,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure what `argv` names and return the exit code: 0 done, 2 the user's mistake."""
     try:
         options = _parser().parse_args(argv)
-        for name in options.name or _SPEEDS:
-            _run(name, options)
+        names = options.name or list(_SPEEDS)
+        if options.json and len(names) > 1 and not set(names) <= set(_SPEEDS):
+            raise UserError("with --json, accuracy, label and sweep are measured one at a time")
+        measured: dict[str, Any] = {}
+        for name in names:
+            if name not in _SPEEDS:
+                _run(name, options)
+                continue
+            measured[name] = _speed(name, options)
+            if options.json:
+                found = measured if len(names) > 1 else measured[name]
+                Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except UserError as mistake:
         print(f"benchmarks: {mistake}", file=sys.stderr)
         return 2
     return 0
 
 
+def _speed(name: str, options: argparse.Namespace) -> dict[str, float]:
+    about, place = _SPEEDS[name]
+    module, function = place.split(".")
+    print(f"{name}: {about}", flush=True)
+    measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+    with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
+        if options.store:
+            benchmarks.linio2_store(Path(folder), options.store)
+        more = {"pythons": options.peer_pythons if options.peers else None} if name == "predict" else {}
+        figures = dict(measure(Path(folder), **more))
+    benchmarks.report(figures)
+    return figures
+
+
 def _run(name: str, options: argparse.Namespace) -> None:
-    if name in _SPEEDS:
-        about, place = _SPEEDS[name]
-        module, function = place.split(".")
-        print(f"{name}: {about}", flush=True)
-        measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-        with tempfile.TemporaryDirectory(prefix="stemtune-bench-") as folder:
-            if options.store:
-                benchmarks.linio2_store(Path(folder), options.store)
-            more = {"pythons": options.peer_pythons if options.peers else None} if name == "predict" else {}
-            benchmarks.report(measure(Path(folder), **more), options.json)
-        return
     benchmark: Any = importlib.import_module(f"benchmarks.{'labelling' if name == 'label' else name}")
     benchmark.run(_chosen(benchmark.Options, options))
 

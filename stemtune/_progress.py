@@ -8,6 +8,7 @@ a second says nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -31,6 +32,7 @@ def say(line: str, file: TextIO | None = None) -> None:
     file.flush()
 
 
+@functools.cache
 def _tqdm() -> Any:
     from tqdm import tqdm
 
@@ -59,7 +61,7 @@ class Progress:
         self.total, self.stage, self.unit, self.done = total, stage, unit, done
         self._before, self._began, self._note = done, time.monotonic(), ""
         self._bar: Any = None
-        self._every = float(os.environ.get("STEMTUNE_PROGRESS_S") or EVERY_S)
+        self._every = _interval_s()
         self._over = threading.Event()
         if shown and sys.stderr.isatty():
             self._bar = _tqdm()(total=total, initial=done, desc=stage, unit=unit, leave=False)
@@ -103,7 +105,8 @@ class Progress:
     def _report(self) -> None:
         while not self._over.wait(self._every):
             rate = self._rate()
-            self._print(f"{_duration((self.total - self.done) / rate)} left" if rate else "time left unknown")
+            left = self.total - self.done
+            self._print(f"{_duration(left / rate)} left" if rate and left >= 0 else "time left unknown")
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._began, 1e-6)
@@ -113,6 +116,15 @@ class Progress:
         parts = [time.strftime("%H:%M:%S"), self.stage, figures, f"{self._rate():,.3g}/s", tail, self._note]
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+
+def _interval_s() -> float:
+    """Return the seconds between two lines; what is no positive number counts as not set."""
+    try:
+        wanted = float(os.environ.get("STEMTUNE_PROGRESS_S", ""))
+    except ValueError:
+        return EVERY_S
+    return wanted if 0 < wanted < threading.TIMEOUT_MAX else EVERY_S
 
 
 def _duration(seconds: float) -> str:

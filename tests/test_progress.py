@@ -41,6 +41,17 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(
     assert capsys.readouterr().err == ""  # nothing goes on after the end
 
 
+@pytest.mark.parametrize("interval", ["abc", "0", "-1", "nan", "inf"])
+def test_an_interval_that_is_none_counts_as_not_set(
+    interval: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STEMTUNE_PROGRESS_S", interval)
+    with Progress(10, "label", "pattern") as progress:
+        progress.update(10)
+        time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_takes_no_time_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(10, "label", "pattern") as progress:
         progress.update(10)

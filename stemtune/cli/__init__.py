@@ -102,7 +102,9 @@ def _terminable() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if received:  # the process ends now; a signal that follows, from Ray for instance, must not change how
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if received else before)
 
 
 def _parser() -> Parser:

@@ -95,7 +95,7 @@ none, one is started. A space is looked up in the working folder and then in the
 def sweep(parser: Parser) -> Command:
     parser.option("space", f"the search space; default {DEFAULT_SPACE}", "SPACE.yaml", nargs="?")
     parser.flag("--local", "a Ray of our own on this machine, whatever else runs")
-    parser.option("--trials", "number of trials, instead of the space's", "N", type=int)
+    parser.option("--trials", "number of trials, instead of the space's", "N", type=positive)
     parser.option("--name", "name of the sweep; default the space's file name", "NAME")
     parser.option(
         "--resume",

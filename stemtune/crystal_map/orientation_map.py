@@ -181,7 +181,7 @@ class OrientationMap:
     def phase_names(self) -> list[str]:
         """A name for each phase that no other has: "Fe (229)" and "Fe (225)", by space group, for two called Fe."""
         names = [phase.name for phase in self.phases]
-        groups = [f"{phase.name} ({phase.space_group})" for phase in self.phases]
+        groups = [f"{p.name} ({p.space_group})" if p.space_group else p.name for p in self.phases]
         names = [group if names.count(name) > 1 else name for name, group in zip(names, groups, strict=True)]
         return [f"{name} #{place}" if names.count(name) > 1 else name for place, name in enumerate(names, start=1)]
 

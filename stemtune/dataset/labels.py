@@ -77,6 +77,8 @@ def labels_from_map(store: Store, orientation_map: OrientationMap, facts: Mappin
     pixel = row * orientation_map.shape[1] + column
     indexed = orientation_map.indexed[pixel]
     scores = {**orientation_map.layers, **orientation_map.columns()}
+    if orientation_map.ncc is not None:
+        scores["ncc"] = orientation_map.score("ncc")
     rotation = scan_rotation_deg(store.attrs)  # a map is in the scan's frame, labels in the patterns'
     return Labels(
         orientation=to_pattern_frame(orientation_map.orientation[pixel], rotation),

@@ -293,7 +293,7 @@ def _evaluate_once(
     """Report a model that has nothing to learn; its rate is that of the evaluation."""
     device = next((value.device for value in model.buffers()), torch.device("cpu"))
     began = time.perf_counter()
-    scores = score_patterns(model, validation, device)
+    scores = score_patterns(model, validation, device, shown=rank == 0)
     rate = scores.shape[1] / (time.perf_counter() - began)
     metrics, model.calibration = summarise(scores), fit_calibration(scores)
     metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate, **model_figures(model, scores)}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from stemtune._progress import Progress
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
@@ -81,20 +82,25 @@ def fit_calibration(scores: Tensor) -> Calibration:
 
 
 def score_patterns(
-    model: OrientationModel, loader: Loader, device: torch.device, precision: torch.dtype | None = None
+    model: OrientationModel,
+    loader: Loader,
+    device: torch.device,
+    precision: torch.dtype | None = None,
+    shown: bool = False,
 ) -> Tensor:
     """Return how good the model's best candidate for each validation pattern is: (6, N) over all data-parallel workers.
 
     The rows are the disorientation from the truth in degrees, the same modulo the beam-180 ambiguity, whether the
     candidate is near a pseudo-symmetric variant of the truth (0 or 1), the mean loss of its batch, the model's own
-    confidence, and the milliseconds that the model took for it, its share of its batch.
+    confidence, and the milliseconds that the model took for it, its share of its batch. `shown` reports progress.
     """
     training = model.training
     model.eval()
     symmetry = model.phase.symmetry
     columns: list[Tensor] = []
-    with torch.inference_mode():
-        for batch in loader.epoch(0):
+    progress = Progress(loader.batches_per_epoch, "validate", "batch", shown=shown)
+    with torch.inference_mode(), progress:
+        for batch in progress.over(loader.epoch(0)):
             truth = batch.orientation.to(device)
             patterns = batch.patterns.to(device, non_blocking=True)
             began = time.perf_counter()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import sys
 import time
 import traceback
 from collections import deque
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stemtune._files import existing, whole_file, writable_folder
-from stemtune._progress import Progress
+from stemtune._progress import Progress, say
 from stemtune.errors import Interrupted, UserError
 from stemtune.learning.checkpoint import load_model
 from stemtune.live.growing_file import ENDINGS, QUIET_S, NotIncremental, open_growing
@@ -66,6 +65,11 @@ class _Entry:
     writing: Future[dict[str, Any]] | None = None
     partial: bool = False
 
+    def end_progress(self, finished: bool = False) -> None:
+        if self.progress:
+            self.progress.close(finished)
+        self.progress = None
+
     def changed(self) -> bool:
         """Whether the file has become another since it was done with; one that failed may grow, it stays as bad."""
         now = _stamp(self.path)
@@ -86,7 +90,7 @@ class Watch:
         self.entries: dict[str, _Entry] = {}
         self.board = StatusBoard(f"stemtune watch {folder}")
         self._key: dict[str, Any] = json.loads(json.dumps(options.key()))
-        self._complaint = ""
+        self.unlisted = self._complaint = ""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="maps")
         try:
             self._known: dict[str, dict[str, Any]] = json.loads((self.cache / "scans.json").read_text())
@@ -117,16 +121,17 @@ class Watch:
 
     def close(self) -> None:
         for entry in self.entries.values():
-            if entry.progress:
-                entry.progress.close(finished=False)
+            entry.end_progress()
         self._writer.shutdown(wait=True)
 
     def _discover(self) -> None:
         try:
             paths = sorted(self.folder.iterdir())
         except OSError as problem:
-            self._complain(f"{self.folder} cannot be listed ({problem.strerror or problem}); it is tried again")
+            self.unlisted = f"{self.folder} cannot be listed ({problem.strerror or problem})"
+            self._complain(f"{self.unlisted}; it is tried again")
             return
+        self.unlisted = ""
         for path in paths:
             if path.name.startswith(".") or path.suffix.lower() not in (*ENDINGS, *FINISHED_ONLY):
                 continue
@@ -142,7 +147,8 @@ class Watch:
     def _open(self, path: Path) -> _Entry:
         """Return the entry of a file: done, where it has become a map and is the same since, else to be answered."""
         known = self._known.get(path.name)
-        if known is not None and _Stamp(*known["stamp"]) == _stamp(path) and known["key"] == self._key:
+        done = known is not None and known["state"] == "done" and known["key"] == self._key
+        if known is not None and done and _Stamp(*known["stamp"]) == _stamp(path):
             return _Entry(path, known["name"], None, "done", known["note"], _stamp(path))
         entry = _Entry(path, str(known["name"]) if known is not None else self._new_name(path), None)
         if known is None:
@@ -166,6 +172,7 @@ class Watch:
         try:
             return self._whole(entry) if entry.scan is None else self._answered(entry, entry.scan)
         except NotIncremental:
+            entry.end_progress()
             entry.scan = None
         except Exception as problem:
             self._fail(entry, problem)
@@ -177,28 +184,26 @@ class Watch:
         now = time.monotonic()
         if worked:
             entry.recent.append((now, scan.done - before))
-            if entry.progress:
-                entry.progress.update(scan.done - before)
-            else:
-                entry.progress = Progress(scan.total, entry.name, "frame", scan.done)
-        if entry.progress and (scan.whole or scan.stalled):
-            entry.progress.close(scan.whole)
-            entry.progress = None
+            entry.progress = entry.progress or Progress(scan.total, entry.name, "frame", before)
+            entry.progress.total = scan.total  # of an open-ended file it grows
+            entry.progress.update(scan.done - before)
+        if scan.whole or scan.stalled:
+            entry.end_progress(scan.whole)
         if scan.whole or now - entry.drawn > _DRAW_S:
             scan.draw()
             entry.drawn = now
         if scan.waiting != entry.note and "because" in scan.waiting:
-            _log(f"{entry.path.name}: {scan.waiting}")
+            say(f"{entry.path.name}: {scan.waiting}")
         entry.note = scan.waiting
         if scan.whole:
             self._finish(entry)
         elif scan.stalled and entry.state != "stalled":
             entry.state = "stalled"
             there = f"{scan.landed:,} of {scan.total:,} frames are there" if scan.total else "nothing can be read of it"
-            _log(f"{entry.path.name} has not grown for {self.stall_s:g} s: {there}")
+            say(f"{entry.path.name} has not grown for {self.stall_s:g} s: {there}")
         elif entry.state == "stalled" and not scan.stalled:
             entry.state = "growing"
-            _log(f"{entry.path.name} grows again")
+            say(f"{entry.path.name} grows again")
         return worked
 
     def _whole(self, entry: _Entry) -> bool:
@@ -239,7 +244,7 @@ class Watch:
         if scan is not None and scan.anew:
             text += f"; {scan.anew:,} were answered again, for the whole scan has another centre or bad pixels"
         entry.state, entry.note = ("stalled" if entry.partial else "done"), text
-        _log(f"{entry.path.name}: {text}; the map is in {self.out / entry.name}")
+        say(f"{entry.path.name}: {text}; the map is in {self.out / entry.name}")
         if not entry.partial:
             self._record(entry, key=self._key)
             if scan is not None:
@@ -257,13 +262,14 @@ class Watch:
             reason = f"{type(problem).__name__}: {problem}; the traceback is in {log}"
             with suppress(OSError), log.open("a") as file:  # the disk may be full
                 file.write(f"{time.ctime()} {entry.path}\n{''.join(traceback.format_exception(problem))}\n")
+        entry.end_progress()
         entry.state, entry.note, entry.stamp = "failed", reason, _stamp(entry.path)
-        _log(f"{entry.path.name}: {reason}")
+        say(f"{entry.path.name}: {reason}")
 
     def _complain(self, text: str) -> None:
         """Say what is wrong with more than one scan, once."""
         if text != self._complaint:
-            _log(text)
+            say(text)
         self._complaint = text
 
     def _record(self, entry: _Entry, key: dict[str, Any] | None) -> None:
@@ -330,7 +336,7 @@ def watch(
         watching = Watch(source, target, options, stall_s)
         try:
             with serve_page(watching.board, port) if port is not None else nullcontext(None) as page:
-                _log(f"watching {source}; maps go to {target}" + (f"; the page is {page}" if page else ""))
+                say(f"watching {source}; maps go to {target}" + (f"; the page is {page}" if page else ""))
                 _until_done(watching, once, poll_s)
         finally:
             watching.close()
@@ -343,6 +349,8 @@ def _until_done(watching: Watch, once: bool, poll_s: float) -> None:
             if not busy:
                 time.sleep(poll_s)
     watching.finish_stalled()
+    if once and watching.unlisted:
+        raise UserError(f"{watching.unlisted}; see to its permissions, or that its disk is there")
     if left := [entry.path.name for entry in watching.entries.values() if entry.state == "growing"]:
         raise Interrupted(f"{', '.join(left)} under way; the same command goes on where it was")
 
@@ -364,7 +372,3 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return _Stamp()
     return _Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

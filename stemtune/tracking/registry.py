@@ -67,7 +67,8 @@ def _from_mlflow(address: str, spec: str) -> ResolvedModel:
             run, source = address.removeprefix("runs:/").partition("/")[0], address
             place = str(api.get_run(run).info.artifact_uri)
         copy = None
-        if urlsplit(place).scheme not in ("", "file"):  # on a server: what is fetched goes when the process ends
+        # What MLflow copies goes when the process ends; a registered model on this machine is read where it lies.
+        if source == address or urlsplit(place).scheme not in ("", "file"):
             copy = tempfile.mkdtemp(prefix="stemtune-model-")
             atexit.register(shutil.rmtree, copy, ignore_errors=True)
         folder = Path(mlflow.artifacts.download_artifacts(source, dst_path=copy, tracking_uri=where.uri))

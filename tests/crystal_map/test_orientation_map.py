@@ -166,6 +166,8 @@ def test_three_equal_phases_are_numbered() -> None:
     made = two_irons()
     same = dataclasses.replace(made, phases=[made.phases[0]] * 2)
     assert same.phase_names == ["Fe (225) #1", "Fe (225) #2"]
+    unknown = dataclasses.replace(made.phases[0], space_group=0)
+    assert dataclasses.replace(made, phases=[unknown] * 2).phase_names == ["Fe #1", "Fe #2"]
 
 
 def test_a_map_is_cut_and_prints_itself() -> None:

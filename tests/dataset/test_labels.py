@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -174,6 +175,8 @@ def test_a_map_is_laid_on_the_scan_it_belongs_to(tmp_path: Path) -> None:
         same = labels_from_map(store, a_map(ROWS, COLUMNS), {})
         np.testing.assert_array_equal(same.scores["CI"], np.arange(N))
         np.testing.assert_array_equal(np.isnan(same.orientation[:, 0]), np.arange(N) % 4 == 0)
+        refined = dataclasses.replace(a_map(ROWS, COLUMNS), ncc=np.full((N, 1), 0.75, dtype=np.float32))
+        assert labels_from_map(store, refined, {}).scores["ncc"][1] == 0.75
         whole = labels_from_map(store, a_map(8, 9), {})  # of the scan that this store is a part of
         np.testing.assert_array_equal(whole.scores["CI"].reshape(ROWS, COLUMNS)[0], 2 * 9 + 1 + np.arange(COLUMNS))
         np.testing.assert_array_equal(whole.phase, np.where(whole.scores["CI"] % 4 == 0, -1, 0))

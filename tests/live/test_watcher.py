@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,32 @@ def test_whatever_one_scan_raises_the_others_go_on(
     assert read_map_h5(tmp_path / "maps" / "good").shape == (6, 10)
     assert cli.main(command) == 0
     assert read_map_h5(tmp_path / "maps" / "bad").shape == (6, 10)
+
+
+def test_what_version_0_1_noted_as_failed_is_tried_again(small: Path, model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "scan.npy", np.load(small))
+    watch(tmp_path, model, tmp_path / "maps", once=True, port=None, **GIVEN)
+    known = tmp_path / "maps" / ".live" / "scans.json"
+    shutil.rmtree(tmp_path / "maps" / "scan")
+    known.write_text(known.read_text().replace('"done"', '"failed"'))
+    assert watch(tmp_path, model, tmp_path / "maps", once=True, port=None, **GIVEN) == {"scan.npy": "done"}
+    assert read_map_h5(tmp_path / "maps" / "scan").shape == (6, 10)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_success(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unlisted(self: Path) -> Iterator[Path]:
+        if self == tmp_path / "scans":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return iterdir(self)
+
+    (tmp_path / "scans").mkdir()
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", unlisted)
+    command = ["watch", str(tmp_path / "scans"), "--model", str(model), "--out", str(tmp_path / "maps")]
+    assert cli.main([*command, "--once", "--no-page"]) == 2
+    assert "cannot be listed (Permission denied)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_full_disk_does_not_end_the_watch(

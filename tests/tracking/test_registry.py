@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_a_report_is_kept_with_the_run_of_the_model(prepared: Path, monkeypatch:
         "maps/particle/report.html",
     ]
     assert resolve(str(prepared / "best")).run is None
+    (prepared / "temporary").mkdir()
+    once = [
+        sys.executable,
+        "-c",
+        f"from stemtune.tracking.registry import resolve; print(resolve('runs:/{run}/model'))",
+    ]
+    found = subprocess.run(
+        once, check=True, capture_output=True, env={**os.environ, "TMPDIR": str(prepared / "temporary")}
+    )
+    assert b"temporary" in found.stdout  # MLflow copies what a run keeps
+    assert not list((prepared / "temporary").iterdir())
     with pytest.raises(UserError, match=r"did not take the files for the run 0123"):
         log_files("0123", folder, ("*",), "maps/particle")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{prepared}/gone.db")

@@ -173,11 +173,13 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no Ray answers at 127.0.0.1:9 .*refused.*--local"):
         connect.connect()
     monkeypatch.setenv("RAY_ADDRESS", "ray://somewhere:10001")
-    with pytest.raises(UserError, match="a sweep runs on a node of the cluster"):
+    with pytest.raises(UserError, match="RAY_ADDRESS is .* runs on a node of the cluster"):
         connect.connect()
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(UserError, match="RAY_ADDRESS is 'nonsense'"):
         connect.connect()
+    with pytest.raises(UserError, match="--ray is 'ray://head:10001'"):
+        connect.running("ray://head:10001")
 
 
 def test_the_token_file_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,15 +151,16 @@ def _quiet_loggers() -> None:
 
 def running(given: str | None = None) -> str | None:
     """Return the address of the Ray to join, `given` or that of `RAY_ADDRESS` first, or None where there is none."""
+    name = "--ray" if given else "RAY_ADDRESS"
     given = given or os.environ.get("RAY_ADDRESS", "")
     if "://" in given:
         raise UserError(
-            f"RAY_ADDRESS is '{given}', but a sweep runs on a node of the cluster; unset it and use"
-            " `ray submit cluster/hpc.yaml stemtune/sweep.py -- SPACE.yaml`, or give the head node's HOST:PORT"
+            f"{name} is '{given}', but stemtune runs on a node of the cluster: give the head node's HOST:PORT, or use"
+            " `ray submit cluster/hpc.yaml stemtune/sweep.py -- SPACE.yaml` from elsewhere"
         )
     if given not in ("", "auto", "local"):
         if not given.rpartition(":")[2].isdigit() or ":" not in given:
-            raise UserError(f"RAY_ADDRESS is '{given}', but must be the head node's HOST:PORT")
+            raise UserError(f"{name} is '{given}', but must be the head node's HOST:PORT")
         return given
     from ray._private.services import canonicalize_bootstrap_address
 

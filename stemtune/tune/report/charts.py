@@ -206,7 +206,8 @@ def spreads(found: Comparison) -> Figure | None:
         shade = found.colours[group["architecture"]]
         place.plot(group["values"], [line] * len(group["values"]), "o", color=shade, alpha=0.7)
         place.plot([group["mean"]], [line], "|", color="k", markersize=14)
-    labels = [f"{group['architecture']} ({searched_settings(group['settings'])})" for group in groups]
+    settings = [searched_settings(group["settings"]) for group in groups]
+    labels = [g["architecture"] + (f" ({text})" if text else "") for g, text in zip(groups, settings, strict=True)]
     place.set_yticks(range(len(groups)), labels, fontsize=8)
     place.invert_yaxis()
     place.set(xlabel=found.metric, title="the same settings with several seeds (bar: mean)")

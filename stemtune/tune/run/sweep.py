@@ -194,9 +194,13 @@ def _run(
             ) from None
         current = driver_state(sweep_id).callback
         if current is None:
-            raise Interrupted(f"interrupted: stemtune sweep --resume {folder.name} goes on with it")
+            raise KeyboardInterrupt
         return _finish(current, folder, manifest, interrupted)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted: stemtune sweep --resume {folder.name} goes on with it") from None
     finally:
+        if (current := driver_state(sweep_id).callback) is not None:
+            current.progress.close(finished=False)
         drop_driver_state(sweep_id)
 
 
