@@ -115,10 +115,10 @@ def _start(options: dict[str, Any]) -> None:
     try:
         ray.init(address="local", include_dashboard=False, **options)
     except Exception as problem:
-        raise UserError(
-            f"Ray did not start on this machine ({_first_line(problem)}); try again when it is less busy, or see"
-            " Ray's own logs in /tmp/ray/session_latest/logs"
-        ) from None
+        remedy = "try again when it is less busy, or see Ray's own logs in /tmp/ray/session_latest/logs"
+        if "AF_UNIX" in str(problem):  # a socket's path has 107 bytes at most
+            remedy = "set RAY_TMPDIR to a folder with a shorter name"
+        raise UserError(f"Ray did not start on this machine ({_first_line(problem)}); {remedy}") from None
     finally:
         for name in changed:
             os.environ.pop(name, None)
