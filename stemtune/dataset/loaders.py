@@ -27,7 +27,8 @@ from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_c
 from stemtune.dataset.store import Store
 from stemtune.diffraction import overlap
 from stemtune.diffraction.bloch import simulator_for
-from stemtune.diffraction.geometry import Geometry, Resampling
+from stemtune.diffraction.detector import Resampling
+from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 

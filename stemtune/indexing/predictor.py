@@ -15,7 +15,8 @@ from torch import Tensor
 from stemtune._parallel import Spread, map_over_threads, prefetch
 from stemtune._progress import Progress
 from stemtune.dataset.store import Store
-from stemtune.diffraction.geometry import Geometry, Resampling
+from stemtune.diffraction.detector import Resampling
+from stemtune.diffraction.geometry import Geometry
 from stemtune.indexing.refine import Refiner
 from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
 from stemtune.learning.checkpoint import load_model

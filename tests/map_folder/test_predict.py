@@ -27,7 +27,8 @@ from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.crystal_map.io import read_map_h5
 from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.dataset.store import Store, StoreWriter
-from stemtune.diffraction.geometry import Geometry, Resampling
+from stemtune.diffraction.detector import Resampling
+from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
