@@ -128,7 +128,7 @@ def test_as_a_script_its_own_folder_hides_nothing(tmp_path: Path, monkeypatch: p
         (["tiny.yaml", "--set", "optim.lrr=1"], "did you mean 'optim.lr'?"),
         (["tiny.yaml", "--set", "data.store=gone.h5", "--local"], "`data.store` 'gone.h5' does not exist"),
         (["tiny.yaml", "--name", "a/b"], "the name 'a/b' of a sweep may hold"),
-        (["tiny.yaml", "--trials", "0"], "--trials is 0"),
+        (["tiny.yaml", "--trials", "0"], "--trials: '0' must be a whole number of at least 1"),
         (["--resume", "nothing"], "there is no sweep called 'nothing'"),
         (["--resume"], "no interrupted sweep is in"),
         (["--resume", "x", "--trials", "3"], "--trials cannot change it"),

@@ -41,6 +41,8 @@ class Oracle(OrientationModel):
 class Listed:
     """Two batches of unequal size."""
 
+    batches_per_epoch = 2
+
     def __init__(self, truth: Tensor) -> None:
         self.truth = truth
 
