@@ -92,6 +92,35 @@ def test_ctrl_c_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err.count("\n") == 1
 
 
+SWALLOWS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    sum(range(100_000))
+except BaseException:
+    pass
+"""
+COMMAND = """
+import sys, time
+from stemtune import cli
+def run(argv):
+    import swallows
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        return cli.INTERRUPTED
+cli._run = run
+sys.exit(cli.main([]))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_module_that_swallows_an_interrupt_does_not_swallow_ours(name: str, code: int, tmp_path: Path) -> None:
+    """As numpy.random does, and any extension module may, while it is imported."""
+    (tmp_path / "swallows.py").write_text(SWALLOWS.format(name=name))
+    assert subprocess.run([sys.executable, "-c", COMMAND], cwd=tmp_path, timeout=20).returncode == code
+
+
 def test_user_errors_are_one_line() -> None:
     assert "\n" not in str(UserError("a"))
 

@@ -21,6 +21,7 @@ from stemtune.errors import UserError, fault_line
 
 INTERRUPTED = 130
 NOTHING_LEFT = "interrupted; nothing half-written was left under a final name"
+_AGAIN_S = 0.05  # how long a signal waits before it is looked at again
 
 COMMANDS = (
     data.simulate,
@@ -79,7 +80,9 @@ def _run(argv: Sequence[str] | None) -> int:
 def _terminable() -> Iterator[list[int]]:
     """Answer SIGTERM in the block as Ctrl-C is answered; yield a list that holds the signal once it came.
 
-    A process that was forked from this one, and any other thread than the main one, keep the usual answer.
+    While a module is imported, both wait until it is there: extension modules swallow a KeyboardInterrupt then, and the
+    command would go on. A process that was forked from this one, and any other thread than the main one, keep the usual
+    answers.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -89,22 +92,43 @@ def _terminable() -> Iterator[list[int]]:
 
     def answer(number: int, frame: FrameType | None) -> None:
         if os.getpid() != here:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
             os.kill(os.getpid(), number)
             return
-        received.append(number)
-        interrupt = signal.getsignal(signal.SIGINT)  # Ray Tune's own while a sweep runs
-        if not callable(interrupt):  # ignored, as in the background of a script
-            raise KeyboardInterrupt
-        interrupt(signal.SIGINT, frame)
+        if _importing(frame):
+            signal.signal(signal.SIGALRM, lambda _, frame: answer(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+            return
+        if number == signal.SIGTERM:
+            received.append(number)
+            interrupt = signal.getsignal(signal.SIGINT)  # Ray Tune's own while a sweep runs
+            if callable(interrupt) and interrupt is not answer:
+                interrupt(signal.SIGINT, frame)
+                return
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, answer)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    signal.signal(signal.SIGTERM, answer)
+    if callable(before[signal.SIGINT]):  # not ignored, as it is in the background of a script
+        signal.signal(signal.SIGINT, answer)
     try:
         yield received
     finally:
-        if received:  # the process ends now; a signal that follows, from Ray for instance, must not change how
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if received else before)
+        if signal.getsignal(signal.SIGALRM) is not before[signal.SIGALRM]:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            # After SIGTERM the process ends; a signal that follows, from Ray for instance, must not change how.
+            if handler is not None:  # not one that C code set
+                signal.signal(number, signal.SIG_IGN if received and number != signal.SIGALRM else handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported by the command."""
+    while frame is not None and frame.f_code is not main.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _parser() -> Parser:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sample_maps
 
-from stemtune.config import Config, SimulateConfig, Span
+from stemtune.config import Config, SimulateConfig
 from stemtune.crystal.phase import linio2
 from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.dataset.store import Store
@@ -16,15 +17,7 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.checkpoint import save_model
 from stemtune.learning.models import build
 
-MICROSCOPE = dataclasses.replace(
-    SimulateConfig(),
-    size=64,
-    scale=0.05,
-    dose=Span(20_000, 20_000),
-    precession=Span(0.7, 0.7),
-    background=Span(0.05, 0.1),
-    centre_error=0.0,
-)
+MICROSCOPE = dataclasses.replace(sample_maps.MICROSCOPE, centre_error=0.0, ellipticity=SimulateConfig().ellipticity)
 SHAPE = (24, 24)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sample_maps
 import torch
 from rsciio import hspy
 
 from stemtune.analysis.evaluation.evaluate import evaluate
-from stemtune.config import Config, SimulateConfig, Span
+from stemtune.config import Config, Span
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
@@ -28,11 +29,8 @@ from stemtune.plot.patterns import overlay_positions
 from stemtune.scan.corrections import flipped
 
 MICROSCOPE = dataclasses.replace(
-    SimulateConfig(),
-    size=64,
-    scale=0.05,
+    sample_maps.MICROSCOPE,
     dose=Span(100_000, 100_000),
-    precession=Span(0.7, 0.7),
     background=Span(0, 0.05),
     dead_pixels=0.0,
     centre_error=0.2,
