@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 from stemtune._version import __version__
@@ -22,6 +23,7 @@ from stemtune.errors import UserError, fault_line
 INTERRUPTED = 130
 NOTHING_LEFT = "interrupted; nothing half-written was left under a final name"
 _AGAIN_S = 0.05  # how long a signal waits before it is looked at again
+_STARTS = (threading.Thread.start.__code__, ThreadPoolExecutor.submit.__code__)
 
 COMMANDS = (
     data.simulate,
@@ -80,9 +82,10 @@ def _run(argv: Sequence[str] | None) -> int:
 def _terminable() -> Iterator[list[int]]:
     """Answer SIGTERM in the block as Ctrl-C is answered; yield a list that holds the signal once it came.
 
-    While a module is imported, both wait until it is there: extension modules swallow a KeyboardInterrupt then, and the
-    command would go on. A process that was forked from this one, and any other thread than the main one, keep the usual
-    answers.
+    While a module is imported, a CIF read or a thread started, both wait until that is done: extension modules and
+    PyCifRW (a bare `except`) swallow a KeyboardInterrupt, and the command would go on; a thread that its pool does not
+    know of yet never ends, nor would the process. A process that was forked from this one, and any other thread than
+    the main one, keep the usual answers.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -95,7 +98,7 @@ def _terminable() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
             os.kill(os.getpid(), number)
             return
-        if _importing(frame):
+        if _delicate(frame):
             signal.signal(signal.SIGALRM, lambda _, frame: answer(number, frame))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
             return
@@ -122,10 +125,11 @@ def _terminable() -> Iterator[list[int]]:
                 signal.signal(number, signal.SIG_IGN if received and number != signal.SIGALRM else handler)
 
 
-def _importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported by the command."""
+def _delicate(frame: FrameType | None) -> bool:
+    """Whether the command is importing a module, reading a CIF or starting a thread."""
     while frame is not None and frame.f_code is not main.__code__:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
+        file = frame.f_code.co_filename
+        if file.startswith("<frozen importlib") or "/CifFile/" in file or frame.f_code in _STARTS:
             return True
         frame = frame.f_back
     return False
