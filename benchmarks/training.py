@@ -14,7 +14,8 @@ import torch
 from benchmarks import MODELS, Figures, linio2_store, timed
 from stemtune.config import Config
 from stemtune.crystal.symmetry import disorientation_beam180_deg
-from stemtune.dataset.loaders import Batch, loaders
+from stemtune.dataset.batches import Batch
+from stemtune.dataset.loaders import loaders
 from stemtune.errors import UserError
 from stemtune.learning.fit import Trainer, default_device
 from stemtune.learning.inference import autocast

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stemtune.config import Scalar
     from stemtune.crystal_map.orientation_map import OrientationMap
+    from stemtune.dataset.beam_store import BeamStore
     from stemtune.dataset.store import Store
     from stemtune.learning.model import OrientationModel
     from stemtune.scan.readers import Scan
     from stemtune.tune.run.sweep import SweepOutcome
 
-    Anything = Store | Scan | OrientationMap | OrientationModel
+    Anything = Store | BeamStore | Scan | OrientationMap | OrientationModel
 
     Place = str | os.PathLike[str]
 
@@ -32,10 +33,11 @@ def simulate(
     scan: tuple[int, int] | None = None,
     grains: int = 12,
     dynamical: bool = False,
+    beams: bool = False,
     seed: int = 0,
     workers: int = 1,
     **microscope: Scalar | tuple[float, float],
-) -> Store:
+) -> Store | BeamStore:
     """Simulate diffraction patterns of known orientation and return the store that holds them.
 
     Parameters
@@ -52,6 +54,9 @@ def simulate(
         Grains of `scan`.
     dynamical
         Bloch waves instead of kinematic intensities.
+    beams
+        With `dynamical`: keep the diffracted beams of `patterns` orientations, from which training draws fresh patterns
+        (`data.source: beams`), instead of patterns.
     seed
         The same seed gives the same store.
     workers
@@ -62,7 +67,7 @@ def simulate(
 
     Returns
     -------
-    Store
+    Store or BeamStore
         The store, opened for reading.
 
     Raises
@@ -71,6 +76,7 @@ def simulate(
         For what cannot be simulated or written.
     """
     from stemtune.config import Config
+    from stemtune.dataset.beam_store import BeamStore, simulate_beams
     from stemtune.dataset.simulate import simulate_polycrystal, simulate_store
     from stemtune.dataset.store import Store
     from stemtune.errors import UserError
@@ -79,6 +85,10 @@ def simulate(
     if dynamical and flat.setdefault("simulate.physics", "bloch") != "bloch":
         raise UserError(f"dynamical=True asks for Bloch waves, but physics is {flat['simulate.physics']!r}")
     settings = Config.from_flat(flat).simulate
+    if beams:
+        if scan is not None or not dynamical:
+            raise UserError("beams=True keeps the beams of Bloch waves to train on: give dynamical=True, and no scan")
+        return BeamStore.open(simulate_beams(cif, out, patterns, settings, seed=seed, workers=workers))
     if scan is None:
         simulate_store(cif, out, patterns, settings, seed=seed, workers=workers)
     else:
@@ -103,7 +113,7 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
 
     Returns
     -------
-    Store, Scan, OrientationMap or OrientationModel
+    Store, BeamStore, Scan, OrientationMap or OrientationModel
         What is there.
 
     Raises
@@ -125,6 +135,10 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
         from stemtune.dataset.store import Store
 
         return Store.open(found)
+    if kind == "beams":
+        from stemtune.dataset.beam_store import BeamStore
+
+        return BeamStore.open(found)
     if kind == "map":
         from stemtune.crystal_map.io import read_map_h5
 

@@ -35,9 +35,21 @@ def _simulate_config(options: argparse.Namespace) -> SimulateConfig:
     return Config.from_flat(given).simulate
 
 
+def _simulate_beams(options: argparse.Namespace, settings: SimulateConfig, how: dict[str, Any]) -> None:
+    if settings.physics != "bloch":
+        raise UserError("--beams keeps the beams of Bloch waves; give --dynamical too (kinematic ones need no store)")
+    if options.scan:
+        raise UserError("--beams is a store to train on, --scan a scan to look at; give one of them")
+    from stemtune.dataset.beam_store import simulate_beams
+
+    number = options.patterns, settings, options.thicknesses, options.tilt_groups
+    simulate_beams(options.cif, options.out, *number, **how)
+
+
 @command(
     "simulated patterns with exact orientations; after an interrupt the same command goes on",
-    "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5",
+    "stemtune simulate linio2 --out linio2.h5 --patterns 20000 --dynamical --thickness 20:80 --precession 0.5\n"
+    "  stemtune simulate linio2 --out beams.h5 --patterns 50000 --dynamical --beams --thickness 20:80",
 )
 def simulate(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
@@ -51,7 +63,9 @@ def simulate(parser: Parser) -> Command:
                 raise UserError("--ray spreads a --scan over CPUs only; leave out --device cuda")
             how["device"] = "cuda" if options.device == "cuda" else "cpu"
             how["spread"] = over_ray(options, how["device"])
-        if shape:
+        if options.beams:
+            _simulate_beams(options, settings, how)
+        elif shape:
             simulate.simulate_polycrystal(options.cif, options.out, shape, options.grains, settings, **how)
         else:
             simulate.simulate_store(options.cif, options.out, options.patterns, settings, **how)
@@ -73,6 +87,19 @@ def simulate(parser: Parser) -> Command:
     parser.option("--workers", "processes on a CPU; default 1", "N", type=positive, default=1)
     ray_option(parser)
     parser.flag("--dynamical", "Bloch waves; the same as --physics bloch")
+    parser.flag(
+        "--beams",
+        "keep the beams of --patterns random orientations, not pixels: training draws fresh patterns from them"
+        " (data.source=beams), thousands a second; with --dynamical",
+    )
+    parser.option("--thicknesses", "--beams: thicknesses of each orientation; default 6", "N", type=positive, default=6)
+    parser.option(
+        "--tilt-groups",
+        "--beams: pairs of precession and convergence of each orientation; default 2",
+        "N",
+        type=positive,
+        default=2,
+    )
     parser.option(
         "--device",
         "where to simulate; default auto, a GPU if there is one (its random numbers are its own), with --ray CPUs",

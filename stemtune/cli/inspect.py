@@ -1,4 +1,4 @@
-"""What a file or folder holds, for people: a scan, a store, a map, a model folder or a search space."""
+"""What a file or folder holds, for people: a scan, a store (of patterns or beams), a map, a model or a search space."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe(path: str | os.PathLike[str]) -> str:
     """Return in a few lines what is at `path`; a `UserError` says that nothing is there, or nothing that we read."""
     found = existing(path, "the path")
     describers: dict[str, Callable[[Path], Description]] = {
-        "store": _store, "scan": lambda path: read_scan(path).describe(), "map": _map, "model": _model,
+        "store": _store, "beams": _beams, "scan": lambda path: read_scan(path).describe(), "map": _map, "model": _model,
         "search space": _space,
     }  # fmt: skip
     title, facts = describers[kind_of(found)](found)
@@ -43,6 +43,12 @@ def describe(path: str | os.PathLike[str]) -> str:
 def _store(path: Path) -> Description:
     with Store.open(path) as store:
         return store.describe()
+
+
+def _beams(path: Path) -> Description:
+    from stemtune.dataset.beam_store import BeamStore  # loads torch
+
+    return BeamStore.open(path).describe()
 
 
 def _map(path: Path) -> Description:

@@ -11,11 +11,15 @@ from stemtune.config.setting import Span, cuts, flag, flag_or_path, integer, num
 class DataConfig:
     """Where patterns come from and how they enter the network."""
 
-    source: str = text("store", "patterns from a store, or simulated afresh", ("store", "simulate"))
-    store: str = text("", "path of the training store (HDF5)")
+    source: str = text(
+        "store",
+        "patterns from a store, simulated afresh, or drawn afresh from a store of beams (simulate --beams)",
+        ("store", "simulate", "beams"),
+    )
+    store: str = text("", "path of the training store, or of the store of beams (HDF5)")
     cif: str = text("", "CIF of the phase for data.source simulate; empty means LiNiO2")
-    patterns_per_epoch: int = integer(8192, "fresh patterns in one epoch of data.source simulate", "[1, inf)")
-    validation_patterns: int = integer(1024, "validation patterns of data.source simulate", "[1, inf)")
+    patterns_per_epoch: int = integer(8192, "fresh patterns in one epoch of data.source simulate and beams", "[1, inf)")
+    validation_patterns: int = integer(1024, "validation patterns of data.source simulate and beams", "[1, inf)")
     validation_store: str = text(
         "", "validate on all labels of this store, a scan with known truth for instance; empty: data.store's own"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,7 @@ DEFAULT_U_ISO = 0.005
 """Mean square displacement in Å² of atoms for which the CIF gives none, or gives 0: B = 8 pi² U = 0.39 Å², typical
 of oxides and metals at room temperature."""
 
+_SAME_PLACE_ANGSTROM = 0.01  # atoms nearer to each other stand at one place
 _ABSENT = 1e-4  # reflections with |F| below this part of the strongest count as absent: it is rounding of coordinates
 
 
@@ -99,6 +100,20 @@ class Phase:
         """(3, 3) float64 with `g = hkl @ reciprocal_matrix` in 1/Å: rows a*, b*, c* in the crystal frame."""
         inverse: Tensor = torch.linalg.inv(self.lattice.matrix())
         return inverse.T
+
+    @cached_property
+    def is_centrosymmetric(self) -> bool:
+        """Whether a point of the cell turns the structure into itself when everything is inverted about it."""
+        kind = torch.tensor([self.elements.index(element) for element in self.elements])
+        first = (kind == torch.bincount(kind).where(torch.bincount(kind) > 0, len(kind) + 1).argmin()).nonzero()[:, 0]
+        for partner in first:
+            inverted = self.fractional[first[0]] + self.fractional[partner] - self.fractional
+            apart = inverted[:, None] - self.fractional
+            length = torch.linalg.vector_norm((apart - apart.round()) @ self.lattice.matrix(), dim=-1)
+            alike = (kind[:, None] == kind) & ((self.occupancy[:, None] - self.occupancy).abs() < 1e-3)
+            if bool(((length < _SAME_PLACE_ANGSTROM) & alike).any(1).all()):
+                return True
+        return False
 
     def structure_factors(self, hkl: Tensor) -> Tensor:
         """Return the kinematic structure factors (N,) complex128 in Å of any `hkl` (N, 3).

@@ -11,76 +11,25 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from stemtune._parallel import memory_bytes, prefetch
 from stemtune.config import Config
 from stemtune.crystal.phase import Phase, phase_from
-from stemtune.crystal.sampling import random_orientations
 from stemtune.dataset.augment import augment
-from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, split_rows
+from stemtune.dataset.batches import Batch, Loader, Portion, batch_seed
+from stemtune.dataset.beam_store import BeamStore
+from stemtune.dataset.fresh_patterns import BeamPatterns, FreshLoader, PatternSource, SimulatedPatterns
+from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, same_crystal, split_rows
 from stemtune.dataset.store import Store
-from stemtune.diffraction import overlap
 from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.detector import Resampling
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
-
-_TRAINING, _VALIDATION = 1, 2  # keep the random numbers of simulated training and validation apart
-
-
-class Batch(NamedTuple):
-    """Patterns and what they show."""
-
-    patterns: Tensor  # counts (B, H, W), uint8, uint16 or float32
-    orientation: Tensor  # unit quaternions (B, 4) float32, lab-to-crystal, scalar first
-
-
-class Loader(Protocol):
-    """A source of batches, the same again for the same epoch."""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Number of batches that `epoch` yields on this rank."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Calibration of the patterns."""
-
-    @property
-    def phase(self) -> Phase:
-        """The crystal that the orientations belong to."""
-
-    @property
-    def source_sha256(self) -> str:
-        """Hash of the store that the patterns come from; empty for simulated ones."""
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `epoch` (counted from 0)."""
-
-
-class Portion(NamedTuple):
-    """This rank's part, from `start` to before `stop`, of the `step` patterns that all ranks use in a training step."""
-
-    step: int
-    start: int
-    stop: int
-
-    @classmethod
-    def of(cls, step: int, rank: int, world: int) -> Portion:
-        """Deal `step` patterns to `world` ranks as evenly as whole patterns allow."""
-        return cls(step, rank * step // world, (rank + 1) * step // world)
-
-    @property
-    def size(self) -> int:
-        """Patterns of this rank in one step."""
-        return self.stop - self.start
 
 
 class ResampledLoader:
@@ -236,7 +185,7 @@ class StoreLoader:
             orientation = torch.from_numpy(self.store.orientation[rows].astype(np.float32))
             if self.augmentation == "rotate":  # interpolating is work for the device
                 patterns = patterns.to(self.device)
-            seed = _seed(self.seed, epoch, number, self.rank)
+            seed = batch_seed(self.seed, epoch, number, self.rank)
             batch = Batch(*augment(patterns, orientation, self.augmentation, torch.Generator().manual_seed(seed)))
             if self.device.type != "cuda":
                 return batch
@@ -244,66 +193,6 @@ class StoreLoader:
 
         yield from prefetch(map(fetch, range(len(plan))))
         self._cold = False
-
-
-class SimulatedLoader:
-    """Batches of patterns that are simulated when they are asked for, of uniformly random orientations.
-
-    Where `simulate.overlap` is above 0, some show further grains; the orientation is that of the strongest. An epoch
-    has `patterns` over all ranks: in `training` fresh ones every time, else the same, made once and kept. The rest is
-    as in `StoreLoader`; the device is the simulator's.
-    """
-
-    def __init__(
-        self,
-        simulator: KinematicSimulator,
-        patterns: int,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        training: bool = True,
-        portion: Portion | None = None,
-    ) -> None:
-        self.simulator, self.patterns, self.batch_size = simulator, patterns, batch_size
-        self.geometry, self.phase = simulator.geometry, simulator.phase
-        self.seed, self.rank, self.world, self.training = seed, rank, world, training
-        self.portion = portion or Portion.of(batch_size * world, rank, world)
-        self._kept: list[Batch] = []
-
-    source_sha256 = ""
-
-    @property
-    def batches_per_epoch(self) -> int:
-        if self.training:
-            return self.patterns // self.portion.step
-        return len(range(self.rank, math.ceil(self.patterns / self.batch_size), self.world))
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of epoch `epoch`, simulated ahead of their use by a thread."""
-        if self._kept:
-            yield from self._kept
-            return
-        kept = []
-        for batch in prefetch(self._simulate(epoch, number) for number in range(self.batches_per_epoch)):
-            if not self.training:
-                kept.append(batch)
-            yield batch
-        self._kept = kept
-
-    def _simulate(self, epoch: int, number: int) -> Batch:
-        block = number * self.world + self.rank
-        count = self.portion.size if self.training else min(self.batch_size, self.patterns - block * self.batch_size)
-        if not count:
-            return Batch(torch.zeros(0, self.geometry.size, self.geometry.size), torch.zeros(0, 4))
-        seed = _seed(self.seed, _TRAINING if self.training else _VALIDATION, epoch * self.training, block)
-        generator = torch.Generator(self.simulator.device).manual_seed(seed)
-        orientation = random_orientations(count, generator)
-        simulate = self.simulator.simulate
-        several = overlap.draw_overlap(simulate, count, generator) if simulate.overlap > 0 else None
-        patterns = overlap.patterns(self.simulator, orientation, several, generator)
-        return Batch(patterns, orientation.to(torch.float32))
 
 
 def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device | None = None) -> tuple[Loader, Loader]:
@@ -320,9 +209,11 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if config.data.source == "simulate":
-        return _simulated(config, rank, world, device)
+        return _fresh(config, _simulated(config, device), rank, world, device)
     if not config.data.store:
         raise UserError("`data.store` is not set; give a store with --store, or set data.source=simulate")
+    if config.data.source == "beams":
+        return _fresh(config, _from_beams(config, device), rank, world, device)
     store = Store.open(config.data.store)
     _check_middle(store, config.data.augment)
     number, phase = phase_of(store)
@@ -337,10 +228,11 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
     augmented = {"augmentation": config.data.augment, **common}
     main = StoreLoader(store, train, size // world, phase, shuffled=shuffled, portion=own, **augmented)
     judged = {"training": False, "shuffled": False, **common}
-    return (
-        MixedLoader(main, _further(config, main, other, augmented)) if other.step else main,
-        _validating(config, store, validation, phase, size // world, judged),
-    )
+    if config.data.validation_store:
+        validating = _validation_store(config, main, size // world, judged)
+    else:
+        validating = StoreLoader(store, validation, size // world, phase, **judged)
+    return MixedLoader(main, _further(config, main, other, augmented)) if other.step else main, validating
 
 
 def _further(config: Config, main: StoreLoader, portion: Portion, augmented: dict[str, Any]) -> Loader:
@@ -357,31 +249,41 @@ def _further(config: Config, main: StoreLoader, portion: Portion, augmented: dic
         config.simulate, kv=geometry.kv, size=geometry.size, scale=geometry.scale_inv_angstrom
     )
     simulator = simulator_for(main.phase, geometry, simulate, main.device)
-    wanted = steps * portion.step
-    return SimulatedLoader(simulator, wanted, each, seed=main.seed, rank=main.rank, world=main.world, portion=portion)
+    own: dict[str, Any] = {"seed": main.seed, "rank": main.rank, "world": main.world, "portion": portion}
+    return FreshLoader(SimulatedPatterns(simulator), steps * portion.step, each, **own)
 
 
-def _validating(
-    config: Config, store: Store, rows: Rows, phase: Phase, batch_size: int, judged: dict[str, Any]
-) -> Loader:
-    """Return the loader of validation batches: `rows` of the store, or all of `data.validation_store`."""
-    if not config.data.validation_store:
-        return StoreLoader(store, rows, batch_size, phase, **judged)
+def _validation_store(config: Config, main: Loader, batch_size: int, judged: dict[str, Any]) -> Loader:
+    """Return the loader of all labels of `data.validation_store`, as the detector of `main` shows the patterns."""
     other = Store.open(config.data.validation_store)
-    rows = rows_of_crystal(other, phase, "data.validation_store")
-    return resampled_to(StoreLoader(other, rows, batch_size, phase, **judged), store.geometry)
+    rows = rows_of_crystal(other, main.phase, "data.validation_store")
+    return resampled_to(StoreLoader(other, rows, batch_size, main.phase, **judged), main.geometry)
 
 
-def _simulated(config: Config, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader]:
-    size, wanted, simulate = config.train.batch_size, config.data.patterns_per_epoch, config.simulate
+def _simulated(config: Config, device: torch.device) -> PatternSource:
+    geometry = Geometry.of(config.simulate)
+    return SimulatedPatterns(simulator_for(phase_from(config.data.cif), geometry, config.simulate, device))
+
+
+def _from_beams(config: Config, device: torch.device) -> PatternSource:
+    store = BeamStore.open(config.data.store)
+    if config.data.cif and not same_crystal(store.phase, phase := phase_from(config.data.cif)):
+        raise UserError(f"`data.cif` is {phase.name}, but the beams in '{store.path}' are those of {store.phase.name}")
+    return BeamPatterns(store, config.simulate, device)
+
+
+def _fresh(config: Config, source: PatternSource, rank: int, world: int, device: torch.device) -> tuple[Loader, Loader]:
+    """Return the loaders of training and validation patterns that are made when they are asked for."""
+    size, wanted = config.train.batch_size, config.data.patterns_per_epoch
     if size > wanted:
         raise UserError(f"`train.batch_size` is {size}, but `data.patterns_per_epoch` is {wanted}")
-    geometry = Geometry(simulate.size, simulate.scale, simulate.kv)
-    simulator = simulator_for(phase_from(config.data.cif), geometry, simulate, device)
     own: dict[str, Any] = {"seed": config.train.seed, "rank": rank, "world": world}
     each = size // world
-    judged = SimulatedLoader(simulator, config.data.validation_patterns, each, training=False, **own)
-    return SimulatedLoader(simulator, wanted, each, **own), judged
+    main = FreshLoader(source, wanted, each, **own)
+    if config.data.validation_store:
+        judged = {"training": False, "shuffled": False, "device": device, **own}
+        return main, _validation_store(config, main, each, judged)
+    return main, FreshLoader(source, config.data.validation_patterns, each, training=False, **own)
 
 
 def _check_middle(store: Store, augmentation: str) -> None:
@@ -393,7 +295,3 @@ def _check_middle(store: Store, augmentation: str) -> None:
             f"`data.augment` is '{augmentation}', but the direct beam of '{store.path}' is at ({row:g}, {column:g}), "
             f"not in the middle ({middle:g}, {middle:g}); ingest it again, or set data.augment=none"
         )
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

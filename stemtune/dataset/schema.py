@@ -63,9 +63,16 @@ def _why_no_hdf5(path: Path, problem: str) -> str:
     return f"cannot be opened as HDF5: {problem}"
 
 
+def is_beam_store(file: h5py.File) -> bool:
+    """Return whether an open file is a store of beams (`beam_store`)."""
+    return "schema" in file.attrs and "reflection" in file and "patterns" not in file
+
+
 def check_layout(path: Path, file: h5py.File) -> None:
     """Raise a `UserError` that says what keeps the open `file` from being a store."""
     refuse = f"'{path}' is not a stemtune store"
+    if is_beam_store(file):
+        raise UserError(f"'{path}' is a store of beams, which holds no patterns; data.source=beams draws them")
     if "schema" not in file.attrs or "patterns" not in file:
         kept = ", ".join(list(file)[:4]) or "nothing"
         raise UserError(f"{refuse} (it holds {kept}); `stemtune ingest` makes one from a scan")
@@ -160,7 +167,7 @@ def disk_is_full(problem: BaseException | None) -> bool:
 
 
 def kind_of(path: Path) -> str:
-    """Return "store", "map", "model", "search space" or "scan" (everything else that rosettasciio may read)."""
+    """Return "store", "beams", "map", "model", "search space" or "scan" (all else that rosettasciio may read)."""
     if path.is_dir():
         if (path / "model.json").is_file() or (path / "model.safetensors").is_file():
             return "model"
@@ -176,5 +183,7 @@ def kind_of(path: Path) -> str:
     with suppress(OSError), h5py.File(path) as file:
         if "stemtune" in file and "crystal_map" in file:
             return "map"
+        if is_beam_store(file):
+            return "beams"
         return "store" if "schema" in file.attrs or "patterns" in file else "scan"
     return "store"  # truncated: what kind it was meant to be does not matter

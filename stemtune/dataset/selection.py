@@ -131,12 +131,18 @@ def rows_of_crystal(store: Store, phase: Phase, setting: str) -> Rows:
     A `UserError` says that its crystal is not `phase`: another Laue class, or a lattice that differs by more than 3 %.
     """
     number, found = phase_of(store)
-    lengths = [np.array(crystal.lattice[:3]) for crystal in (found, phase)]
-    if found.symmetry.proper != phase.symmetry.proper or (abs(lengths[0] / lengths[1] - 1) > _LATTICE_TOLERANCE).any():
+    if not same_crystal(found, phase):
         raise UserError(
             f"`{setting}` is '{store.path}', whose labels are orientations of {found.name}, not of {phase.name}"
         )
     return np.flatnonzero(store.labelled & (store.phase == number))
+
+
+def same_crystal(one: Phase, other: Phase) -> bool:
+    """Return whether two phases may be the same crystal: of one Laue class, and lattices that differ by 3 % at most."""
+    lengths = [np.array(crystal.lattice[:3]) for crystal in (one, other)]
+    alike = (abs(lengths[0] / lengths[1] - 1) <= _LATTICE_TOLERANCE).all()
+    return bool(one.symmetry.proper == other.symmetry.proper and alike)
 
 
 def _rows_of_split(store: Store, learnable: npt.NDArray[np.bool_], split: int) -> Rows:

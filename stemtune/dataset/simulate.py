@@ -30,8 +30,9 @@ from stemtune.dataset.writer import ResumableWriter
 from stemtune.diffraction import overlap
 from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.conditions import Conditions, draw_conditions
+from stemtune.diffraction.detector import CHUNK
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
+from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.diffraction.overlap import Overlap
 from stemtune.errors import UserError
 
@@ -71,7 +72,7 @@ def simulate_store(
     """
     if patterns < 1:
         raise UserError(f"{patterns} patterns are asked for, but it must be at least 1")
-    phase, geometry, device = phase_from(cif), Geometry.of(simulate), device if spread else _device(device)
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), device if spread else chosen_device(device)
     simulator = simulator_for(phase, geometry, simulate, "cpu" if spread else device)
     attrs = _attributes(cif, simulate, patterns=patterns, seed=seed, device=device)
     spread = spread or map_over_processes(workers if device == "cpu" else 1)
@@ -123,7 +124,7 @@ def _prepare(given: tuple[Any, ...]) -> tuple[Any, ...]:
 def _random_block(state: tuple[Any, ...], number: int) -> Block:
     """Return the patterns of block `number`, at random orientations."""
     simulator, seed, patterns = state
-    count, generator = min(BLOCK, patterns - number * BLOCK), _generator(seed, number)
+    count, generator = min(BLOCK, patterns - number * BLOCK), seeded_generator(seed, number)
     orientation = random_orientations(count, generator)
     several = overlap.draw_overlap(simulator.simulate, count, generator) if simulator.simulate.overlap > 0 else None
     images = overlap.patterns(simulator, orientation, several, generator)
@@ -167,9 +168,9 @@ def simulate_polycrystal(
     is the grain. Vacuum has the direct beam only, phase -1, an orientation of NaN, confidence NaN, and a group of its
     own after those of the grains.
     """
-    generator = _generator(seed, 0)
+    generator = seeded_generator(seed, 0)
     grain, seeds = grain_map(shape, grains, generator)
-    phase, geometry, device = phase_from(cif), Geometry.of(simulate), _device(device)
+    phase, geometry, device = phase_from(cif), Geometry.of(simulate), chosen_device(device)
     simulator = simulator_for(phase, geometry, simulate, device)
     scan = _draw_scan(simulator, grain, Lattices.draw(grain, seeds, generator), generator)
     attrs = _attributes(cif, simulate, scan=list(shape), grains=grains, seed=seed, device=device)
@@ -237,7 +238,7 @@ def _scan_block(state: tuple[Any, ...], number: int) -> Block:
         diffracted = overlap.diffracted(simulator, lit[rows], further.part(rows), conditions)
         return simulator.detect(diffracted, conditions, own)
 
-    images = simulator.in_chunks(len(place), _generator(seed, 1 + number), make)
+    images = simulator.in_chunks(len(place), seeded_generator(seed, 1 + number), make)
     inside, columns = ~vacuum.numpy(), scan.grain.shape[1]
     return _stored(images, simulator.simulate), {
         "orientation": orientation.numpy(),
@@ -249,13 +250,13 @@ def _scan_block(state: tuple[Any, ...], number: int) -> Block:
     }
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
+def seeded_generator(seed: int, number: int) -> torch.Generator:
     """Return the random generator of block `number`."""
     mixed = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1)
     return torch.Generator().manual_seed(int(mixed))
 
 
-def _device(name: str) -> str:
+def chosen_device(name: str) -> str:
     """Return "cpu" or "cuda" for one of these or "auto", which is a GPU if there is one."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,7 +7,7 @@ The amplitudes psi of N beams at depth t in a flat crystal across the beam obey
 with K = 1 / wavelength, s the excitation error and U = gamma F / (pi V) the scaled Fourier coefficients of the
 crystal's potential, U' those of its absorption. `propagation` carries the incident beam through all of it.
 
-Shape legend: B patterns, N beams (the direct one first), J beam tilts, T thicknesses, R reflections.
+Shape legend: B patterns, N beams (the direct one first), J beam tilts, G groups of them, T thicknesses, R reflections.
 
 References
 ----------
@@ -29,12 +29,13 @@ from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase
 from stemtune.crystal.scattering import absorptive_factors, relativistic_mass_factor
 from stemtune.diffraction.conditions import Conditions
+from stemtune.diffraction.detector import DiffractedBeams
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.kinematic import DiffractedBeams, KinematicSimulator, Spots, per_pattern
+from stemtune.diffraction.kinematic import KinematicSimulator, Spots
 from stemtune.diffraction.propagation import propagate
 from stemtune.errors import UserError
 
-_FAINTEST = 1e-6  # beams with less than this share of the incident electrons are not passed on
+FAINTEST = 1e-6  # beams with less than this share of the incident electrons are not passed on
 _PIECE_BYTES = 1 << 20  # structure matrices worked on at once on a CPU: what fits its second-level cache
 _GPU_PIECE_BYTES = 1 << 28
 
@@ -43,7 +44,8 @@ class Beams(NamedTuple):
     """Dynamical beams of B patterns, padded to N each; the first is the direct beam.
 
     `reflection` (B, N) are rows of the simulator's `hkl`, -1 the direct beam, -2 padding; `x` and `y` (B, N) lab
-    coordinates in 1/Å, x right and y up; `intensity` (B, T, N) shares of the incident beam, 0 for padding.
+    coordinates in 1/Å, x right and y up; `intensity` (B, T, N), or (B, T, G, N) of several groups of tilts, shares of
+    the incident beam, 0 for padding.
     """
 
     reflection: Tensor
@@ -98,7 +100,8 @@ class BlochSimulator(KinematicSimulator):
         """Return the dynamical beams of orientations (B, 4), lab-to-crystal, at one or several thicknesses.
 
         The thickness is one number, (T,) for all patterns, or (B, T), in nm, and above 0 (else a `UserError`); the
-        semi-angles over which intensities are averaged are one number, or (B,).
+        semi-angles over which intensities are averaged are one number, (B,), or (B, G) for G averages at once, which
+        share the most expensive part.
         """
         orientation = orientation.to(self.device)
         count, single = len(orientation), orientation.float()
@@ -106,14 +109,16 @@ class BlochSimulator(KinematicSimulator):
         thickness_BT = thickness.expand(count, *(thickness.shape[-1:] or (1,)))
         if not bool((thickness_BT > 0).all()):
             raise UserError("the thickness of a crystal must be above 0")
-        tilts = per_pattern(single, precession_deg, math.pi / 180), per_pattern(single, convergence_mrad, 1e-3)
-        tilt_B2 = torch.stack(tilts, dim=1)
+        tilts = _tilt_groups(single, precession_deg, math.pi / 180), _tilt_groups(single, convergence_mrad, 1e-3)
+        tilt_BG2 = torch.stack(torch.broadcast_tensors(*tilts), dim=-1)  # type: ignore[no-untyped-call]
 
         def work(rows: slice) -> Beams:
-            return self._beams(orientation[rows], thickness_BT[rows], tilt_B2[rows])
+            return self._beams(orientation[rows], thickness_BT[rows], tilt_BG2[rows])
 
         pieces = [slice(start, start + 64) for start in range(0, count, 64)]
-        return _joined(map_over_threads(work, pieces, self.device))
+        found = _joined(map_over_threads(work, pieces, self.device))
+        several = max(torch.as_tensor(tilt).ndim for tilt in (precession_deg, convergence_mrad)) > 1
+        return found if several else found._replace(intensity=found.intensity[:, :, 0])
 
     def spots(
         self,
@@ -137,29 +142,29 @@ class BlochSimulator(KinematicSimulator):
     def diffracted(self, orientation: Tensor, conditions: Conditions) -> DiffractedBeams:
         """Return what orientations (B, 4) send to the detector; the direct beam's share is that of the theory."""
         vacuum_B = orientation.isnan().any(dim=1)
-        tilt_B2 = torch.stack((conditions.precession_rad, conditions.convergence_rad), dim=1)
+        tilt_B12 = torch.stack((conditions.precession_rad, conditions.convergence_rad), dim=1)[:, None]
         known = torch.where(vacuum_B[:, None], torch.eye(4, device=orientation.device)[0].to(orientation), orientation)
-        beams = self._beams(known, conditions.thickness_angstrom[:, None], tilt_B2)
-        intensity_BN = beams.intensity[:, 0]
+        beams = self._beams(known, conditions.thickness_angstrom[:, None], tilt_B12)
+        intensity_BN = beams.intensity[:, 0, 0]
         direct_B = intensity_BN[:, 0] / intensity_BN.sum(1)
-        pattern, place = ((intensity_BN[:, 1:] > _FAINTEST) & ~vacuum_B[:, None]).nonzero(as_tuple=True)
+        pattern, place = ((intensity_BN[:, 1:] > FAINTEST) & ~vacuum_B[:, None]).nonzero(as_tuple=True)
         powered = intensity_BN[pattern, place + 1] ** conditions.intensity_power[pattern]
         x, y = beams.x[pattern, place + 1], beams.y[pattern, place + 1]
         return DiffractedBeams(pattern, x, y, powered, torch.where(vacuum_B, 1.0, direct_B))
 
-    def _beams(self, orientation: Tensor, thickness_BT: Tensor, tilt_B2: Tensor) -> Beams:
+    def _beams(self, orientation: Tensor, thickness_BT: Tensor, tilt_BG2: Tensor) -> Beams:
         """Return the beams of a chunk of patterns; thickness in Å, semi-angles of precession and convergence in rad."""
         # Excitation errors of all reflections with the beam straight, and the reflections that take part.
         lab_BRM = self._lab(orientation)
         radius = 1 / self.geometry.wavelength_angstrom
         error_BR = lab_BRM[..., 2] - self.g.square().sum(1).to(lab_BRM) / (2 * radius)
-        reflection_BN = self._chosen(error_BR, tilt_B2.sum(1))
+        reflection_BN = self._chosen(error_BR, tilt_BG2.sum(2).amax(1))
         rows = torch.arange(len(orientation), device=self.device)[:, None]
         known_BN = reflection_BN.clamp_min(0)
         xy_BN2 = lab_BRM[rows, known_BN, :2] * (reflection_BN >= 0)[..., None]
         error_BN = error_BR[rows, known_BN] * (reflection_BN >= 0)
         # A tilt of the beam changes the excitation errors only, in proportion to the place on the detector.
-        beam_B2J = _tilts(tilt_B2, self.simulate.tilts)
+        beam_B2J = _tilts(tilt_BG2, self.simulate.tilts)
         error_BNJ = (error_BN[..., None] - xy_BN2 @ beam_B2J.to(xy_BN2)).float()
         # Carry the waves through the crystal, as many patterns at a time as their matrices fit the cache.
         pieces = []
@@ -168,9 +173,9 @@ class BlochSimulator(KinematicSimulator):
         for start in range(0, len(orientation), step):
             part = slice(start, start + step)
             matrix_BNN = self._matrix(reflection_BN[part])
-            pieces.append(propagate(matrix_BNN, error_BNJ[part], thickness_BT[part]))
-        intensity_BTN = torch.cat(pieces) * (reflection_BN > -2)[:, None]
-        return Beams(reflection_BN, xy_BN2[..., 0].float(), xy_BN2[..., 1].float(), intensity_BTN)
+            pieces.append(propagate(matrix_BNN, error_BNJ[part], thickness_BT[part], tilt_BG2.shape[1]))
+        intensity_BTGN = torch.cat(pieces) * (reflection_BN > -2)[:, None, None]
+        return Beams(reflection_BN, xy_BN2[..., 0].float(), xy_BN2[..., 1].float(), intensity_BTGN)
 
     def _lab(self, orientation: Tensor) -> Tensor:
         """Return the reflections' lab coordinates (B, R, 3)."""
@@ -197,16 +202,26 @@ class BlochSimulator(KinematicSimulator):
         return matrix * (real_BN[:, :, None] & real_BN[:, None, :])
 
 
-def _tilts(tilt_B2: Tensor, count: int) -> Tensor:
-    """Return beam tilts (B, 2, J) in rad: even azimuths of the precession cone, points spread over the beam's disk."""
-    if not bool(tilt_B2.any()):
+def _tilt_groups(orientation: Tensor, value: float | Tensor, unit: float) -> Tensor:
+    """Return semi-angles times `unit` as (B, G): one number, (B,) or (B, G) of them."""
+    tilt = torch.as_tensor(value, dtype=orientation.dtype, device=orientation.device) * unit
+    return tilt if tilt.ndim == 2 else tilt.expand(len(orientation))[:, None]
+
+
+def _tilts(tilt_BG2: Tensor, count: int) -> Tensor:
+    """Return beam tilts (B, 2, J) in rad, group after group, `count` in each.
+
+    Even azimuths of the precession cone, points spread over the beam's disk.
+    """
+    if not bool(tilt_BG2.any()):
         count = 1
-    number = torch.arange(count, dtype=tilt_B2.dtype, device=tilt_B2.device) + 0.5
+    number = torch.arange(count, dtype=tilt_BG2.dtype, device=tilt_BG2.device) + 0.5
     around = 2 * math.pi * number / count
     spread, turn = (number / count).sqrt(), number * (math.pi * (3 - math.sqrt(5)))
     cone_2J = torch.stack((around.cos(), around.sin()))
     disk_2J = torch.stack((spread * turn.cos(), spread * turn.sin())) if count > 1 else torch.zeros_like(cone_2J)
-    return tilt_B2[:, :1, None] * cone_2J + tilt_B2[:, 1:, None] * disk_2J
+    tilt_BG2J = tilt_BG2[..., :1, None] * cone_2J + tilt_BG2[..., 1:, None] * disk_2J
+    return tilt_BG2J.transpose(1, 2).flatten(2)
 
 
 def _reachable(phase: Phase, present: Tensor, reach: float) -> tuple[Tensor, Tensor]:

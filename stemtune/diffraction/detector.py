@@ -9,14 +9,19 @@ Shapes: B patterns, M spots of the batch together, S pixels along an edge.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stemtune.diffraction.conditions import RING_HOLE, Conditions
+from stemtune._parallel import map_over_threads
+from stemtune.config import SimulateConfig
+from stemtune.diffraction.conditions import RING_HOLE, Conditions, check_settings
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 
@@ -31,6 +36,76 @@ _FULL_STEPS = 2  # counts that are tried for every pixel before only the bright 
 _LARGE = 12.0  # expected counts above which the Poisson quantile is taken from its expansion
 
 
+CHUNK = 64
+"""Patterns rendered at once on a CPU: few enough for its cache, and enough that threads seldom wait for Python.
+Fixed, because it is part of a seed's meaning."""
+
+_GPU_CHUNK = 512
+
+
+class DiffractedBeams(NamedTuple):
+    """What B crystals send to the detector, as one flat list over the batch, ordered by pattern.
+
+    `pattern`, `x`, `y` and `intensity` (M,): number of the pattern, lab coordinates (1/Å, y up) and intensity of each
+    diffracted beam, of which only ratios within a pattern count; `direct_beam` (B,): share of the direct beam in what
+    is scattered elastically.
+    """
+
+    pattern: Tensor
+    x: Tensor
+    y: Tensor
+    intensity: Tensor
+    direct_beam: Tensor
+
+
+class Detector:
+    """Makes patterns of `geometry`, batched, on any torch device, under conditions drawn from the ranges of `simulate`.
+
+    A subclass says what reaches the detector. `chunk` is how many patterns are made at once.
+
+    Raises a `UserError` for settings out of range.
+    """
+
+    def __init__(self, geometry: Geometry, simulate: SimulateConfig, device: torch.device | str = "cpu") -> None:
+        check_settings(simulate)
+        self.geometry, self.simulate, self.device = geometry, simulate, torch.device(device)
+        self.chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
+
+    def in_chunks(
+        self, count: int, generator: torch.Generator | None, make: Callable[[slice, torch.Generator], Tensor]
+    ) -> Tensor:
+        """Return `count` patterns (count, size, size) put together from chunks `make(rows, generator of its own)`.
+
+        On a CPU every thread that torch may use works on chunks of its own: the pieces of one chunk are too small to
+        be shared out.
+        """
+        size = self.geometry.size
+        result = torch.empty(count, size, size, dtype=torch.float32, device=self.device)
+        starts = range(0, count, self.chunk)
+        source = generator.device if generator is not None else torch.device("cpu")
+        seeds = torch.randint(2**62, (len(starts),), generator=generator, device=source).tolist()
+
+        def fill(begin: tuple[int, int]) -> None:
+            start, seed = begin
+            rows = slice(start, min(start + self.chunk, count))
+            result[rows] = make(rows, torch.Generator(self.device).manual_seed(seed))
+
+        map_over_threads(fill, list(zip(starts, seeds, strict=True)), self.device)
+        return result
+
+    def detect(
+        self, lit: DiffractedBeams, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
+    ) -> Tensor:
+        """Return what the detector makes (B, size, size), float32, of diffracted beams under given conditions (B,)."""
+        conditions = dataclasses.replace(conditions, direct_beam=lit.direct_beam)
+        image = render(lit.pattern, lit.x, lit.y, lit.intensity, conditions, self.geometry)
+        counted = self.simulate.dose.high > 0
+        if counted:
+            image.mul_(conditions.dose[:, None, None])
+        block(image, conditions, self.simulate.dead_pixels, generator)
+        return count_electrons(image, generator) if noise and counted else image
+
+
 def render(
     pattern: Tensor, x: Tensor, y: Tensor, intensity: Tensor, conditions: Conditions, geometry: Geometry
 ) -> Tensor:
@@ -40,7 +115,7 @@ def render(
     intensities, of which only ratios within a pattern count; the direct beam and the background come from the
     conditions.
     """
-    # DiffractedBeams spots, relative to all of their pattern, brought to their share of the electrons.
+    # Diffracted spots, relative to all of their pattern, brought to their share of the electrons.
     count = len(conditions.dose)
     total = torch.zeros(count, dtype=intensity.dtype, device=intensity.device).index_add_(0, pattern, intensity)
     intensity = intensity / total.clamp_min(1e-30)[pattern]

@@ -13,29 +13,22 @@ D. B. Williams and C. B. Carter, Transmission Electron Microscopy, ch. 12: shape
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from stemtune._parallel import check_memory, map_over_threads
+from stemtune._parallel import check_memory
 from stemtune.config import SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import Phase
-from stemtune.diffraction import detector
-from stemtune.diffraction.conditions import Conditions, check_settings, draw_conditions
+from stemtune.diffraction.conditions import Conditions, draw_conditions
+from stemtune.diffraction.detector import Detector, DiffractedBeams
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 
-CHUNK = 64
-"""Patterns rendered at once on a CPU: few enough for its cache, and enough that threads seldom wait for Python.
-Fixed, because it is part of a seed's meaning."""
-
-_GPU_CHUNK = 512
 _BEAMS = 32  # beam directions that precession and convergence are averaged over
 _FAINTEST = 1e-5  # reflections weaker than this share of the strongest possible one are left out
 
@@ -53,21 +46,6 @@ class Spots(NamedTuple):
     hkl_index: Tensor
 
 
-class DiffractedBeams(NamedTuple):
-    """What B crystals send to the detector, as one flat list over the batch, ordered by pattern.
-
-    `pattern`, `x`, `y` and `intensity` (M,): number of the pattern, lab coordinates (1/Å, y up) and intensity of each
-    diffracted beam, of which only ratios within a pattern count; `direct_beam` (B,): share of the direct beam in what
-    is scattered elastically.
-    """
-
-    pattern: Tensor
-    x: Tensor
-    y: Tensor
-    intensity: Tensor
-    direct_beam: Tensor
-
-
 class _ExcitedReflections(NamedTuple):
     """Reflections near the Ewald sphere, one flat list (M,) over a batch, ordered by pattern."""
 
@@ -78,7 +56,7 @@ class _ExcitedReflections(NamedTuple):
     error: Tensor
 
 
-class KinematicSimulator:
+class KinematicSimulator(Detector):
     """Simulates patterns of one phase, batched, on any torch device.
 
     The geometry takes precedence over `simulate`, which has the ranges of everything else. Of the reflections that can
@@ -92,12 +70,9 @@ class KinematicSimulator:
     def __init__(
         self, phase: Phase, geometry: Geometry, simulate: SimulateConfig, device: torch.device | str = "cpu"
     ) -> None:
-        check_settings(simulate)
-        self.phase, self.geometry, self.simulate = phase, geometry, simulate
-        self.device = torch.device(device)
-        slack = 1 + simulate.ellipticity / 2 + simulate.scale_error
-        reach = (geometry.corner_inv_angstrom + simulate.centre_error * geometry.scale_inv_angstrom) * slack
-        reach = min(reach, 1.99 / geometry.wavelength_angstrom)
+        super().__init__(geometry, simulate, device)
+        self.phase = phase
+        reach = reach_of(geometry, simulate)
         self._check_memory(reach)
         self.hkl, self.g, factor = phase.reflections(reach)
         self.strength = factor.abs().square()
@@ -112,8 +87,7 @@ class KinematicSimulator:
         """Refuse a reach (1/Å) whose reflections are too many, before they are listed."""
         box = math.prod(2 * int(reach * edge) + 1 for edge in self.phase.lattice[:3])
         number = 4 / 3 * math.pi * reach**3 * self.phase.volume
-        chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
-        needed, lower = 64 * box + 16 * chunk * number, "lower `simulate.scale` or `simulate.size`"
+        needed, lower = 64 * box + 16 * self.chunk * number, "lower `simulate.scale` or `simulate.size`"
         check_memory(f"the reflections within {reach:.3g} 1/Å", needed, lower, self.device)
 
     def spots(
@@ -179,29 +153,6 @@ class KinematicSimulator:
 
         return self.in_chunks(len(orientation), generator, make)
 
-    def in_chunks(
-        self, count: int, generator: torch.Generator | None, make: Callable[[slice, torch.Generator], Tensor]
-    ) -> Tensor:
-        """Return `count` patterns (count, size, size) put together from chunks `make(rows, generator of its own)`.
-
-        On a CPU every thread that torch may use works on chunks of its own: the pieces of one chunk are too small to
-        be shared out.
-        """
-        chunk = CHUNK if self.device.type == "cpu" else _GPU_CHUNK
-        size = self.geometry.size
-        result = torch.empty(count, size, size, dtype=torch.float32, device=self.device)
-        starts = range(0, count, chunk)
-        source = generator.device if generator is not None else torch.device("cpu")
-        seeds = torch.randint(2**62, (len(starts),), generator=generator, device=source).tolist()
-
-        def fill(begin: tuple[int, int]) -> None:
-            start, seed = begin
-            rows = slice(start, min(start + chunk, count))
-            result[rows] = make(rows, torch.Generator(self.device).manual_seed(seed))
-
-        map_over_threads(fill, list(zip(starts, seeds, strict=True)), self.device)
-        return result
-
     def expose(
         self, orientation: Tensor, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
     ) -> Tensor:
@@ -210,18 +161,6 @@ class KinematicSimulator:
         An orientation of NaN stands for vacuum: it has no spots.
         """
         return self.detect(self.diffracted(orientation, conditions), conditions, generator, noise)
-
-    def detect(
-        self, lit: DiffractedBeams, conditions: Conditions, generator: torch.Generator | None, noise: bool = True
-    ) -> Tensor:
-        """Return what the detector makes (B, size, size), float32, of diffracted beams under given conditions (B,)."""
-        conditions = dataclasses.replace(conditions, direct_beam=lit.direct_beam)
-        image = detector.render(lit.pattern, lit.x, lit.y, lit.intensity, conditions, self.geometry)
-        counted = self.simulate.dose.high > 0
-        if counted:
-            image.mul_(conditions.dose[:, None, None])
-        detector.block(image, conditions, self.simulate.dead_pixels, generator)
-        return detector.count_electrons(image, generator) if noise and counted else image
 
     def diffracted(self, orientation: Tensor, conditions: Conditions) -> DiffractedBeams:
         """Return what orientations (B, 4) send to the detector under given conditions (B,); see `DiffractedBeams`."""
@@ -291,6 +230,13 @@ class KinematicSimulator:
             return table
 
         return Spots(padded(excited.x, 0), padded(excited.y, 0), padded(intensity, 0), padded(excited.reflection, -1))
+
+
+def reach_of(geometry: Geometry, simulate: SimulateConfig) -> float:
+    """Return how far out (1/Å) reflections can fall on the detector, whatever is drawn from the ranges."""
+    slack = 1 + simulate.ellipticity / 2 + simulate.scale_error
+    reach = (geometry.corner_inv_angstrom + simulate.centre_error * geometry.scale_inv_angstrom) * slack
+    return min(reach, 1.99 / geometry.wavelength_angstrom)
 
 
 def per_pattern(orientation: Tensor, value: float | Tensor, unit: float = 1.0) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from stemtune.config import SimulateConfig
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction.conditions import Conditions, draw_conditions
-from stemtune.diffraction.kinematic import DiffractedBeams, KinematicSimulator
+from stemtune.diffraction.detector import DiffractedBeams
+from stemtune.diffraction.kinematic import KinematicSimulator
 
 MOST_GRAINS = 3
 

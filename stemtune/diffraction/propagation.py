@@ -5,7 +5,7 @@ than diagonalise A, the exponential is expanded in Chebyshev polynomials of A: t
 thickness and, because beam tilts change the diagonal only, one matrix product per term serves every tilt of precession
 and convergence. Absorption is exact, and no step is more than a matrix product, on CPU and GPU alike.
 
-Shape legend: B patterns, N beams, J beam tilts, T thicknesses, W different ones of them, K terms.
+Shape legend: B patterns, N beams, J beam tilts, G groups of them, T thicknesses, W different ones of them, K terms.
 
 References
 ----------
@@ -25,8 +25,10 @@ _GROWTH = 5.0  # logarithm of how far single terms of the expansion may exceed t
 _LARGEST_SINGLE, _LARGEST = 80.0, 600.0  # logarithms of what single and double precision can hold
 
 
-def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Tensor:
-    """Return the intensities (B, T, N), averaged over J tilts, of beams behind a crystal; beam 0 comes in.
+def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor, groups: int = 1) -> Tensor:
+    """Return the intensities (B, T, G, N), averaged over each of G `groups` of tilts, of beams behind a crystal.
+
+    Beam 0 comes in. The J tilts are those of group after group, as many in each.
 
     The matrix holds the couplings in 1/Å, complex: a Hermitian matrix, and i times the one of the absorption. To its
     diagonal the excitation errors in 1/Å of each tilt are added. Thicknesses are in Å.
@@ -55,8 +57,9 @@ def propagate(matrix_BNN: Tensor, error_BNJ: Tensor, thickness_BT: Tensor) -> Te
         after = torch.baddbmm(before, now, scaled_BNN, beta=-1, alpha=2).addcmul_(error_BJN, now, value=2)
         wave_BTJN.addcmul_(term_BT[:, :, None, None], after[:, None])
         before, now = now, after
-    intensity_BTN: Tensor = torch.view_as_real(wave_BTJN).square().sum(-1).mean(2).to(matrix_BNN.real.dtype)
-    return intensity_BTN
+    intensity_BTJN = torch.view_as_real(wave_BTJN).square().sum(-1)
+    intensity_BTGN: Tensor = torch.stack(intensity_BTJN.chunk(groups, dim=2), dim=2).mean(3).to(matrix_BNN.real.dtype)
+    return intensity_BTGN
 
 
 def _ellipse(matrix_BNN: Tensor, error_BNJ: Tensor, way: float) -> tuple[Tensor, float, float, float]:

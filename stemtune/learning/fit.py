@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from stemtune._files import shipped_or
 from stemtune._progress import Progress
 from stemtune.config import Config, OptimConfig
-from stemtune.dataset.loaders import Batch, Loader, ResampledLoader, loaders, resampled_to
+from stemtune.dataset.batches import Batch, Loader
+from stemtune.dataset.loaders import ResampledLoader, loaders, resampled_to
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint

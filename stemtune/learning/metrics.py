@@ -13,7 +13,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
-from stemtune.dataset.loaders import Loader
+from stemtune.dataset.batches import Loader
 from stemtune.learning.calibration import Calibration, cross_validated_error
 from stemtune.learning.inference import predict_raw
 from stemtune.learning.model import DIFFERENT_DEG, OrientationModel

@@ -12,7 +12,8 @@ import torch
 
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2
-from stemtune.dataset.loaders import Batch, Loader, StoreLoader, loaders
+from stemtune.dataset.batches import Batch, Loader
+from stemtune.dataset.loaders import StoreLoader, loaders
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError

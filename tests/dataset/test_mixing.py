@@ -10,7 +10,8 @@ import torch
 
 from stemtune.config import Config
 from stemtune.crystal.phase import linio2, phase_from
-from stemtune.dataset.loaders import Batch, Loader, MixedLoader, StoreLoader, loaders, mixed_portions
+from stemtune.dataset.batches import Batch, Loader
+from stemtune.dataset.loaders import MixedLoader, StoreLoader, loaders, mixed_portions
 from stemtune.dataset.simulate import simulate_store
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.geometry import Geometry
@@ -101,7 +102,7 @@ def test_simulated_share_has_the_calibration_of_the_store(tmp_path: Path, world:
     settings = {"data__mix_store": "", "data__mix": 0.5, "simulate__scale": 0.01, "simulate__size": 64}
     flat = config((store, store), **settings)
     parts = [loaders(flat, rank, world)[0] for rank in range(world)]
-    simulator = parts[0].other.simulator  # type: ignore[attr-defined]
+    simulator = parts[0].other.source.simulator  # type: ignore[attr-defined]
     assert simulator.geometry == Geometry(SIZE, 0.07, 300.0)
     assert (simulator.simulate.size, simulator.simulate.scale, simulator.simulate.kv) == (SIZE, 0.07, 300.0)
     seen = set()

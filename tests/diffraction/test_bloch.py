@@ -202,7 +202,7 @@ def test_averages_are_means_over_single_tilts(precession_deg, convergence_mrad):
     simulator = simulator_of(linio2(), tilts=6, beam_error=0.08)
     orientation = random_orientations(2, 5)
     mean = simulator.beams(orientation, 30.0, precession_deg, convergence_mrad)
-    tilts = bloch._tilts(torch.tensor([[math.radians(precession_deg), convergence_mrad * 1e-3]]), 6)[0].T.double()
+    tilts = bloch._tilts(torch.tensor([[[math.radians(precession_deg), convergence_mrad * 1e-3]]]), 6)[0].T.double()
     assert tilts.shape == (6, 2)
     reached = tilts.norm(dim=1).max()
     assert 0.8 * max(math.radians(precession_deg), convergence_mrad * 1e-3) < reached

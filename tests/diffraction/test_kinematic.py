@@ -11,8 +11,9 @@ from stemtune.config import SimulateConfig, Span
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import DEFAULT_U_ISO, Phase, linio2
 from stemtune.crystal.sampling import random_orientations
+from stemtune.diffraction.detector import CHUNK
 from stemtune.diffraction.geometry import Geometry
-from stemtune.diffraction.kinematic import CHUNK, KinematicSimulator
+from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 
 CIF = """data_{name}

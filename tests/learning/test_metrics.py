@@ -13,7 +13,7 @@ from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import from_axis_angle_deg, multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import beam180
-from stemtune.dataset.loaders import Batch
+from stemtune.dataset.batches import Batch
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.metrics import score_patterns, summarise
 from stemtune.learning.model import Candidates, OrientationModel
