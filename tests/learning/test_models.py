@@ -103,7 +103,7 @@ def test_unknown_names_and_malformed_depths_are_one_line_errors() -> None:
         made(64, **{"model.name": "swin", "model.depths": "2-2"})
     with pytest.raises(UserError, match="multiple of 8 or 12"):
         made(64, **{"model.name": "swin", "model.width": 50})
-    assert set(BACKBONES) | set(MODELS) == {"cnn", "densenet", "swin", "matched", "polar", "rerank"}
+    assert set(BACKBONES) | set(MODELS) == {"cnn", "densenet", "swin", "circular", "matched", "polar", "rerank"}
 
 
 def stock(name: str, **sizes: object) -> dict[str, torch.Tensor]:

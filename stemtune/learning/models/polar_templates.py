@@ -103,6 +103,12 @@ class PolarView(nn.Module):
         cells = cells / cells.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-20)
         return self.weigh(cells.pow(self.gamma))
 
+    def unit(self, patterns: Tensor) -> Tensor:
+        """Return the views (B, R, A) scaled to variance one, in single precision and without a gradient."""
+        with torch.no_grad(), torch.autocast(patterns.device.type, enabled=False):
+            view: Tensor = self(patterns) * math.sqrt(math.prod(self.shape))
+        return view
+
 
 def centred(patterns: Tensor, geometry: Geometry, radius_px: float) -> Tensor:
     """Return patterns (B, H, W), float32, moved so that the direct beam is where it should be; see `centring`."""
