@@ -94,13 +94,15 @@ class ModelConfig:
         ("pixels", "polar"),
     )
     adjusted: bool = flag(False, "swin: patch, window and depths fitted to sparse 128 px patterns")
-    input_size: int = integer(0, "resample patterns to this size first; 0 keeps the store's", "[0, inf)", unit="px")
+    input_size: int = integer(
+        0, "pixels: resample patterns to this size first; 0 keeps the store's", "[0, inf)", unit="px"
+    )
     kernel_size: int = integer(3, "cnn, polar, circular (9 and 13 where this is 3): convolution kernel, odd", "[1, 31]")
     width: int = integer(0, "channels of the first stage", "[0, 1024]")
     depth: int = integer(0, "cnn, polar, circular: number of stages, layers or blocks", "[0, 64]")
-    patch_size: int = integer(0, "swin: pixels per patch edge", "[0, 32]")
+    patch_size: int = integer(0, "swin: pixels, or radii, per patch edge", "[0, 32]")
     window: int = integer(0, "swin: attention window", "[0, 32]")
-    depths: str = text("", "swin: blocks per stage, as 2-2-4-2")
+    depths: str = text("", "swin, densenet: blocks per stage, as 2-2-4-2")
     drop_path: float = number(0.0, "stochastic depth", "[0, 0.9]")
     dropout: float = number(0.0, "dropout before the head", "[0, 0.9]")
     grid_step: float = number(
