@@ -79,7 +79,7 @@ class SimulateConfig:
     overlap_weight: Span = span(0.1, 1, "strength of a further grain beside the strongest", "(0, 1]")
 
 
-MODEL_NAMES = ("cnn", "densenet", "swin", "matched", "polar", "rerank")
+MODEL_NAMES = ("cnn", "densenet", "swin", "circular", "matched", "polar", "rerank")
 """The architectures that ship; see `stemtune/learning/models/`."""
 
 
@@ -91,28 +91,41 @@ class ModelConfig:
     pretrained: bool | str = flag_or_path(
         False, "true: timm's weights from the hub; a path: local weights or a stemtune model folder"
     )
+    view: str = text(
+        "pixels",
+        "what cnn, densenet and swin see: the pattern, or its polar view, a turn of which is a shift of the answer;"
+        " circular always sees the polar view",
+        ("pixels", "polar"),
+    )
     adjusted: bool = flag(False, "swin: patch, window and depths fitted to sparse 128 px patterns")
-    input_size: int = integer(0, "resample patterns to this size first; 0 keeps the store's", "[0, inf)", unit="px")
-    kernel_size: int = integer(3, "cnn, polar: convolution kernel, odd", "[1, 31]")
+    input_size: int = integer(
+        0, "pixels: resample patterns to this size first; 0 keeps the store's", "[0, inf)", unit="px"
+    )
+    kernel_size: int = integer(3, "cnn, polar, circular (9 and 13 where this is 3): convolution kernel, odd", "[1, 31]")
     width: int = integer(0, "channels of the first stage", "[0, 1024]")
-    depth: int = integer(0, "cnn, polar: number of stages or layers", "[0, 64]")
-    patch_size: int = integer(0, "swin: pixels per patch edge", "[0, 32]")
+    depth: int = integer(0, "cnn, polar, circular: number of stages, layers or blocks", "[0, 64]")
+    patch_size: int = integer(0, "swin: pixels, or radii, per patch edge", "[0, 32]")
     window: int = integer(0, "swin: attention window", "[0, 32]")
-    depths: str = text("", "swin: blocks per stage, as 2-2-4-2")
+    depths: str = text("", "swin, densenet: blocks per stage, as 2-2-4-2")
     drop_path: float = number(0.0, "stochastic depth", "[0, 0.9]")
     dropout: float = number(0.0, "dropout before the head", "[0, 0.9]")
-    grid_step: float = number(0.0, "matched (2), polar (3): spacing of beam directions", "[0, 20]", unit="deg")
-    angles: int = integer(120, "matched, polar: in-plane angles of the polar pattern", "[16, 720]")
-    radii: int = integer(40, "matched, polar: radii of the polar pattern", "[8, 256]")
+    grid_step: float = number(
+        0.0,
+        "matched (2), polar (3), circular and model.view polar (4): spacing of beam directions",
+        "[0, 20]",
+        unit="deg",
+    )
+    angles: int = integer(120, "in-plane angles of the polar pattern", "[16, 720]")
+    radii: int = integer(40, "radii of the polar pattern", "[8, 256]")
     template_power: float = number(0.15, "matched: power of the template intensities", "(0, 1]")
     template_width: float = number(0.03, "matched: width of the templates' shape factor", "[0.0001, 1]", unit="1/Å")
     template_spot: float = number(
         0.055, "matched: radius (Gaussian sigma) of the templates' spots", "[0.001, 1]", unit="1/Å"
     )
     reach: float = number(
-        1.3, "matched, polar: outer radius, in half widths of the pattern (corners at 1.41)", "[0.1, 1.5]"
+        1.3, "outer radius of the polar pattern, in half widths of the pattern (corners at 1.41)", "[0.1, 1.5]"
     )
-    centring: bool = flag(True, "matched, polar: move each pattern's direct beam to the middle first")
+    centring: bool = flag(True, "polar pattern: move the direct beam to the middle first")
     test_time: str = text(
         "none", "views of a pattern whose answers are merged: itself, or its 8 flips", ("none", "flips")
     )

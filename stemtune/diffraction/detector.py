@@ -345,6 +345,11 @@ class Resampling:
             )
         if reach < _FULL_REACH:
             self.notes.append(f"the patterns reach {100 * reach:.0f} % as far as the model looks; the rest is empty")
+        if reach > 1 / _FULL_REACH:
+            self.notes.append(
+                f"the patterns reach {source.radius_inv_angstrom:.2f} 1/Å, but the model looks only at "
+                f"{target.radius_inv_angstrom:.2f} 1/Å; what lies farther out is not used"
+            )
         if abs(source.kv / target.kv - 1) > SAME_KV:
             self.notes.append(
                 f"the scan was taken at {source.kv:g} kV, the model is made for {target.kv:g} kV: spots stand where "

@@ -103,11 +103,19 @@ class Backbone(nn.Module):
 
     `stock` is the timm name whose published weights it can start from, empty when there are none; `inner` the name of
     the submodule that those weights belong to, empty when that is the backbone itself.
+
+    On the polar view a pattern is (B, 1, R, A), and a backbone with a `feature_map` keeps a turn of it a shift.
+    `vector_parts` are the submodules that only the vector of features needs, not the map.
     """
 
     features: int
     stock: str = ""
     inner: str = ""
+    vector_parts: tuple[str, ...] = ()
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return the map (B, C, R', A') of polar views (B, 1, R, A), A a multiple of A'."""
+        raise UserError(f"{type(self).__name__} has no feature map: `head.name` cannot be 'grid' on the polar view")
 
     def convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring published weights into the shapes of the `inner` module where that can be done without learning."""
@@ -124,11 +132,19 @@ class Network(OrientationModel):
         self.head = head
 
     def forward(self, patterns: Tensor) -> Output:
-        x_B1SS = self.prepare(patterns)
+        return self.from_view(self.prepare(patterns))
+
+    def from_view(self, x: Tensor) -> Output:
+        """Return the raw output for prepared patterns."""
         if self.config.train.channels_last:
-            x_B1SS = x_B1SS.contiguous(memory_format=torch.channels_last)
-        output: Output = self.head(self.dropout(self.backbone(x_B1SS)))
+            x = x.contiguous(memory_format=torch.channels_last)
+        output: Output = self.head(self.dropout(self.features(x)))
         return output
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return what the head sees of prepared patterns."""
+        features: Tensor = self.backbone(x)
+        return features
 
     def loss(self, output: Any, orientation: Tensor) -> Tensor:
         loss: Tensor = self.head.loss(output, orientation)  # type: ignore[operator]

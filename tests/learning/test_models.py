@@ -1,4 +1,4 @@
-"""The seven models by name, their sizes, how they prepare a pattern and where their weights may start from."""
+"""The models by name, their sizes, how they prepare a pattern and where their weights may start from."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from stemtune.config import Config
+from stemtune.config import HEAD_NAMES, Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning import model as model_module
-from stemtune.learning.checkpoint import save_model
-from stemtune.learning.model import OrientationModel
+from stemtune.learning.checkpoint import load_model, save_model
+from stemtune.learning.model import Backbone, OrientationModel
 from stemtune.learning.models import BACKBONES, MODELS, build
+from stemtune.learning.models.polar_head import PolarNetwork
 from stemtune.learning.models.swin import fitted_window
 
 SMALL = {
@@ -47,6 +48,87 @@ def test_every_backbone_takes_patterns_of_any_number_type_and_learns(name: str, 
     answers = model.eval().candidates(model(counts), 2)
     assert answers.orientation.shape == (4, 2, 4)
     torch.testing.assert_close(answers.orientation[:, 0].norm(dim=-1), torch.ones(4))
+
+
+POLAR = {"model.view": "polar", "model.angles": 72, "model.radii": 16, "model.grid_step": 15}
+SEEN = {
+    "cnn": SMALL["cnn"],
+    "densenet": SMALL["densenet"],
+    "swin": SMALL["swin"] | {"model.depths": "2-2-2"},
+    "swin adjusted": SMALL["swin adjusted"] | {"model.depths": "2-2-2"},
+    "circular": {"model.name": "circular", "model.width": 16, "model.depth": 2},
+}
+TURNS = {"cnn": 4, "densenet": 4, "swin": 24, "swin adjusted": 24, "circular": 1}
+"""The smallest turns of the polar view, in angles, that shift the scores: the stride, for swin times the window."""
+
+
+@pytest.mark.parametrize("head", HEAD_NAMES)
+@pytest.mark.parametrize("name", SEEN)
+def test_every_backbone_learns_from_the_polar_view_with_any_head(name: str, head: str, tmp_path: Path) -> None:
+    model: Any = made(64, **POLAR, **SEEN[name], **{"head.name": head, "head.components": 8})
+    counts = torch.randint(0, 50, (4, 64, 64))
+    output = model(counts)
+    if head == "grid":
+        assert output["logits"].shape == (4, *model.head.grid.shape) and model.head.grid.shape[1] == 72
+        torch.testing.assert_close(model(counts.to(torch.uint8))["logits"], output["logits"])
+    model.loss(output, random_orientations(4, 1).float()).backward()
+    assert not [key for key, weight in model.named_parameters() if weight.grad is None]
+    model.eval()
+    save_model(model, tmp_path / "model", {}, "")
+    again = load_model(tmp_path / "model")
+    with torch.no_grad():
+        answers, others = model.candidates(model(counts), 2), again.candidates(again(counts), 2)
+    assert answers.orientation.shape == (4, 2, 4)
+    torch.testing.assert_close(answers.orientation[:, 0].norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(others, answers, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_turn_of_the_polar_view_shifts_the_scores(name: str) -> None:
+    model: Any = made(64, **POLAR, **SEEN[name]).eval()
+    view = torch.randn(2, 1, 16, 72)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+        logits = model.from_view(view)["logits"]
+        for shift in (TURNS[name], 2 * TURNS[name]):
+            turned = model.from_view(view.roll(shift, -1))["logits"]
+            torch.testing.assert_close(turned, logits.roll(shift, -1), atol=1e-4, rtol=1e-4)
+            mirrored = model.from_view(view.flip(-2))["logits"]
+            assert not torch.allclose(mirrored, logits, atol=1e-2)  # the radius is no circle
+
+
+def test_the_polar_view_has_one_line_errors() -> None:
+    for name, stride in (("cnn", 4), ("densenet", 4), ("swin", 8)):
+        with pytest.raises(UserError, match=f"`model.angles` is 90, but must be a multiple of {stride} for {name}"):
+            made(64, **POLAR | SEEN[name] | {"model.angles": 90})
+    with pytest.raises(UserError, match=r"`model.depth` is 5, but a polar view of 16 radii can be halved less often"):
+        made(64, **POLAR | SEEN["cnn"] | {"model.depth": 5})
+    with pytest.raises(UserError, match=r"`model.kernel_size` is 31, too wide for `model.angles` of 16"):
+        made(64, **POLAR | SEEN["cnn"] | {"model.kernel_size": 31, "model.angles": 16})
+    with pytest.raises(UserError, match=r"`model.reach` is 0.1, so that the polar pattern would end at 0.08 1/Å"):
+        made(64, **POLAR, **SEEN["circular"], **{"model.reach": 0.1})
+
+    class Vector(Backbone):
+        features = 1
+
+    with pytest.raises(UserError, match=r"Vector has no feature map: `head.name` cannot be 'grid'"):
+        PolarNetwork(Config.from_flat(POLAR), linio2(), Geometry(64, 0.025, 200.0), Vector())
+
+
+def test_networks_on_the_polar_view_start_from_weights_of_pixels_and_of_their_own(tmp_path: Path) -> None:
+    published = stock("densenet121", growth_rate=8, block_config=(1, 1, 1, 1))
+    save_file(published, tmp_path / "densenet.safetensors")
+    flat = POLAR | SEEN["densenet"] | {"model.pretrained": str(tmp_path / "densenet.safetensors")}
+    model: Any = made(64, **flat)
+    first = model.backbone.net.features.conv0.weight
+    torch.testing.assert_close(first[:, 0], published["features.conv0.weight"].sum(1))
+    assert not first[:, 1].any()
+    before: Any = made(64, **POLAR, **SEEN["swin adjusted"])
+    save_model(before, tmp_path / "before", {}, "")
+    torch.manual_seed(1)
+    after: Any = made(64, **POLAR, **SEEN["swin adjusted"], **{"model.pretrained": str(tmp_path / "before")})
+    torch.testing.assert_close(after.state_dict(), before.state_dict())
 
 
 def test_preparation_ignores_exposure_and_bad_numbers_and_resamples() -> None:
@@ -103,7 +185,7 @@ def test_unknown_names_and_malformed_depths_are_one_line_errors() -> None:
         made(64, **{"model.name": "swin", "model.depths": "2-2"})
     with pytest.raises(UserError, match="multiple of 8 or 12"):
         made(64, **{"model.name": "swin", "model.width": 50})
-    assert set(BACKBONES) | set(MODELS) == {"cnn", "densenet", "swin", "matched", "polar", "rerank"}
+    assert set(BACKBONES) | set(MODELS) == {"cnn", "densenet", "swin", "circular", "matched", "polar", "rerank"}
 
 
 def stock(name: str, **sizes: object) -> dict[str, torch.Tensor]:

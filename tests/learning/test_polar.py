@@ -1,4 +1,7 @@
-"""The polar network: a turn is a shift, its start is the matched filter, and it learns."""
+"""The polar network: a turn is a shift, its start is the matched filter, and it learns; and the circular network."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +12,12 @@ from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.errors import UserError
+from stemtune.learning.checkpoint import load_model, save_model
 from stemtune.learning.models import build
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.polar import SHARPNESS, Polar
+from stemtune.learning.models.polar_head import PolarNetwork
 from stemtune.learning.models.polar_templates import centred
 
 GEOMETRY = Geometry(64, 0.05, 200.0)
@@ -92,7 +98,7 @@ def test_before_training_the_answers_are_as_sharp_as_those_of_matching() -> None
         for some in (answers, known)
     )
     assert error.median() < least.median() + 0.15
-    model.peaks.refined = False
+    model.head.peaks.refined = False
     with torch.no_grad():
         cells = model.candidates(model(patterns)).orientation[:, 0]
     rough = disorientation_deg(cells.double(), truth.double(), model.phase.symmetry)
@@ -210,3 +216,90 @@ def test_depth_one_leaves_out_the_convolutions() -> None:
     assert not list(model.convolutions.parameters())
     _, patterns = simulated(2, 8)
     assert model(patterns)["logits"].shape == (2, *model.grid.shape)
+
+
+CIRCULAR = SMALL | {"model.name": "circular", "model.width": 32, "model.depth": 2}
+
+
+def circular(**changes: object) -> PolarNetwork:
+    torch.manual_seed(0)
+    flat = CIRCULAR | {key.replace("__", "."): value for key, value in changes.items()}
+    model = build(Config.from_flat(flat), linio2(), GEOMETRY)
+    assert isinstance(model, PolarNetwork)
+    return model
+
+
+def test_a_turn_shifts_the_logits_of_the_circular_network_exactly() -> None:
+    model = disturbed(circular())
+    view = torch.randn(2, 1, 24, 60)
+    logits = model.from_view(view)["logits"].detach()
+    assert logits.shape == (2, *model.head.grid.shape) and logits.std() > 0.1
+    for shift in (1, 17, 59):
+        torch.testing.assert_close(model.from_view(view.roll(shift, -1))["logits"], logits.roll(shift, -1))
+
+
+def test_the_circular_network_learns_patterns_by_heart_in_seconds() -> None:
+    model = circular(model__width=64).train()
+    truth, patterns = simulated(32, 5)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = model.loss(model(patterns), truth)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    cells = math.prod(model.head.grid.shape)
+    assert losses[0] == pytest.approx(math.log(cells), abs=0.5)  # chance
+    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad():
+        answer = model.eval().candidates(model(patterns)).orientation[:, 0]
+    assert disorientation_deg(answer.double(), truth.double(), model.phase.symmetry).median() < 4
+
+
+def test_the_tops_of_the_logits_are_the_orientations_of_their_cells() -> None:
+    head = circular().head
+    directions, angles = head.grid.shape
+    cell = torch.tensor([0, 7 * angles + 13, (directions - 1) * angles + angles - 1])
+    known = head.grid.orientation(cell)
+    labels = head.grid.encode(known, 1.0)
+    logits = torch.full((3, directions * angles), -20.0).scatter(1, labels.cell, labels.weight.log().clamp_min(-20))
+    found = head.candidates({"logits": logits.view(3, directions, angles)}, 2)
+    assert disorientation_deg(found.orientation[:, 0].double(), known.double(), head.grid.symmetry).max() < 1.5
+    assert (found.confidence[:, 0] > 0.5).all()
+
+
+def test_the_circular_network_comes_back_from_its_folder_with_any_head(tmp_path: Path) -> None:
+    _, patterns = simulated(4, 8)
+    for head in ("grid", "sixd"):
+        model = disturbed(circular(head__name=head))
+        save_model(model, tmp_path / head, {}, "")
+        again = load_model(tmp_path / head)
+        with torch.no_grad():
+            torch.testing.assert_close(again(patterns), model(patterns))
+            torch.testing.assert_close(again.candidates(again(patterns)), model.candidates(model(patterns)))
+
+
+def test_stochastic_depth_acts_in_training_only_and_kernels_take_turns() -> None:
+    model = circular(model__drop_path=0.5)
+    disturbed(model)
+    view = torch.randn(8, 1, 24, 60)
+    with torch.no_grad():
+        torch.testing.assert_close(model.from_view(view), model.from_view(view))
+        model.train()
+        assert not torch.allclose(model.from_view(view)["logits"], model.from_view(view)["logits"])
+    assert [block.kernel_size for block in model.backbone.blocks] == [9, 13]
+    assert [block.kernel_size for block in circular(model__kernel_size=5).backbone.blocks] == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["circular", "polar"])
+def test_a_grid_too_fine_for_memory_is_a_one_line_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stemtune._parallel.free_bytes", lambda device: 5 * 2**20)
+    build(
+        Config.from_flat(SMALL | {"model.name": name, "model.start": "random", "train.batch_size": 1}),
+        linio2(),
+        GEOMETRY,
+    )
+    with pytest.raises(UserError, match=r"need .* GB are free; raise `model.grid_step`") as caught:
+        build(Config.from_flat(SMALL | {"model.name": name, "model.start": "random"}), linio2(), GEOMETRY)
+    assert "\n" not in str(caught.value)

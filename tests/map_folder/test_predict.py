@@ -235,6 +235,13 @@ def test_patterns_that_hardly_reach_are_refused() -> None:
         Resampling(Geometry(128, 0.005, 200), Geometry(128, 0.025, 200))
 
 
+def test_what_only_one_of_pattern_and_model_reaches_is_noted() -> None:
+    near, far = Geometry(128, 0.02, 200), Geometry(128, 0.025, 200)
+    assert "80 % as far as the model looks; the rest is empty" in Resampling(near, far).notes[-1]
+    assert "reach 1.60 1/Å, but the model looks only at 1.28 1/Å" in Resampling(far, near).notes[-1]
+    assert not Resampling(far, far).notes
+
+
 def test_overlay_of_a_store(folder: Path, tmp_path: Path) -> None:
     picture = overlay_positions(folder, [(5, 5), (6, 3)], tmp_path / "overlay.png")
     assert imread(picture).shape[0] > 500

@@ -13,14 +13,24 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError, did_you_mean
 from stemtune.learning.heads import make_head
 from stemtune.learning.model import Backbone, Network, OrientationModel, start_from
+from stemtune.learning.models.circular import Circular
 from stemtune.learning.models.convolutional import Cnn, DenseNet
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.polar import Polar
+from stemtune.learning.models.polar_head import PolarHead, PolarNetwork, check_logits
 from stemtune.learning.models.rerank import Rerank
 from stemtune.learning.models.swin import Swin
 
-BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {"cnn": Cnn, "densenet": DenseNet, "swin": Swin}
+BACKBONES: dict[str, Callable[[ModelConfig, int], Backbone]] = {
+    "cnn": Cnn,
+    "densenet": DenseNet,
+    "swin": Swin,
+    "circular": Circular,
+}
 """Feature extractors that any head can sit on: (settings, pattern size in pixels) -> backbone."""
+
+ON_POLAR_VIEW = {"circular"}
+"""Those that see the polar view whatever `model.view` says."""
 
 Maker = Callable[[Config, Phase, Geometry], OrientationModel]
 MODELS: dict[str, Maker] = {"matched": Matched, "polar": Polar, "rerank": Rerank}
@@ -43,8 +53,13 @@ def build(config: Config, phase: Phase, geometry: Geometry, start: bool = True) 
         model = MODELS[name](config, phase, geometry)
     else:
         backbone = BACKBONES[name](config.model, config.model.input_size or geometry.size)
-        head = make_head(config.head, phase.symmetry, backbone.features)
-        model = Network(config, phase, geometry, backbone, head)
+        if name in ON_POLAR_VIEW or config.model.view == "polar":
+            model = PolarNetwork(config, phase, geometry, backbone)
+        else:
+            head = make_head(config.head, phase.symmetry, backbone.features)
+            model = Network(config, phase, geometry, backbone, head)
+    if start and isinstance(model, Polar | PolarNetwork) and isinstance(model.head, PolarHead):
+        check_logits(config, model.head.grid)
     if start and config.model.pretrained not in (False, "") and model.trainable:
         start_from(model, config.model.pretrained)
     return model

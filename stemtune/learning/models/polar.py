@@ -12,7 +12,6 @@ Shape legend: B patterns, R radii, A in-plane angles, F angular frequencies, D b
 from __future__ import annotations
 
 import math
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -23,7 +22,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.model import Candidates, OrientationModel
-from stemtune.learning.models.peaks import Peaks
+from stemtune.learning.models.polar_head import PolarHead
 from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
 
 GRID_STEP = 3.0  # spacing of beam directions in degrees where `model.grid_step` is 0
@@ -73,14 +72,12 @@ class Polar(OrientationModel):
     """Polar network with a grid of beam directions x in-plane angles as output.
 
     Settings: `model.grid_step`, `angles`, `radii`, `reach`, `start`, `width`, `depth`, `kernel_size`, `dropout`;
-    the template settings shape the start; `head.softness` is the width of the labels. Convolutions and filters are
-    learned, the filters as angular spectra. Candidates are the tops of parabolas through the logits, as in `matched`,
-    unless `head.residual` is false; soft labels are Gaussians, whose logarithm is such a parabola around the truth.
+    the template settings shape the start. Convolutions and filters are learned, the filters as angular spectra.
+    `PolarHead` reads the logits out.
 
     `view` is the polar view, `grid` the cells that have a logit.
     """
 
-    to_frequency: Tensor
     to_angle: Tensor
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
@@ -103,25 +100,22 @@ class Polar(OrientationModel):
         else:
             bank_FDQ = torch.randn(shape)
             size = math.sqrt(angles / (4 * len(frequency) * radii))  # filters of length about one, as templates have
-        self.peaks = Peaks(self.grid, len(frequency), refined=config.head.residual)
+        self.head = PolarHead(self.grid, config, len(frequency))
         self.bank = nn.Parameter(bank_FDQ.contiguous())
         self.log_scale = nn.Parameter(torch.tensor(0.0))
         wave_FA = torch.outer(frequency, self.view.angle.double())
         share_F1 = torch.where(frequency == 0, 1.0, 2.0)[:, None] / angles
         to_angle = torch.cat((wave_FA.cos() * share_F1, -wave_FA.sin() * share_F1)).T
         to_angle = to_angle * (size / (SHARPNESS * math.sqrt(radii * angles)))
-        self.register_buffer("to_frequency", torch.cat((wave_FA.cos(), -wave_FA.sin())).T.float(), persistent=False)
         self.register_buffer("to_angle", to_angle.float().contiguous(), persistent=False)
 
     def forward(self, patterns: Tensor) -> dict[str, Tensor]:
         """Return `logits` (B, D, A) over the grid's cells for (B, H, W) patterns of any numeric type."""
-        with torch.no_grad(), torch.autocast(patterns.device.type, enabled=False):
-            x_BRA = self.view(patterns) * math.sqrt(math.prod(self.view.shape))
-        return self.from_view(x_BRA)
+        return self.from_view(self.view.unit(patterns))
 
     def from_view(self, x_BRA: Tensor) -> dict[str, Tensor]:
         """Return `logits` (B, D, A) for polar views of unit variance; a shift along A shifts the logits by as much."""
-        spectrum_BRF = (self.convolutions(x_BRA) @ self.to_frequency) * self.log_scale.exp()
+        spectrum_BRF = (self.convolutions(x_BRA) @ self.head.to_frequency) * self.log_scale.exp()
         real_BRF, imaginary_BRF = spectrum_BRF.chunk(2, dim=-1)
         real_FBR, imaginary_FBR = real_BRF.permute(2, 0, 1), imaginary_BRF.permute(2, 0, 1)
         # Real and imaginary part of pattern * conj(filter), one product per frequency.
@@ -133,30 +127,7 @@ class Polar(OrientationModel):
         return {"logits": logits_ADB.permute(2, 1, 0)}
 
     def loss(self, output: dict[str, Tensor], orientation: Tensor) -> Tensor:
-        """Return the cross-entropy of the logits against soft labels around (B, 4) true orientations."""
-        return self.grid.cross_entropy(output["logits"], self.grid.encode(orientation, self.config.head.softness))
+        return self.head.loss(output, orientation)
 
-    @torch.no_grad()
     def candidates(self, output: dict[str, Tensor], n: int = 1) -> Candidates:
-        """Return the `n` best different orientations.
-
-        The probability of the cells around the rivals is shared out by the heights of their tops; what is spread
-        over all other cells, in a pattern of noise nearly all of it, lowers the confidence.
-        """
-        logits_BDA = output["logits"].float()
-        direction_BT = self.peaks.shortlist(logits_BDA.amax(2), 8 + 4 * n)
-        tops = self.peaks.tops(direction_BT, rows(logits_BDA, direction_BT), partial(self._spectra, logits_BDA), n)
-        everything_B11 = logits_BDA.logsumexp((1, 2))[:, None, None]
-        around_BrN = (tops.around - everything_B11).exp().where(tops.score[..., None] > -torch.inf, 0.0)
-        sure_B1 = around_BrN.sum((1, 2)).clamp_max(1.0)[:, None]
-        return Candidates(tops.orientation, (tops.score.softmax(1).nan_to_num(0.0) * sure_B1)[:, :n])
-
-    def _spectra(self, logits_BDA: Tensor, direction_BN: Tensor) -> Tensor:
-        """Return the angular spectra (B, N, F, 2) of some directions' logits."""
-        flat = rows(logits_BDA, direction_BN) @ self.to_frequency
-        return torch.stack(flat.chunk(2, dim=-1), dim=-1)
-
-
-def rows(logits_BDA: Tensor, direction_BN: Tensor) -> Tensor:
-    """Return the logits (B, N, A) of some directions (B, N)."""
-    return logits_BDA[torch.arange(len(logits_BDA), device=logits_BDA.device)[:, None], direction_BN]
+        return self.head.candidates(output, n)

@@ -57,6 +57,11 @@ class PolarView(nn.Module):
         radii, angles = config.model.radii, config.model.angles
         outer = config.model.reach * geometry.radius_inv_angstrom
         inner = inner_radius(phase, geometry) if inner is None else inner
+        if outer <= inner:
+            raise UserError(
+                f"`model.reach` is {config.model.reach:g}, so that the polar pattern would end at {outer:.2f} 1/Å, "
+                f"before it begins at {inner:.2f} 1/Å; raise it"
+            )
         step = (outer - inner) / radii
         self.beam_px = 1.2 * inner / geometry.scale_inv_angstrom
         radius = inner + (torch.arange(radii, dtype=torch.float64) + 0.5) * step
@@ -102,6 +107,12 @@ class PolarView(nn.Module):
         # The scale of the counts must not matter, not even in half precision.
         cells = cells / cells.amax(dim=(-2, -1), keepdim=True).clamp_min(1e-20)
         return self.weigh(cells.pow(self.gamma))
+
+    def unit(self, patterns: Tensor) -> Tensor:
+        """Return the views (B, R, A) scaled to variance one, in single precision and without a gradient."""
+        with torch.no_grad(), torch.autocast(patterns.device.type, enabled=False):
+            view: Tensor = self(patterns) * math.sqrt(math.prod(self.shape))
+        return view
 
 
 def centred(patterns: Tensor, geometry: Geometry, radius_px: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.nn import functional
 from stemtune.config import ModelConfig
 from stemtune.errors import UserError
 from stemtune.learning.model import Backbone
-from stemtune.learning.models.convolutional import block_counts, one_channel
+from stemtune.learning.models.convolutional import block_counts, input_shape, one_channel, with_radius
 
 STOCK_WINDOW, ADJUSTED_WINDOW, READOUT = 7, 8, 4
+POLAR_STAGES, POLAR_ANGLES = 3, 2  # on the polar view: stages, and angles in one token
 
 
 def fitted_window(tokens: int, wanted: int) -> int:
@@ -26,6 +28,28 @@ def fitted_window(tokens: int, wanted: int) -> int:
         return tokens
     divisors = [w for w in range(max(2, wanted // 2), 2 * wanted + 1) if tokens % w == 0]
     return min(divisors, key=lambda w: (abs(w - wanted), -w)) if divisors else wanted
+
+
+def window_around(tokens: int, wanted: int) -> int:
+    """Return the largest window of at most `wanted`, and at most half of the circle of `tokens`, that divides it.
+
+    Where there is none, the window is the circle.
+    """
+    divisors = [w for w in range(2, min(wanted, tokens // 2) + 1) if tokens % w == 0]
+    return max(divisors, default=tokens)
+
+
+def attend_around(net: Any) -> None:
+    """Let shifted windows look across the seam of the angle, the last axis, and only along the radius not."""
+    for layer in net.layers:
+        for block in layer.blocks:
+            (rows, columns), (high, wide), shift = block.input_resolution, block.window_size, block.shift_size[0]
+            part = torch.zeros(-(-rows // high) * high)
+            if shift:
+                part[-high:], part[-shift:] = 1, 2
+            part_WN = part.view(-1, high).repeat_interleave(wide, 1).repeat_interleave(columns // wide, 0)
+            apart = part_WN[:, None, :] != part_WN[:, :, None]
+            block.attn_mask = torch.zeros(apart.shape).masked_fill(apart, -100.0) if shift else None
 
 
 class Swin(Backbone):
@@ -53,6 +77,11 @@ class Swin(Backbone):
 
     `model.width`, `model.depths`, `model.patch_size` and `model.window` override these and make small variants; a
     pattern that is no multiple of the coarsest token is filled up with zeros at the right and lower edge.
+
+    **On the polar view** there are 3 stages (or as many as `model.depths` has), tokens of `model.patch_size` radii x 2
+    angles, and windows that wrap around: along the angle they are of one width in all stages, so that shifting the view
+    by a window of the last stage shifts the map by as many places. The position of the adjusted network is that along
+    the radius.
     """
 
     stock = "swin_tiny_patch4_window7_224"
@@ -63,51 +92,69 @@ class Swin(Backbone):
         import timm
 
         super().__init__()
-        depths = block_counts(config.depths, (2, 2, 4, 2) if config.adjusted else (2, 2, 6, 2), 4)
+        self.polar = config.view == "polar"
+        stages = config.depths.count("-") + 1 if self.polar and config.depths else POLAR_STAGES if self.polar else 4
+        default = ((2, 2, 4, 2) if config.adjusted else (2, 2, 6, 2))[:stages]
+        depths = block_counts(config.depths, default, stages)
         patch = config.patch_size or (2 if config.adjusted else 4)
+        patches = (patch, POLAR_ANGLES if self.polar else patch)
+        channels, *edges = input_shape(config, size, POLAR_ANGLES * 2 ** (stages - 1))
         width = config.width or 96
         if width % 12 and width % 8:
             raise UserError(f"`model.width` is {width}, but must be a multiple of 8 or 12 for swin (attention heads)")
-        self.multiple = patch * 2 ** (len(depths) - 1)
-        self.padded = -(-size // self.multiple) * self.multiple
+        multiples = patches if self.polar else (patch * 2 ** (stages - 1),) * 2
+        self.padded = tuple(-(-edge // multiple) * multiple for edge, multiple in zip(edges, multiples, strict=True))
+        tokens = [tuple(-(-e // (p << n)) for e, p in zip(self.padded, patches, strict=True)) for n in range(stages)]
         wanted = config.window or (ADJUSTED_WINDOW if config.adjusted else STOCK_WINDOW)
-        tokens = [self.padded // patch >> stage for stage in range(len(depths))]
+        around = window_around(tokens[-1][1], wanted) if self.polar else 0
         net: Any = timm.create_model(
             self.stock,
-            in_chans=1,
+            in_chans=channels,
             num_classes=0,
             img_size=self.padded,
-            patch_size=patch,
+            patch_size=patches,
             embed_dim=width,
             depths=depths,
-            num_heads=tuple(max(1, width // 32) * 2**stage for stage in range(len(depths))),
-            window_size=tuple((w, w) for w in (fitted_window(count, wanted) for count in tokens)),
+            num_heads=tuple(max(1, width // 32) * 2**stage for stage in range(stages)),
+            window_size=tuple((w, around or w) for w in (fitted_window(rows, wanted) for rows, _ in tokens)),
             drop_path_rate=config.drop_path,
         )
+        if self.polar:
+            attend_around(net)
         self.net = net
         self.features = int(net.num_features)
         self.position = None
         if config.adjusted:
-            self.position = nn.Parameter(0.02 * torch.randn(1, tokens[0], tokens[0], width))
-            edge, channels = min(READOUT, tokens[-1]), max(8, self.features // 8)
-            self.pool = nn.AdaptiveAvgPool2d(edge)
-            self.squeeze = nn.Conv2d(self.features, channels, 1)
-            to_features = nn.Linear(edge**2 * channels, self.features)
+            rows, columns = tokens[0]
+            self.position = nn.Parameter(0.02 * torch.randn(1, rows, 1 if self.polar else columns, width))
+            places, squeezed = [min(READOUT, edge) for edge in tokens[-1]], max(8, self.features // 8)
+            self.pool = nn.AdaptiveAvgPool2d(tuple(places))
+            self.squeeze = nn.Conv2d(self.features, squeezed, 1)
+            to_features = nn.Linear(math.prod(places) * squeezed, self.features)
             self.to_features = nn.Sequential(to_features, nn.LayerNorm(self.features), nn.GELU())
+            self.vector_parts = ("squeeze", "to_features")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features (B, 8 * width) of prepared patterns (B, 1, S, S)."""
-        missing = self.padded - x.shape[-1]
-        if missing:
-            x = functional.pad(x, (0, missing, 0, missing))
-        net: Any = self.net
-        features: Tensor
+        """Return features (B, 8 * width) of prepared patterns (B, 1, S, S) or polar views."""
+        x_BCTT = self.feature_map(x)
         if self.position is None:
-            features = net(x)
-        else:
-            x_BTTC = net.norm(net.layers(net.patch_embed(x) + self.position))
-            features = self.to_features(self.pool(self.squeeze(x_BTTC.permute(0, 3, 1, 2))).flatten(1))
+            return x_BCTT.mean((2, 3))
+        features: Tensor = self.to_features(self.pool(self.squeeze(x_BCTT)).flatten(1))
         return features
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return the tokens of the last stage as a map."""
+        if self.polar:
+            x = with_radius(x)
+        height, width = self.padded
+        if x.shape[2:] != (height, width):
+            x = functional.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+        net: Any = self.net
+        x_BTTC = net.patch_embed(x)
+        if self.position is not None:
+            x_BTTC = x_BTTC + self.position
+        x_BCTT: Tensor = net.norm(net.layers(x_BTTC)).permute(0, 3, 1, 2)
+        return x_BCTT
 
     def convert(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample the patch embedding and the tables of relative positions, and drop the classifier."""
@@ -115,5 +162,12 @@ class Swin(Backbone):
 
         here = self.net.state_dict()
         known = {key: value for key, value in weights.items() if key in here and "relative_position_index" not in key}
-        converted: dict[str, Tensor] = checkpoint_filter_fn(one_channel(known), self.net)
-        return {key: value for key, value in converted.items() if key in here}
+        # Only tables of square windows are resampled; one that fits is this network's own.
+        fitting = {key: value for key, value in known.items() if value.shape == here[key].shape}
+        others = {
+            key: value
+            for key, value in known.items()
+            if key not in fitting and ("bias_table" not in key or math.isqrt(len(value)) ** 2 == len(value))
+        }
+        converted: dict[str, Tensor] = checkpoint_filter_fn(one_channel(others, 2 if self.polar else 1), self.net)
+        return {key: value for key, value in converted.items() if key in here} | fitting
