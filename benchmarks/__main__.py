@@ -20,6 +20,7 @@ Options = TypeVar("Options")
 
 _SPEEDS = {
     "simulate": ("kinematic patterns per second, beside diffsims", "simulation.kinematic"),
+    "beams": ("patterns drawn from a store of beams per second, beside kinematic ones", "simulation.beams"),
     "bloch": ("Bloch waves per second, 100 beams and four thicknesses, beside py4DSTEM", "simulation.bloch"),
     "loading": ("shuffled batches from a store beside an array in memory; one copy for four readers", "loading.run"),
     "ingest": ("a scan into a store, beside copying or unpacking the same bytes (MiB/s of patterns)", "ingest.run"),

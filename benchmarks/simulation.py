@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stemtune.config import SimulateConfig
+from stemtune.config import Config, SimulateConfig
 from stemtune.crystal import rotations
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.sampling import random_orientations
@@ -193,6 +193,45 @@ def py4dstem_throughput(geometry: Geometry, seconds: float) -> tuple[float, floa
 
     rate, _ = _throughput(theirs, seconds)
     return rate, float(np.mean(counted))
+
+
+def beams(folder: Path, *, orientations: int = 256, seconds: float = 4.0) -> dict[str, Any]:
+    """Measure patterns of 64 px drawn from a store of beams, beside kinematic ones simulated directly, in turns.
+
+    Returns
+    -------
+    dict
+        `orientations_per_s` of making the store (6 thicknesses, 2 tilt groups of 8 directions), `drawn_patterns_per_s`
+        and `kinematic_patterns_per_s` with the detector's every effect, their ratio, and `threads`.
+    """
+    from stemtune.dataset.beam_store import BeamStore, simulate_beams
+    from stemtune.dataset.fresh_patterns import BeamPatterns
+
+    microscope = {"simulate.size": 64, "simulate.scale": 0.05, "simulate.thickness": "20:80", "simulate.tilts": 8}
+    simulate = Config.from_flat({**microscope, "simulate.precession": "0:0.5", "simulate.physics": "bloch"}).simulate
+    path = folder / "beams.h5"
+    path.unlink(missing_ok=True)
+    began = time.perf_counter()
+    simulate_beams("linio2", path, orientations, simulate)
+    made = orientations / (time.perf_counter() - began)
+    drawn, generator = BeamPatterns(BeamStore.open(path), simulate), torch.Generator().manual_seed(0)
+    direct = KinematicSimulator(linio2(), drawn.geometry, simulate)
+
+    def from_beams() -> int:
+        return len(drawn.draw(512, generator, training=True).patterns)
+
+    def directly() -> int:
+        return len(direct.patterns(random_orientations(512, generator), generator))
+
+    rates = [(_throughput(from_beams, seconds / 3)[0], _throughput(directly, seconds / 3)[0]) for _ in range(3)]
+    ours, theirs = (float(np.median(column)) for column in zip(*rates, strict=True))
+    return {
+        "orientations_per_s": made,
+        "drawn_patterns_per_s": ours,
+        "kinematic_patterns_per_s": theirs,
+        "ratio": float(np.median([one / other for one, other in rates])),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _throughput(work: Callable[[], int], seconds: float) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def simulate(
     scan: tuple[int, int] | None = None,
     grains: int = 12,
     dynamical: bool = False,
-    beams: bool = False,
+    beam_store: bool = False,
     seed: int = 0,
     workers: int = 1,
     **microscope: Scalar | tuple[float, float],
@@ -54,9 +54,8 @@ def simulate(
         Grains of `scan`.
     dynamical
         Bloch waves instead of kinematic intensities.
-    beams
-        With `dynamical`: keep the diffracted beams of `patterns` orientations, from which training draws fresh patterns
-        (`data.source: beams`), instead of patterns.
+    beam_store
+        Keep the beams of `patterns` orientations instead, for training with `data.source: beams`; wants `dynamical`.
     seed
         The same seed gives the same store.
     workers
@@ -85,9 +84,9 @@ def simulate(
     if dynamical and flat.setdefault("simulate.physics", "bloch") != "bloch":
         raise UserError(f"dynamical=True asks for Bloch waves, but physics is {flat['simulate.physics']!r}")
     settings = Config.from_flat(flat).simulate
-    if beams:
+    if beam_store:
         if scan is not None or not dynamical:
-            raise UserError("beams=True keeps the beams of Bloch waves to train on: give dynamical=True, and no scan")
+            raise UserError("beam_store=True keeps beams of Bloch waves to train on: give dynamical=True, and no scan")
         return BeamStore.open(simulate_beams(cif, out, patterns, settings, seed=seed, workers=workers))
     if scan is None:
         simulate_store(cif, out, patterns, settings, seed=seed, workers=workers)

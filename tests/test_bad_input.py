@@ -238,7 +238,7 @@ def test_bad_cifs(case: str, command: str, here: Path, capfd: pytest.CaptureFixt
         ),
         (["simulate", "linio2", "--dynamical", "--thickness=-5:20"], "`simulate.thickness` is '-5:20'"),
         (
-            ["simulate", "linio2", "--dynamical", "--beams", "5000"],
+            ["simulate", "linio2", "--dynamical", "--set", "simulate.beams=5000"],
             "`simulate.beams` is 5000, but must be in [2, 4000]",
         ),
         (["simulate", "linio2", "--scale", "0.0001"], "no reflection of"),
@@ -269,7 +269,7 @@ def test_wrong_settings(arguments: list[str], says: str, here: Path, capfd: pyte
     assert says in refused(capfd, *arguments, *more, "--out", "new")
 
 
-SMALL = ["--size", "24", "--scale", "0.06", "--beams", "8", "--tilts", "1", "--absorption", "none"]
+SMALL = ["--size", "24", "--scale", "0.06", "--set", "simulate.beams=8", "--tilts", "1", "--absorption", "none"]
 
 
 def test_a_dynamical_simulation_of_too_many_beams(
@@ -277,7 +277,7 @@ def test_a_dynamical_simulation_of_too_many_beams(
 ) -> None:
     """On a machine with half a gigabyte to spare."""
     monkeypatch.setattr("stemtune._parallel.free_bytes", lambda device: 2**29)
-    message = refused(capfd, "simulate", "linio2", "--dynamical", "--beams", "4000", "--out", "new.h5")
+    message = refused(capfd, "simulate", "linio2", "--dynamical", "--set", "simulate.beams=4000", "--out", "new.h5")
     assert "structure matrices of 4000 beams need" in message and "lower `simulate.beams`" in message
 
 

@@ -133,7 +133,7 @@ SIMULATE = ["simulate", "linio2", "--size", "32", "--scale", "0.05", "--seed", "
 SIMULATIONS = {
     "kinematic": ["--patterns", "12000", "--size", "64"],
     "workers": ["--patterns", "40000", "--size", "64", "--workers", "2"],
-    "dynamical": ["--patterns", "3000", "--dynamical", "--beams", "20", "--tilts", "2"],
+    "dynamical": ["--patterns", "3000", "--dynamical", "--set", "simulate.beams=20", "--tilts", "2"],
     "scan": ["--scan", "60,60", "--dynamical", "--set", "simulate.beams=20", "--tilts", "2", "--overlap", "0.5"],
 }
 

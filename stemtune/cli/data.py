@@ -109,7 +109,7 @@ def simulate(parser: Parser) -> Command:
     parser.flag("--restart", "begin anew instead of going on with the unfinished STORE.part")
     parser.option("--set", "any setting simulate.*", "KEY=VALUE", action="append", default=[])
     title = "the microscope (low:high is drawn from anew for every pattern)"
-    settings_options(parser, title, "simulate", SimulateConfig)
+    settings_options(parser, title, "simulate", SimulateConfig, without=("simulate.beams",))  # --beams is a store's
     return call
 
 

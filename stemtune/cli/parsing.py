@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from stemtune.config import knobs_of
@@ -60,10 +60,14 @@ def command(does: str, example: str) -> Callable[[Callable[[Parser], Command]], 
     return made
 
 
-def settings_options(parser: Parser, title: str, group: str, kind: type[Any], prefix: str = "") -> None:
-    """Give every knob of the settings class `kind` as an option of its own name behind the `prefix`."""
+def settings_options(
+    parser: Parser, title: str, group: str, kind: type[Any], prefix: str = "", without: Sequence[str] = ()
+) -> None:
+    """Give every knob of the settings class `kind`, `without` some, as an option of its own name behind the `prefix`."""
     place = parser.add_argument_group(title)
     for key, knob in knobs_of(group, kind).items():
+        if key in without:
+            continue
         name = prefix + key.split(".", 1)[1].replace("_", "-")
         unit = f" [{knob.unit}]" if knob.unit else ""
         text = f"{knob.about}{unit}; default {knob.default}"
