@@ -149,6 +149,12 @@ class TrainConfig:
 
     epochs: int = integer(30, "passes over the training data", "[1, inf)")
     batch_size: int = integer(64, "patterns per step, over all workers together", "[1, inf)")
+    accumulate: int = integer(
+        1, "micro-batches of a step, for batches that do not fit into memory; doubled where they do not", "[1, inf)"
+    )
+    ema: float = number(
+        0.999, "decay per step of the averaged weights, which are kept; 0 keeps the last", "[0, 0.99999]"
+    )
     workers: int = integer(1, "data-parallel processes", "[1, 4096]")
     precision: str = text("auto", "number format of the forward pass", ("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = flag(True, "memory layout that convolutions prefer")

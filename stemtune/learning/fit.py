@@ -6,184 +6,38 @@ torch's random numbers (dropout, stochastic depth) are seeded anew at the start 
 
 from __future__ import annotations
 
-import math
+import resource
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed
 
 from stemtune._files import shipped_or
 from stemtune._progress import Progress
-from stemtune.config import Config, OptimConfig
-from stemtune.dataset.loaders import Batch, Loader, ResampledLoader, loaders, resampled_to
+from stemtune.config import Config
+from stemtune.dataset.loaders import Loader, ResampledLoader, loaders, resampled_to
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
-from stemtune.learning.inference import autocast
 from stemtune.learning.metrics import WORST, fit_calibration, model_figures, score_patterns, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
+from stemtune.learning.trainer import Diverged, Trainer
 
 Report = Callable[[dict[str, float], Path | None], None]
 
-CHECK_EVERY = 25  # steps between two looks at whether the loss is still finite
-COSINE_FLOOR = 0.01  # where the cosine schedule ends, as a share of the peak
-
-
-class Diverged(UserError):
-    """The loss became infinite or NaN; the metrics of `WORST` have been reported."""
+BEST_BY = "val/disorientation_median_deg"
+"""The metric that says which epoch is the best one; the smaller, the better."""
 
 
 def default_device() -> torch.device:
     """Return the GPU that this process was given, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def chosen_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the number format of the forward pass; None is float32.
-
-    "auto" is bfloat16 on GPUs that have it and on CPUs with instructions for it (avx512_bf16, amx), else float32:
-    elsewhere bfloat16 is emulated and slow.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = any(
-                bool(getattr(torch.cpu, f"_is_{name}_supported", bool)()) for name in ("avx512_bf16", "amx_tile")
-            )
-        return torch.bfloat16 if fast else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return the learning rate of a step (counted from 0).
-
-    It rises linearly over `optim.warmup` epochs to `optim.lr`, times `optim.lr_decay` per epoch (exponential) or
-    half a cosine that ends at 1 % (cosine).
-    """
-    epoch = step // steps_per_epoch
-    if optim.schedule == "cosine":
-        progress = min(1.0, step / max(1, epochs * steps_per_epoch))
-        factor = COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    else:
-        factor = optim.lr_decay**epoch
-    return optim.lr * factor * min(1.0, (step + 1) / max(1.0, optim.warmup * steps_per_epoch))
-
-
-class _Loss(nn.Module):
-    """Model and loss as one module, so that data-parallel training sees every weight in its forward pass."""
-
-    def __init__(self, model: OrientationModel, device: torch.device, precision: torch.dtype | None) -> None:
-        super().__init__()
-        self.model, self.device, self.precision = model, device, precision
-
-    def forward(self, patterns: Tensor, orientation: Tensor) -> Tensor:
-        with autocast(self.device, self.precision):
-            output = self.model(patterns)
-        return self.model.loss(output, orientation)
-
-
-class Trainer:
-    """Model, optimiser and step count of a run, and the passes over the data, `steps_per_epoch` optimiser steps each.
-
-    The weights of `model` are at their start; with `world` data-parallel workers above 1 the process group must be
-    initialised.
-    """
-
-    def __init__(
-        self, config: Config, model: OrientationModel, steps_per_epoch: int, device: torch.device, world: int = 1
-    ) -> None:
-        self.config, self.device, self.world, self.steps_per_epoch = config, device, world, steps_per_epoch
-        self.precision = chosen_precision(config.train.precision, device)
-        model = model.to(device)
-        if config.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        if world > 1 and device.type == "cuda":
-            from timm.layers import convert_sync_batchnorm
-
-            model = convert_sync_batchnorm(model)
-        self.model = model
-        self.step = 0
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [weight for weight in self.weights if (weight.ndim > 1) == decayed], "weight_decay": decay}
-            for decayed, decay in ((True, config.optim.weight_decay), (False, 0.0))
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.loss: nn.Module = _Loss(model, device, self.precision)
-        if world > 1:
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the model's weights."""
-        return {"step": self.step, "optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
-        self.step = int(state["step"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def train(self, batches: Iterable[Batch]) -> float:
-        """Take one optimiser step per batch and return the mean loss over all workers.
-
-        Raises `Diverged` on all workers in the same step, when the loss of one is no longer finite.
-        """
-        self.model.train()
-        total, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in batches:
-            rate = learning_rate(self.config.optim, self.step, self.steps_per_epoch, self.config.train.epochs)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            patterns = batch.patterns.to(self.device, non_blocking=True)
-            loss = self.loss(patterns, batch.orientation.to(self.device, non_blocking=True))
-            self.scaler.scale(loss).backward()
-            if self.config.optim.grad_clip > 0:
-                self.scaler.unscale_(self.optimiser)
-                nn.utils.clip_grad_norm_(self.weights, self.config.optim.grad_clip)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-            self.optimiser.zero_grad(set_to_none=True)
-            total += loss.detach()
-            self.step += 1
-            steps += 1
-            if steps % CHECK_EVERY == 0:
-                self._mean(total / steps)
-        self._average_buffers()
-        return self._mean(total / max(1, steps))
-
-    def _mean(self, loss: Tensor) -> float:
-        """Return the mean over the workers; raise `Diverged` on all of them when it is not finite."""
-        if self.world > 1:
-            loss = loss.clone()
-            distributed.all_reduce(loss)
-            loss /= self.world
-        mean = float(loss)
-        if not math.isfinite(mean):
-            epoch = (self.step - 1) // self.steps_per_epoch + 1
-            rate = self.config.optim.lr
-            raise Diverged(f"the loss is {mean} in epoch {epoch}: training diverged; lower `optim.lr`, now {rate:g}")
-        return mean
-
-    def _average_buffers(self) -> None:
-        """Give all workers the same running statistics (batch normalisation), the mean of theirs."""
-        if self.world == 1:
-            return
-        kept = set(self.model.state_dict())
-        for name, value in self.model.named_buffers():
-            if name in kept and value.is_floating_point():
-                distributed.all_reduce(value)
-                value /= self.world
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
@@ -258,24 +112,47 @@ def fit(
             except Diverged:
                 report(dict(WORST), None)
                 raise
-            rate = steps * config.train.batch_size / (time.perf_counter() - began)
-            metrics = validate(trainer.model, validation, device, trainer.precision)
-            metrics |= {"train/loss": loss, "train/samples_per_s": rate}
-            metrics = broadcast_metrics(metrics, world)
-            if rank == 0:
-                state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
-                save_checkpoint(trainer.model, state, checkpoint, metrics, source)
+            speed = steps * config.train.batch_size / (time.perf_counter() - began)
+            with trainer.averaged():
+                metrics = validate(trainer.model, validation, device, trainer.precision, trainer.micro_batches)
+                metrics |= train_figures(loss, trainer.rate, speed, device)
+                metrics = broadcast_metrics(metrics, world)
+                if rank == 0:
+                    state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
+                    save_checkpoint(trainer.model, state, checkpoint, metrics, source)
             report(metrics, checkpoint if rank == 0 else None)
     return metrics
 
 
 def validate(
-    model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None
+    model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None, parts: int = 1
 ) -> dict[str, float]:
-    """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out."""
-    scores = score_patterns(model, validation, device, precision)
+    """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out.
+
+    Batches are worked through in so many `parts`.
+    """
+    scores = score_patterns(model, validation, device, precision, parts=parts)
     model.calibration = fit_calibration(scores)
     return summarise(scores) | model_figures(model, scores)
+
+
+def train_figures(loss: float, learning_rate: float, samples_per_s: float, device: torch.device) -> dict[str, float]:
+    """Return the `train/` figures of an epoch.
+
+    The peak of memory (1 MB = 10^6 bytes) is that of tensors on the GPU in this epoch, elsewhere that of the process.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
+    figures = {
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "samples_per_s": samples_per_s,
+        "peak_memory_mb": peak / 1e6,
+    }
+    return {f"train/{name}": value for name, value in figures.items()}
 
 
 def broadcast_metrics(metrics: dict[str, float], world: int) -> dict[str, float]:
@@ -296,7 +173,7 @@ def _evaluate_once(
     scores = score_patterns(model, validation, device, shown=rank == 0)
     rate = scores.shape[1] / (time.perf_counter() - began)
     metrics, model.calibration = summarise(scores), fit_calibration(scores)
-    metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate, **model_figures(model, scores)}
+    metrics |= {**train_figures(metrics["val/loss"], 0.0, rate, device), **model_figures(model, scores)}
     metrics = broadcast_metrics(metrics, world)
     if rank == 0:
         save_checkpoint(model, {"step": 0, "epoch": 1, "metrics": metrics}, checkpoint, metrics, source)

@@ -3,23 +3,28 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stemtune.config import METRICS, Config, SimulateConfig
+from stemtune.dataset.loaders import Batch, loaders
 from stemtune.dataset.simulate import simulate_store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning import fit as fit_module
-from stemtune.learning.checkpoint import load_model
-from stemtune.learning.fit import Diverged, chosen_precision, fit, learning_rate
+from stemtune.learning import trainer as trainer_module
+from stemtune.learning.checkpoint import load_checkpoint, load_model
+from stemtune.learning.fit import fit
 from stemtune.learning.metrics import WORST
 from stemtune.learning.train import run_workers
+from stemtune.learning.trainer import Diverged, Trainer, chosen_precision, learning_rate
 
 Settings = Callable[..., Config]
 CPU = torch.device("cpu")
+MEASURED = ("train/samples_per_s", "train/peak_memory_mb", "model/ms_per_pattern")
 
 
 class Notes:
@@ -72,7 +77,7 @@ def test_two_epochs_and_two_more_are_four(tiny: Settings, tmp_path: Path) -> Non
     one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "rest")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    for timed in ("train/samples_per_s", "model/ms_per_pattern"):
+    for timed in MEASURED:
         del whole[timed], resumed[timed]
     assert whole == resumed
 
@@ -106,8 +111,8 @@ def test_two_workers_are_as_good_as_one(tiny: Settings, tmp_path: Path) -> None:
 def test_a_diverged_run_reports_finite_metrics_and_says_so(
     tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "CHECK_EVERY", 1)
-    monkeypatch.setattr(fit_module, "learning_rate", lambda *_: math.inf)
+    monkeypatch.setattr(trainer_module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(trainer_module, "learning_rate", lambda *_: math.inf)
     notes = Notes()
     with pytest.raises(Diverged, match=r"in epoch 1: training diverged; lower `optim.lr`, now 0.001"):
         fit(tiny(), notes, tmp_path, device=CPU)
@@ -198,6 +203,121 @@ def test_mixed_batches_resume_exactly(tiny: Settings, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         fit(config, stop, tmp_path / "half", device=CPU)
     resumed = fit(config, Notes(), tmp_path / "rest", resume=tmp_path / "half" / "checkpoint", device=CPU)
-    for timed in ("train/samples_per_s", "model/ms_per_pattern"):
+    for timed in MEASURED:
         del whole[timed], resumed[timed]
     assert whole == resumed
+
+
+def trainer_of(config: Config) -> tuple[Trainer, Batch]:
+    """Return a trainer of a new model, and the first batch of its first epoch."""
+    loader, _ = loaders(config)
+    torch.manual_seed(0)
+    model = fit_module.build(config, loader.phase, loader.geometry)
+    batch = next(iter(loader.epoch(0)))
+    return Trainer(config, model, loader.batches_per_epoch, CPU), batch
+
+
+def test_the_model_that_is_kept_has_averaged_weights(tiny: Settings) -> None:
+    trainer, batch = trainer_of(tiny(train__ema=0.3, train__channels_last=False))
+    mean = {name: value.double() for name, value in trainer.model.state_dict().items()}
+    for step in range(1, 5):
+        trainer.train([batch])
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in trainer.model.state_dict().items():
+            mean[name] = decay * mean[name] + (1 - decay) * value.double()
+    last = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with trainer.averaged():
+        for name, value in trainer.model.state_dict().items():
+            torch.testing.assert_close(value.double(), mean[name], atol=1e-6, rtol=1e-5)
+            assert torch.equal(trainer.state()["weights"][name], last[name])
+    assert all(torch.equal(value, last[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_an_average_begins_with_the_weights_of_a_checkpoint_without_one(tiny: Settings, tmp_path: Path) -> None:
+    """Up to version 0.1 there was none."""
+
+    def stop(metrics: dict[str, float], folder: Path | None) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(tiny(train__ema=0), stop, tmp_path / "old", device=CPU)
+    old = tmp_path / "old" / "checkpoint"
+    assert "weights" not in torch.load(old / "checkpoint.pt", weights_only=True)
+    trainer, _ = trainer_of(tiny())
+    trainer.restore(load_checkpoint(trainer.model, old))
+    kept = load_file(old / "model" / "model.safetensors")
+    assert trainer.average is not None
+    for name, value in trainer.average.mean.items():
+        assert torch.equal(value, kept[name]) and torch.equal(trainer.model.state_dict()[name], kept[name])
+
+
+@pytest.mark.parametrize("parts", [2, 5, 32])
+def test_micro_batches_give_the_gradient_of_the_batch(tiny: Settings, parts: int) -> None:
+    """Also where they are not equally large: 32 patterns in 5."""
+    trainer, batch = trainer_of(tiny(train__accumulate=parts))
+    loss = trainer.loss(batch.patterns, batch.orientation)
+    plain = torch.autograd.grad(loss, trainer.weights)
+    assert float(trainer._gradient(batch)) == pytest.approx(loss.item(), rel=1e-5)
+    for weight, gradient in zip(trainer.weights, plain, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-3)
+
+
+class Short(torch.nn.Module):
+    """A loss that runs out of memory `times` times, and whenever it gets more than `limit` patterns."""
+
+    def __init__(self, loss: torch.nn.Module, limit: int = 1000, times: int = 0, error: type[Exception] | None = None):
+        super().__init__()
+        self.inner, self.limit, self.times, self.error = loss, limit, times, error or torch.OutOfMemoryError
+
+    def forward(self, patterns: torch.Tensor, orientation: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = self.inner(patterns, orientation)
+        if len(patterns) > self.limit or self.times > 0:
+            self.times -= 1
+            raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return loss
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_out_of_memory_halves_the_micro_batches(
+    tiny: Settings, error: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, batch = trainer_of(tiny())
+    plain = torch.autograd.grad(trainer.loss(batch.patterns, batch.orientation), trainer.weights)
+    trainer.loss = Short(trainer.loss, limit=8, error=error)
+    trainer._gradient(batch)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: out of memory; training goes on with micro-batches of 16 patterns (train.accumulate=2)",
+        "note: out of memory; training goes on with micro-batches of 8 patterns (train.accumulate=4)",
+    ]
+    for weight, gradient in zip(trainer.weights, plain, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-3)
+    trainer.loss = Short(trainer.loss, limit=0)
+    with pytest.raises(UserError, match="out of memory with one pattern at a time; choose a smaller model"):
+        trainer._gradient(batch)
+
+
+def test_more_micro_batches_than_patterns_are_refused(tiny: Settings) -> None:
+    with pytest.raises(UserError, match="`train.accumulate` is 33, but a batch has 32 patterns; lower it to 32"):
+        trainer_of(tiny(train__accumulate=33))
+
+
+def _short_of_memory(rank: int, world: int, flat: dict[str, object], folder: str) -> None:
+    torch.set_num_threads(1)
+    make = fit_module.Trainer
+
+    def made(*given: Any) -> Trainer:
+        trainer = make(*given)
+        trainer.loss = Short(trainer.loss, times=rank)  # the second worker runs out of memory once
+        return trainer
+
+    fit_module.Trainer = made  # type: ignore[assignment, misc]
+    fit(Config.from_flat(flat), Notes(), Path(folder), rank=rank, world=world, device=CPU)
+
+
+def test_a_worker_without_memory_does_not_hold_up_the_other(tiny: Settings, tmp_path: Path) -> None:
+    config = tiny(data__augment="none")
+    fit(config, Notes(), tmp_path / "one", device=CPU)
+    run_workers(_short_of_memory, 2, (config.to_flat(), str(tmp_path / "two")))
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-4, rtol=2e-3, msg=key)
