@@ -6,6 +6,7 @@ torch's random numbers (dropout, stochastic depth) are seeded anew at the start 
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -18,7 +19,7 @@ import torch
 from torch import distributed
 
 from stemtune._files import shipped_or
-from stemtune._progress import Progress
+from stemtune._progress import Progress, say
 from stemtune.config import Config
 from stemtune.dataset.loaders import Loader, ResampledLoader, loaders, resampled_to
 from stemtune.diffraction.geometry import Geometry
@@ -38,6 +39,38 @@ BEST_BY = "val/disorientation_median_deg"
 def default_device() -> torch.device:
     """Return the GPU that this process was given, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+class Patience:
+    """Whether a run is to end because `metric` has had no better value ("min" or "max") for so many `epochs`; 0: never.
+
+    `best` is the best value so far, of epoch `best_epoch` (counted from 1); the sign is such that less is better.
+    """
+
+    def __init__(self, epochs: int, metric: str, mode: str) -> None:
+        self.epochs, self.metric, self.sign = epochs, metric, 1.0 if mode == "min" else -1.0
+        self.best, self.best_epoch = math.inf, 0
+
+    def look(self, metrics: dict[str, float], epoch: int) -> None:
+        """Take up the figures of an epoch."""
+        value = self.sign * metrics.get(self.metric, math.nan)
+        if value < self.best:
+            self.best, self.best_epoch = value, epoch
+
+    def over(self, epoch: int) -> bool:
+        """Tell whether the run ends after `epoch` epochs."""
+        return 0 < self.epochs <= epoch - self.best_epoch
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint holds of it."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a checkpoint; up to version 0.1 they know only the figures of their own epoch."""
+        if "patience" in state:
+            self.best, self.best_epoch = float(state["patience"]["best"]), int(state["patience"]["best_epoch"])
+        else:
+            self.look(state["metrics"], int(state["epoch"]))
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
@@ -76,6 +109,7 @@ def fit(
     rank: int = 0,
     world: int = 1,
     device: torch.device | None = None,
+    objective: tuple[str, str] = (BEST_BY, "min"),
 ) -> dict[str, float]:
     """Train a model, report after every epoch, and return the metrics of the last.
 
@@ -83,7 +117,8 @@ def fit(
     `train.batch_size` is shared. `report` is called on every worker after every epoch with the metrics
     (`stemtune.config.METRICS`, equal on all workers) and, on rank 0, the checkpoint folder `folder/checkpoint`, which
     the next epoch replaces. From the checkpoint folder `resume` the run continues as if it had not stopped. The default
-    `device` is the process's GPU, or the CPU.
+    `device` is the process's GPU, or the CPU. `objective` is the metric that `train.patience` looks at, and whether it
+    is to be "min" or "max".
 
     Raises `Diverged` when the loss is no longer finite, after the metrics of `WORST` have been reported, and a
     `UserError` for settings or data that do not fit.
@@ -96,14 +131,20 @@ def fit(
     if not model.trainable:
         return _evaluate_once(model.to(device), validation, report, checkpoint, source, rank, world)
     trainer = Trainer(config, model, train.batches_per_epoch, device, world)
+    patience = Patience(config.train.patience, *objective)
     first, metrics = 0, dict[str, float]()
     if resume is not None:
         state = load_checkpoint(trainer.model, Path(resume))
         trainer.restore(state)
+        patience.restore(state)
         first, metrics = int(state["epoch"]), dict(state["metrics"])
     steps = train.batches_per_epoch
     with Progress(config.train.epochs * steps, "train", "step", first * steps, shown=rank == 0) as progress:
         for epoch in range(first, config.train.epochs):
+            if patience.over(epoch):
+                if rank == 0:
+                    say(f"ended after epoch {epoch}: no better {objective[0]} for {config.train.patience} epochs")
+                break
             seed_epoch(config.train.seed, epoch, rank)
             progress.note(f"epoch {epoch + 1}/{config.train.epochs}")
             began = time.perf_counter()
@@ -117,8 +158,9 @@ def fit(
                 metrics = validate(trainer.model, validation, device, trainer.precision, trainer.micro_batches)
                 metrics |= train_figures(loss, trainer.rate, speed, device)
                 metrics = broadcast_metrics(metrics, world)
+                patience.look(metrics, epoch + 1)
                 if rank == 0:
-                    state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
+                    state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics, "patience": patience.state()}
                     save_checkpoint(trainer.model, state, checkpoint, metrics, source)
             report(metrics, checkpoint if rank == 0 else None)
     return metrics

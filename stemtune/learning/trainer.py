@@ -7,6 +7,7 @@ whether memory sufficed. So a worker that runs out of it never leaves the others
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -141,13 +142,16 @@ class Trainer:
         self.step = 0
         self.rate = 0.0
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [weight for weight in self.weights if (weight.ndim > 1) == decayed], "weight_decay": decay}
-            for decayed, decay in ((True, config.optim.weight_decay), (False, 0.0))
-        ]
+        groups, self.factors = _groups(model, config.optim)
         self.optimiser = torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.loss: nn.Module = _Loss(model, device, self.precision)
+        self._compiles = config.train.compile  # until the first step has gone well
+        if self._compiles:
+            warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`", UserWarning)
+            for name in model.fixed:
+                setattr(model, name, torch.compiler.disable(getattr(model, name)))  # type: ignore[no-untyped-call]
+            self.loss.compile()  # in place: the weights keep their names
         self.shared = _share(model, self.weights) if world > 1 else None
         self.average = WeightAverage(model, config.train.ema) if config.train.ema else None
 
@@ -163,6 +167,10 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up the state of a checkpoint, whose averaged weights the model holds."""
         self.step = int(state["step"])
+        groups = (state["optimiser"]["param_groups"], self.optimiser.param_groups)
+        before, here = ([len(group["params"]) for group in each] for each in groups)
+        if before != here:
+            raise UserError("the checkpoint is of a run with another `optim.pretrained_lr`; start the run anew")
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average:
@@ -179,8 +187,8 @@ class Trainer:
         for batch in batches:
             optim = self.config.optim
             self.rate = learning_rate(optim, self.step, self.steps_per_epoch, self.config.train.epochs)
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.rate
+            for group, factor in zip(self.optimiser.param_groups, self.factors, strict=True):
+                group["lr"] = self.rate * factor
             total += self._gradient(batch)
             if optim.grad_clip > 0:
                 self.scaler.unscale_(self.optimiser)
@@ -220,15 +228,22 @@ class Trainer:
                 loss = loss * (len(orientation) / size)
                 self.scaler.scale(loss).backward()
                 total += loss.detach()
-        except (RuntimeError, MemoryError) as problem:
+        except Exception as problem:
             if not is_out_of_memory(problem):
-                raise
+                if not self._compiles or isinstance(problem, UserError):
+                    raise
+                reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+                raise UserError(
+                    f"the model cannot be compiled here ({reason[:160]}); install a C++ compiler, or set"
+                    " train.compile=false"
+                ) from None
             if any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
                 raise UserError(
                     f"out of memory with micro-batches of {-(-size // self.micro_batches)} patterns; set"
                     f" train.accumulate={2 * self.micro_batches}, or a smaller train.batch_size"
                 ) from None  # the others wait for this one's share of their statistics
             return None
+        self._compiles = False
         return total
 
     def _add_up(self, sufficed: bool) -> bool:
@@ -294,6 +309,22 @@ def _checked_micro_batches(config: Config, world: int) -> int:
         whose = "a batch" if world == 1 else f"the batch of each of the {world} workers"
         raise UserError(f"`train.accumulate` is {wanted}, but {whose} has {each} patterns; lower it to {each} or less")
     return wanted
+
+
+def _groups(model: OrientationModel, optim: OptimConfig) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the optimiser's groups of weights, and the factor on the learning rate of each.
+
+    Vectors (biases, norms) do not decay. Pretrained weights have groups of their own where their factor is not 1.
+    """
+    groups, factors = list[dict[str, Any]](), list[float]()
+    own = optim.pretrained_lr if model.pretrained else 1.0
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    for factor in dict.fromkeys((1.0, own)):
+        chosen = [weight for name, weight in named if (own if name in model.pretrained else 1.0) == factor]
+        for decayed, decay in ((True, optim.weight_decay), (False, 0.0)):
+            groups.append({"params": [one for one in chosen if (one.ndim > 1) == decayed], "weight_decay": decay})
+            factors.append(factor)
+    return groups, factors
 
 
 def _share(model: nn.Module, weights: list[nn.Parameter]) -> Tensor:

@@ -254,7 +254,13 @@ def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
     plain = {"train.batch_size": 32, "optim.weight_decay": 0.01}
     deep = {"model.depth": 0, "model.input_size": 0}
     planned = [{**plain, **(deep if one["model.name"] == "cnn" else {}), **one} for one in FIRST]
-    greedy = {**planned[1], "model.width": 1024, "model.depth": 1, "model.input_size": 1_000_000, "train.batch_size": 256}
+    greedy = {
+        **planned[1],
+        "model.width": 1024,
+        "model.depth": 1,
+        "model.input_size": 1_000_000,
+        "train.batch_size": 256,
+    }
     wild = {**planned[1], "optim.lr": 1.0, "optim.weight_decay": 10.0}
     more = [{**planned[1], "optim.lr": 2e-3}]
     space["first"] = [planned[0], wild, greedy, *planned[1:], *more][: space["budget"]["trials"]]

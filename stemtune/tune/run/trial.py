@@ -160,6 +160,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 rank=context.get_world_rank(),
                 world=context.get_world_size(),
                 device=get_device(),
+                objective=(config["sweep"]["metric"], config["sweep"]["mode"]),
             )
         except Diverged as problem:  # it has reported figures worse than any other trial's
             _write(folder / DIVERGED, str(problem))
