@@ -17,9 +17,10 @@ from stemtune.crystal.symmetry import disorientation_beam180_deg
 from stemtune.dataset.batches import Batch
 from stemtune.dataset.loaders import loaders
 from stemtune.errors import UserError
-from stemtune.learning.fit import Trainer, default_device
+from stemtune.learning.fit import default_device
 from stemtune.learning.inference import autocast
 from stemtune.learning.models import build
+from stemtune.learning.trainer import Trainer
 
 
 def run(folder: Path) -> Figures:

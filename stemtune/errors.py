@@ -39,6 +39,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Tell whether a GPU or the machine had not enough memory, by what torch and the system say then."""
+    kind = isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError"
+    return kind or any(words in str(problem) for words in ("out of memory", "allocate memory"))
+
+
 def fault_line(fault: Exception) -> str:
     """Write the traceback of the exception in hand to a log file; return one line that names the fault and the log.
 

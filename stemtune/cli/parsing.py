@@ -63,7 +63,7 @@ def command(does: str, example: str) -> Callable[[Callable[[Parser], Command]], 
 def settings_options(
     parser: Parser, title: str, group: str, kind: type[Any], prefix: str = "", without: Sequence[str] = ()
 ) -> None:
-    """Give every knob of the settings class `kind`, `without` some, as an option of its own name behind the `prefix`."""
+    """Give every knob of the settings class `kind`, `without` some, as an option of its name behind the `prefix`."""
     place = parser.add_argument_group(title)
     for key, knob in knobs_of(group, kind).items():
         if key in without:

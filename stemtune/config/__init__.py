@@ -39,7 +39,9 @@ METRICS = (
     "val/ece",
     "val/loss",
     "train/loss",
+    "train/learning_rate",
     "train/samples_per_s",
+    "train/peak_memory_mb",
     "model/ms_per_pattern",
     "model/parameters",
 )

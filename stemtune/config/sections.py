@@ -158,6 +158,11 @@ class OptimConfig:
     warmup: float = number(0.5, "linear warm-up", "[0, 1000]", unit="epochs")
     weight_decay: float = number(0.01, "AdamW weight decay", "[0, 10]")
     grad_clip: float = number(1.0, "largest gradient norm; 0 does not clip", "[0, inf)")
+    pretrained_lr: float = number(
+        1.0,
+        "factor on the learning rate of what model.pretrained loaded; for fine-tuning usually 0.1",
+        "(0, 1]",
+    )
 
 
 @dataclass(frozen=True)
@@ -165,10 +170,23 @@ class TrainConfig:
     """The training run."""
 
     epochs: int = integer(30, "passes over the training data", "[1, inf)")
+    patience: int = integer(
+        0,
+        "end after so many without a better val/disorientation_median_deg (trials: the sweep's metric); 0 is off",
+        "[0, inf)",
+        unit="epochs",
+    )
     batch_size: int = integer(64, "patterns per step, over all workers together", "[1, inf)")
+    accumulate: int = integer(
+        1, "micro-batches of a step, for batches that do not fit into memory; doubled where they do not", "[1, inf)"
+    )
+    ema: float = number(
+        0.999, "decay per step of the averaged weights, which are kept; 0 keeps the last", "[0, 0.99999]"
+    )
     workers: int = integer(1, "data-parallel processes", "[1, 4096]")
     precision: str = text("auto", "number format of the forward pass", ("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = flag(True, "memory layout that convolutions prefer")
+    compile: bool = flag(False, "compile model and loss (torch.compile): minutes at the start, faster steps after it")
     seed: int = integer(0, "seed of weights, order, simulation and augmentation", "[0, inf)")
 
 

@@ -47,6 +47,7 @@ class Knob:
     low: float = -math.inf
     high: float = math.inf
     open_low: bool = False
+    open_high: bool = False
     choices: tuple[str, ...] = ()
 
     def parse(self, value: object) -> Any:
@@ -93,14 +94,15 @@ class Knob:
 
     def _in_range(self, number: float, shown: object) -> None:
         above = number > self.low if self.open_low else number >= self.low
-        if not (above and number <= self.high and math.isfinite(number)):
+        below = number < self.high if self.open_high else number <= self.high
+        if not (above and below and math.isfinite(number)):
             raise self._refuse(shown, f"in {self.range_text}")
 
     @property
     def range_text(self) -> str:
         """The allowed range in mathematical notation, `(0, 1]` for instance."""
         left = "(" if self.open_low or math.isinf(self.low) else "["
-        right = ")" if math.isinf(self.high) else "]"
+        right = ")" if self.open_high or math.isinf(self.high) else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
     def _refuse(self, value: object, wanted: str) -> UserError:
@@ -155,8 +157,9 @@ def _span(value: object) -> Span | None:
 
 def number(default: float, about: str, limits: str = "(-inf, inf)", unit: str = "", kind: str = "float") -> Any:
     """Return a field that holds a number within `limits`, "(0, 1]" for instance."""
-    left, low, high, _ = _LIMITS.fullmatch(limits).groups()  # type: ignore[union-attr]
+    left, low, high, right = _LIMITS.fullmatch(limits).groups()  # type: ignore[union-attr]
     bounds = {"low": float(low), "high": float(high), "open_low": left == "(" and low != "-inf"}
+    bounds["open_high"] = right == ")" and high != "inf"
     return _field(kind, default, about, unit=unit, **bounds)
 
 

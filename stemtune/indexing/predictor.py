@@ -20,9 +20,10 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.indexing.refine import Refiner
 from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
 from stemtune.learning.checkpoint import load_model
-from stemtune.learning.fit import chosen_precision, default_device
+from stemtune.learning.fit import default_device
 from stemtune.learning.inference import predict_candidates
 from stemtune.learning.model import Candidates, OrientationModel
+from stemtune.learning.trainer import chosen_precision
 
 _CHUNK = 64  # patterns that are checked at once on a CPU
 

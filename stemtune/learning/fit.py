@@ -7,39 +7,34 @@ torch's random numbers (dropout, stochastic depth) are seeded anew at the start 
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed
 
 from stemtune._files import shipped_or
-from stemtune._progress import Progress
-from stemtune.config import Config, OptimConfig
-from stemtune.dataset.batches import Batch, Loader
+from stemtune._progress import Progress, say
+from stemtune.config import Config
+from stemtune.dataset.batches import Loader
 from stemtune.dataset.loaders import ResampledLoader, loaders, resampled_to
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
-from stemtune.learning.inference import autocast
 from stemtune.learning.metrics import WORST, fit_calibration, model_figures, score_patterns, summarise
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
+from stemtune.learning.trainer import Diverged, Trainer
 
 Report = Callable[[dict[str, float], Path | None], None]
 
-CHECK_EVERY = 25  # steps between two looks at whether the loss is still finite
-COSINE_FLOOR = 0.01  # where the cosine schedule ends, as a share of the peak
-
-
-class Diverged(UserError):
-    """The loss became infinite or NaN; the metrics of `WORST` have been reported."""
+BEST_BY = "val/disorientation_median_deg"
+"""The metric that says which epoch is the best one; the smaller, the better."""
 
 
 def default_device() -> torch.device:
@@ -47,144 +42,36 @@ def default_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def chosen_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the number format of the forward pass; None is float32.
+class Patience:
+    """Whether a run is to end because `metric` has had no better value ("min" or "max") for so many `epochs`; 0: never.
 
-    "auto" is bfloat16 on GPUs that have it and on CPUs with instructions for it (avx512_bf16, amx), else float32:
-    elsewhere bfloat16 is emulated and slow.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = any(
-                bool(getattr(torch.cpu, f"_is_{name}_supported", bool)()) for name in ("avx512_bf16", "amx_tile")
-            )
-        return torch.bfloat16 if fast else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return the learning rate of a step (counted from 0).
-
-    It rises linearly over `optim.warmup` epochs to `optim.lr`, times `optim.lr_decay` per epoch (exponential) or
-    half a cosine that ends at 1 % (cosine).
-    """
-    epoch = step // steps_per_epoch
-    if optim.schedule == "cosine":
-        progress = min(1.0, step / max(1, epochs * steps_per_epoch))
-        factor = COSINE_FLOOR + (1.0 - COSINE_FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
-    else:
-        factor = optim.lr_decay**epoch
-    return optim.lr * factor * min(1.0, (step + 1) / max(1.0, optim.warmup * steps_per_epoch))
-
-
-class _Loss(nn.Module):
-    """Model and loss as one module, so that data-parallel training sees every weight in its forward pass."""
-
-    def __init__(self, model: OrientationModel, device: torch.device, precision: torch.dtype | None) -> None:
-        super().__init__()
-        self.model, self.device, self.precision = model, device, precision
-
-    def forward(self, patterns: Tensor, orientation: Tensor) -> Tensor:
-        with autocast(self.device, self.precision):
-            output = self.model(patterns)
-        return self.model.loss(output, orientation)
-
-
-class Trainer:
-    """Model, optimiser and step count of a run, and the passes over the data, `steps_per_epoch` optimiser steps each.
-
-    The weights of `model` are at their start; with `world` data-parallel workers above 1 the process group must be
-    initialised.
+    `best` is the best value so far, of epoch `best_epoch` (counted from 1); the sign is such that less is better.
     """
 
-    def __init__(
-        self, config: Config, model: OrientationModel, steps_per_epoch: int, device: torch.device, world: int = 1
-    ) -> None:
-        self.config, self.device, self.world, self.steps_per_epoch = config, device, world, steps_per_epoch
-        self.precision = chosen_precision(config.train.precision, device)
-        model = model.to(device)
-        if config.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        if world > 1 and device.type == "cuda":
-            from timm.layers import convert_sync_batchnorm
+    def __init__(self, epochs: int, metric: str, mode: str) -> None:
+        self.epochs, self.metric, self.sign = epochs, metric, 1.0 if mode == "min" else -1.0
+        self.best, self.best_epoch = math.inf, 0
 
-            model = convert_sync_batchnorm(model)
-        self.model = model
-        self.step = 0
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [weight for weight in self.weights if (weight.ndim > 1) == decayed], "weight_decay": decay}
-            for decayed, decay in ((True, config.optim.weight_decay), (False, 0.0))
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=config.optim.lr, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.loss: nn.Module = _Loss(model, device, self.precision)
-        if world > 1:
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            self.loss = DistributedDataParallel(self.loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+    def look(self, metrics: dict[str, float], epoch: int) -> None:
+        """Take up the figures of an epoch."""
+        value = self.sign * metrics.get(self.metric, math.nan)
+        if value < self.best:
+            self.best, self.best_epoch = value, epoch
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds besides the model's weights."""
-        return {"step": self.step, "optimiser": self.optimiser.state_dict(), "scaler": self.scaler.state_dict()}
+    def over(self, epoch: int) -> bool:
+        """Tell whether the run ends after `epoch` epochs."""
+        return 0 < self.epochs <= epoch - self.best_epoch
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint holds of it."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint."""
-        self.step = int(state["step"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def train(self, batches: Iterable[Batch]) -> float:
-        """Take one optimiser step per batch and return the mean loss over all workers.
-
-        Raises `Diverged` on all workers in the same step, when the loss of one is no longer finite.
-        """
-        self.model.train()
-        total, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for batch in batches:
-            rate = learning_rate(self.config.optim, self.step, self.steps_per_epoch, self.config.train.epochs)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
-            patterns = batch.patterns.to(self.device, non_blocking=True)
-            loss = self.loss(patterns, batch.orientation.to(self.device, non_blocking=True))
-            self.scaler.scale(loss).backward()
-            if self.config.optim.grad_clip > 0:
-                self.scaler.unscale_(self.optimiser)
-                nn.utils.clip_grad_norm_(self.weights, self.config.optim.grad_clip)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-            self.optimiser.zero_grad(set_to_none=True)
-            total += loss.detach()
-            self.step += 1
-            steps += 1
-            if steps % CHECK_EVERY == 0:
-                self._mean(total / steps)
-        self._average_buffers()
-        return self._mean(total / max(1, steps))
-
-    def _mean(self, loss: Tensor) -> float:
-        """Return the mean over the workers; raise `Diverged` on all of them when it is not finite."""
-        if self.world > 1:
-            loss = loss.clone()
-            distributed.all_reduce(loss)
-            loss /= self.world
-        mean = float(loss)
-        if not math.isfinite(mean):
-            epoch = (self.step - 1) // self.steps_per_epoch + 1
-            rate = self.config.optim.lr
-            raise Diverged(f"the loss is {mean} in epoch {epoch}: training diverged; lower `optim.lr`, now {rate:g}")
-        return mean
-
-    def _average_buffers(self) -> None:
-        """Give all workers the same running statistics (batch normalisation), the mean of theirs."""
-        if self.world == 1:
-            return
-        kept = set(self.model.state_dict())
-        for name, value in self.model.named_buffers():
-            if name in kept and value.is_floating_point():
-                distributed.all_reduce(value)
-                value /= self.world
+        """Take up a checkpoint; up to version 0.1 they know only the figures of their own epoch."""
+        if "patience" in state:
+            self.best, self.best_epoch = float(state["patience"]["best"]), int(state["patience"]["best_epoch"])
+        else:
+            self.look(state["metrics"], int(state["epoch"]))
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
@@ -223,6 +110,7 @@ def fit(
     rank: int = 0,
     world: int = 1,
     device: torch.device | None = None,
+    objective: tuple[str, str] = (BEST_BY, "min"),
 ) -> dict[str, float]:
     """Train a model, report after every epoch, and return the metrics of the last.
 
@@ -230,7 +118,8 @@ def fit(
     `train.batch_size` is shared. `report` is called on every worker after every epoch with the metrics
     (`stemtune.config.METRICS`, equal on all workers) and, on rank 0, the checkpoint folder `folder/checkpoint`, which
     the next epoch replaces. From the checkpoint folder `resume` the run continues as if it had not stopped. The default
-    `device` is the process's GPU, or the CPU.
+    `device` is the process's GPU, or the CPU. `objective` is the metric that `train.patience` looks at, and whether it
+    is to be "min" or "max".
 
     Raises `Diverged` when the loss is no longer finite, after the metrics of `WORST` have been reported, and a
     `UserError` for settings or data that do not fit.
@@ -243,14 +132,20 @@ def fit(
     if not model.trainable:
         return _evaluate_once(model.to(device), validation, report, checkpoint, source, rank, world)
     trainer = Trainer(config, model, train.batches_per_epoch, device, world)
+    patience = Patience(config.train.patience, *objective)
     first, metrics = 0, dict[str, float]()
     if resume is not None:
         state = load_checkpoint(trainer.model, Path(resume))
         trainer.restore(state)
+        patience.restore(state)
         first, metrics = int(state["epoch"]), dict(state["metrics"])
     steps = train.batches_per_epoch
     with Progress(config.train.epochs * steps, "train", "step", first * steps, shown=rank == 0) as progress:
         for epoch in range(first, config.train.epochs):
+            if patience.over(epoch):
+                if rank == 0:
+                    say(f"ended after epoch {epoch}: no better {objective[0]} for {config.train.patience} epochs")
+                break
             seed_epoch(config.train.seed, epoch, rank)
             progress.note(f"epoch {epoch + 1}/{config.train.epochs}")
             began = time.perf_counter()
@@ -259,24 +154,48 @@ def fit(
             except Diverged:
                 report(dict(WORST), None)
                 raise
-            rate = steps * config.train.batch_size / (time.perf_counter() - began)
-            metrics = validate(trainer.model, validation, device, trainer.precision)
-            metrics |= {"train/loss": loss, "train/samples_per_s": rate}
-            metrics = broadcast_metrics(metrics, world)
-            if rank == 0:
-                state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics}
-                save_checkpoint(trainer.model, state, checkpoint, metrics, source)
+            speed = steps * config.train.batch_size / (time.perf_counter() - began)
+            with trainer.averaged():
+                metrics = validate(trainer.model, validation, device, trainer.precision, trainer.micro_batches)
+                metrics |= train_figures(loss, trainer.rate, speed, device)
+                metrics = broadcast_metrics(metrics, world)
+                patience.look(metrics, epoch + 1)
+                if rank == 0:
+                    state = {**trainer.state(), "epoch": epoch + 1, "metrics": metrics, "patience": patience.state()}
+                    save_checkpoint(trainer.model, state, checkpoint, metrics, source)
             report(metrics, checkpoint if rank == 0 else None)
     return metrics
 
 
 def validate(
-    model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None
+    model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None, parts: int = 1
 ) -> dict[str, float]:
-    """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out."""
-    scores = score_patterns(model, validation, device, precision)
+    """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out.
+
+    Batches are worked through in so many `parts`.
+    """
+    scores = score_patterns(model, validation, device, precision, parts=parts)
     model.calibration = fit_calibration(scores)
     return summarise(scores) | model_figures(model, scores)
+
+
+def train_figures(loss: float, learning_rate: float, samples_per_s: float, device: torch.device) -> dict[str, float]:
+    """Return the `train/` figures of an epoch.
+
+    The peak of memory (1 MB = 10^6 bytes) is that of tensors on the GPU in this epoch, elsewhere that of the process.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts in KiB
+    figures = {
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "samples_per_s": samples_per_s,
+        "peak_memory_mb": peak / 1e6,
+    }
+    return {f"train/{name}": value for name, value in figures.items()}
 
 
 def broadcast_metrics(metrics: dict[str, float], world: int) -> dict[str, float]:
@@ -297,7 +216,7 @@ def _evaluate_once(
     scores = score_patterns(model, validation, device, shown=rank == 0)
     rate = scores.shape[1] / (time.perf_counter() - began)
     metrics, model.calibration = summarise(scores), fit_calibration(scores)
-    metrics |= {"train/loss": metrics["val/loss"], "train/samples_per_s": rate, **model_figures(model, scores)}
+    metrics |= {**train_figures(metrics["val/loss"], 0.0, rate, device), **model_figures(model, scores)}
     metrics = broadcast_metrics(metrics, world)
     if rank == 0:
         save_checkpoint(model, {"step": 0, "epoch": 1, "metrics": metrics}, checkpoint, metrics, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from stemtune.crystal.phase import Phase
 from stemtune.crystal.pseudo_symmetry import pseudo_variants
 from stemtune.crystal.rotations import multiply
 from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
-from stemtune.dataset.batches import Loader
+from stemtune.dataset.batches import Batch, Loader
 from stemtune.learning.calibration import Calibration, cross_validated_error
 from stemtune.learning.inference import predict_raw
 from stemtune.learning.model import DIFFERENT_DEG, OrientationModel
@@ -29,7 +30,9 @@ WORST = {
     "val/ece": 1.0,
     "val/loss": 1e6,
     "train/loss": 1e6,
+    "train/learning_rate": 1.0,
     "train/samples_per_s": 0.0,
+    "train/peak_memory_mb": 1e9,
     "model/ms_per_pattern": 1e6,
     "model/parameters": 1e12,
 }
@@ -87,12 +90,14 @@ def score_patterns(
     device: torch.device,
     precision: torch.dtype | None = None,
     shown: bool = False,
+    parts: int = 1,
 ) -> Tensor:
     """Return how good the model's best candidate for each validation pattern is: (6, N) over all data-parallel workers.
 
     The rows are the disorientation from the truth in degrees, the same modulo the beam-180 ambiguity, whether the
     candidate is near a pseudo-symmetric variant of the truth (0 or 1), the mean loss of its batch, the model's own
     confidence, and the milliseconds that the model took for it, its share of its batch. `shown` reports progress.
+    Where memory is short, batches are worked through in `parts`.
     """
     training = model.training
     model.eval()
@@ -100,9 +105,9 @@ def score_patterns(
     columns: list[Tensor] = []
     progress = Progress(loader.batches_per_epoch, "validate", "batch", shown=shown)
     with torch.inference_mode(), progress:
-        for batch in progress.over(loader.epoch(0)):
-            truth = batch.orientation.to(device)
-            patterns = batch.patterns.to(device, non_blocking=True)
+        for patterns, truth in _in_parts(progress.over(loader.epoch(0)), parts):
+            truth = truth.to(device)
+            patterns = patterns.to(device, non_blocking=True)
             began = time.perf_counter()
             output, found = predict_raw(model, patterns, 1, precision)
             if device.type == "cuda":
@@ -121,6 +126,12 @@ def score_patterns(
             columns.append(torch.stack(figures).cpu())
     model.train(training)
     return _from_all_workers(torch.cat(columns, 1) if columns else torch.zeros(6, 0))
+
+
+def _in_parts(batches: Iterable[Batch], parts: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        count = max(1, min(parts, len(batch.orientation)))
+        yield from zip(batch.patterns.tensor_split(count), batch.orientation.tensor_split(count), strict=True)
 
 
 def _from_all_workers(mine: Tensor) -> Tensor:

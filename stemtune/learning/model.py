@@ -51,13 +51,16 @@ class OrientationModel(nn.Module):
     it. A subclass defines `forward`, `loss` and `candidates`. The model reads the settings `model`, `head` and
     `data.gamma`; `geometry` is that of the patterns it is made for.
 
-    A model that has nothing to learn is not `trainable`; the epoch loop then evaluates it once. `spread_deg` says how
+    A model that has nothing to learn is not `trainable`; the epoch loop then evaluates it once. Of one that has, the
+    methods called `fixed` learn nothing, and are left out where it is compiled. `spread_deg` says how
     far off its right candidates are, in degrees about each axis: refinement looks that far around them. `input_size` is
     the width and height of the pattern after preparation, in pixels. `calibration` makes the model's own confidence a
-    probability; `learning.inference` applies it, `candidates` does not.
+    probability; `learning.inference` applies it, `candidates` does not. `pretrained` names the weights that
+    `model.pretrained` loaded.
     """
 
     trainable: bool = True
+    fixed: tuple[str, ...] = ()
     spread_deg: float = 0.5
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
@@ -66,6 +69,7 @@ class OrientationModel(nn.Module):
         self.phase = phase
         self.geometry = geometry
         self.calibration = Calibration()
+        self.pretrained: frozenset[str] = frozenset()
         self.input_size = config.model.input_size or geometry.size
 
     def prepare(self, patterns: Tensor) -> Tensor:
@@ -253,6 +257,7 @@ def start_from(model: OrientationModel, pretrained: bool | str) -> None:
     if not any(not key.startswith("head.") for key in loaded):
         raise UserError(f"nothing in {source} fits the model '{name}' (`model.pretrained`)")
     model.load_state_dict(fitting, strict=False)
+    model.pretrained = frozenset(loaded)
     fresh, unused = learned - loaded, set(weights) - set(fitting)
     if fresh or unused:
         facts = len(loaded), len(learned), source, _shown(fresh), _shown(unused)

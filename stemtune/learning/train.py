@@ -24,11 +24,8 @@ from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION
-from stemtune.learning.fit import fit
+from stemtune.learning.fit import BEST_BY, fit
 from stemtune.learning.model import WEIGHTS
-
-BEST_BY = "val/disorientation_median_deg"
-"""The epoch whose model is kept is the one with the smallest value of this metric."""
 
 
 def train(config: Config, out: str | os.PathLike[str], workers: int = 1) -> dict[str, float]:

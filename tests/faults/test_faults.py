@@ -248,13 +248,19 @@ def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
     space["fixed"].pop("train.batch_size")
     space["search"] |= {"train.batch_size": [32, 256], "optim.weight_decay": [0.01, 10.0]}
     branch = space["search"]["model.name"]["one_of"]["cnn"]
-    branch |= {"model.depth": [0, 1], "model.input_size": [0, 512], "model.width": [4, 8, 1024]}
+    branch |= {"model.depth": [0, 1], "model.input_size": [0, 1_000_000], "model.width": [4, 8, 1024]}
     branch["model.kernel_size"] = [3, 5]
     space["search"]["optim.lr"] = {"log": [1e-4, 1.0]}
     plain = {"train.batch_size": 32, "optim.weight_decay": 0.01}
     deep = {"model.depth": 0, "model.input_size": 0}
     planned = [{**plain, **(deep if one["model.name"] == "cnn" else {}), **one} for one in FIRST]
-    greedy = {**planned[1], "model.width": 1024, "model.depth": 1, "model.input_size": 512, "train.batch_size": 256}
+    greedy = {
+        **planned[1],
+        "model.width": 1024,
+        "model.depth": 1,
+        "model.input_size": 1_000_000,
+        "train.batch_size": 256,
+    }
     wild = {**planned[1], "optim.lr": 1.0, "optim.weight_decay": 10.0}
     more = [{**planned[1], "optim.lr": 2e-3}]
     space["first"] = [planned[0], wild, greedy, *planned[1:], *more][: space["budget"]["trials"]]
@@ -265,6 +271,6 @@ def test_a_trial_without_memory_and_one_that_diverges(here: Path) -> None:
         check(made, failed=(2,))
         assert "trial 2 cnn failed" in made.said()
         assert "training diverged; lower `optim.lr`, now 1" in made.said()
-        assert "out of memory; lower train.batch_size or the size of the model" in made.said()
+        assert "out of memory with one pattern at a time; choose a smaller model" in made.said()
     finally:
         made.stop()

@@ -13,13 +13,16 @@ from stemtune.dataset.simulate import simulate_store
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning import fit as fit_module
+from stemtune.learning import trainer as trainer_module
 from stemtune.learning.checkpoint import load_model
-from stemtune.learning.fit import Diverged, chosen_precision, fit, learning_rate
+from stemtune.learning.fit import Patience, fit
 from stemtune.learning.metrics import WORST
 from stemtune.learning.train import run_workers
+from stemtune.learning.trainer import Diverged
 
 Settings = Callable[..., Config]
 CPU = torch.device("cpu")
+MEASURED = ("train/samples_per_s", "train/peak_memory_mb", "model/ms_per_pattern")
 
 
 class Notes:
@@ -72,7 +75,7 @@ def test_two_epochs_and_two_more_are_four(tiny: Settings, tmp_path: Path) -> Non
     one, two = weights_of(tmp_path / "whole"), weights_of(tmp_path / "rest")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    for timed in ("train/samples_per_s", "model/ms_per_pattern"):
+    for timed in MEASURED:
         del whole[timed], resumed[timed]
     assert whole == resumed
 
@@ -106,8 +109,8 @@ def test_two_workers_are_as_good_as_one(tiny: Settings, tmp_path: Path) -> None:
 def test_a_diverged_run_reports_finite_metrics_and_says_so(
     tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "CHECK_EVERY", 1)
-    monkeypatch.setattr(fit_module, "learning_rate", lambda *_: math.inf)
+    monkeypatch.setattr(trainer_module, "CHECK_EVERY", 1)
+    monkeypatch.setattr(trainer_module, "learning_rate", lambda *_: math.inf)
     notes = Notes()
     with pytest.raises(Diverged, match=r"in epoch 1: training diverged; lower `optim.lr`, now 0.001"):
         fit(tiny(), notes, tmp_path, device=CPU)
@@ -121,24 +124,6 @@ def test_reduced_precision_trains(tiny: Settings, tmp_path: Path, precision: str
     assert notes.metrics[1]["train/loss"] < notes.metrics[0]["train/loss"]
     kinds = {value.dtype for value in weights_of(tmp_path).values()}
     assert kinds == {torch.float32}
-
-
-def test_automatic_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has, chosen in ((True, torch.bfloat16), (False, None)):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert chosen_precision("auto", CPU) is chosen
-    assert chosen_precision("fp32", CPU) is None
-
-
-def test_the_learning_rate_warms_up_and_decays_by_epoch() -> None:
-    optim = Config.from_flat({"optim.lr": 0.1, "optim.lr_decay": 0.5, "optim.warmup": 1}).optim
-    rates = [learning_rate(optim, step, 10, 4) for step in range(40)]
-    assert rates[0] == pytest.approx(0.01) and rates[9] == pytest.approx(0.1)
-    assert rates[10] == pytest.approx(0.05) and rates[39] == pytest.approx(0.0125)
-    cosine = Config.from_flat({"optim.lr": 0.1, "optim.schedule": "cosine", "optim.warmup": 0}).optim
-    rates = [learning_rate(cosine, step, 10, 4) for step in range(41)]
-    assert rates[0] == pytest.approx(0.1) and rates[20] == pytest.approx(0.0505) and rates[40] == pytest.approx(0.001)
 
 
 def test_a_model_without_training_reports_once(tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +183,40 @@ def test_mixed_batches_resume_exactly(tiny: Settings, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         fit(config, stop, tmp_path / "half", device=CPU)
     resumed = fit(config, Notes(), tmp_path / "rest", resume=tmp_path / "half" / "checkpoint", device=CPU)
-    for timed in ("train/samples_per_s", "model/ms_per_pattern"):
+    for timed in MEASURED:
         del whole[timed], resumed[timed]
     assert whole == resumed
+
+
+def test_a_run_ends_when_it_gets_no_better(
+    tiny: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After two epochs without a better value; a resumed run counts what was before it."""
+    values = iter([3.0, 2.0, 2.5, 2.0, 1.0, 1.0])
+
+    def scripted(*_: object) -> dict[str, float]:
+        return {**WORST, "val/ece": next(values)}
+
+    def stop_after_three(metrics: dict[str, float], folder: Path | None) -> None:
+        notes(metrics, folder)
+        if len(notes.metrics) == 3:
+            raise InterruptedError
+
+    monkeypatch.setattr(fit_module, "validate", scripted)
+    notes, config, objective = Notes(), tiny(train__patience=2, train__epochs=9), ("val/ece", "min")
+    with pytest.raises(InterruptedError):
+        fit(config, stop_after_three, tmp_path / "half", device=CPU, objective=objective)
+    half = tmp_path / "half" / "checkpoint"
+    fit(config, notes, tmp_path / "rest", resume=half, device=CPU, objective=objective)
+    assert [metrics["val/ece"] for metrics in notes.metrics] == [3.0, 2.0, 2.5, 2.0]
+    assert "ended after epoch 4: no better val/ece for 2 epochs\n" in capsys.readouterr().err
+    again = fit(config, notes, tmp_path / "again", resume=tmp_path / "rest" / "checkpoint", device=CPU)
+    assert again["val/ece"] == 2.0 and len(notes.metrics) == 4  # it had ended
+
+
+def test_patience_follows_the_mode() -> None:
+    patience = Patience(1, "val/within_5deg", "max")
+    for epoch, value in enumerate((0.1, 0.2, 0.2), 1):
+        patience.look({"val/within_5deg": value}, epoch)
+        assert patience.over(epoch) == (epoch == 3)
+    assert not Patience(0, "val/loss", "min").over(10**6)

@@ -45,6 +45,7 @@ class Rerank(OrientationModel):
     of each proposal, `rerankers` are the networks of the first and the second pass.
     """
 
+    fixed = ("propose",)
     spread_deg = 0.07  # wider ones make refinement worse where the beam precesses by more than 0.7 degrees
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:

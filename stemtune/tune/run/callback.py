@@ -171,7 +171,10 @@ class SweepCallback(Callback):  # type: ignore[misc]
         elif trial.trial_id in self._late and not through:
             self._end(trial.trial_id, "stopped", f"out of time: the sweep's {self.space.budget.hours:g} h are over")
         else:
-            self._end(trial.trial_id, "finished", failure(folder, DIVERGED))
+            patience = int(state.knobs.get("train.patience", 0))
+            early = not through and 0 < patience < state.epoch  # a model without training has one epoch only
+            why = f"no better {self.space.metric} for {patience} epochs" if early else ""
+            self._end(trial.trial_id, "finished", failure(folder, DIVERGED) or why)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's driver died, before its first report perhaps, and the trial starts once more."""

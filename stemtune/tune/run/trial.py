@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stemtune.errors import UserError, is_out_of_memory
 from stemtune.tune.cluster import ENVIRONMENT
 from stemtune.tune.run.checkpoints import (
     StoredCheckpoint,
@@ -142,7 +143,8 @@ def train_worker(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, round(config["sweep"]["cpus_per_worker"])))
     from stemtune.config import Config
-    from stemtune.learning.fit import Diverged, fit
+    from stemtune.learning.fit import fit
+    from stemtune.learning.trainer import Diverged
 
     reporter = Reporter(config, context.get_world_size(), began)
     resume, faults = _resumed(folder)
@@ -158,6 +160,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 rank=context.get_world_rank(),
                 world=context.get_world_size(),
                 device=get_device(),
+                objective=(config["sweep"]["metric"], config["sweep"]["mode"]),
             )
         except Diverged as problem:  # it has reported figures worse than any other trial's
             _write(folder / DIVERGED, str(problem))
@@ -270,13 +273,9 @@ def _placement_group() -> str:
     return group.id.hex() if group is not None else ""
 
 
-_MEMORY = ("out of memory", "allocate memory")
-"""What torch and the system say when there is not enough of it, of a GPU's or the machine's."""
-
-
 def _note(folder: Path, problem: Exception) -> None:
     """Leave word of a mistake that another attempt would only repeat."""
-    memory = isinstance(problem, MemoryError) or any(words in str(problem) for words in _MEMORY)
+    memory = is_out_of_memory(problem) and not isinstance(problem, UserError)  # which says what to do
     if isinstance(problem, RuntimeError | OSError) and not memory:
         return  # a lost connection or node: worth another attempt
     reason = f"{type(problem).__name__}: {str(problem).strip() or type(problem).__name__}"
