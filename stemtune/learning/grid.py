@@ -189,7 +189,12 @@ class Grid(nn.Module):
 
     def cross_entropy(self, logits_BDA: Tensor, labels: Labels) -> Tensor:
         """Return the mean cross-entropy of (B, D, A) logits against soft labels."""
-        logits_BDA, count = logits_BDA.float(), logits_BDA.shape[2]
+        directions, count = self.shape
+        if logits_BDA.transpose(1, 2).is_contiguous():  # half the time of what follows
+            log_share_BN = logits_BDA.transpose(1, 2).flatten(1).float().log_softmax(1)
+            place_BK = labels.cell % count * directions + labels.cell // count
+            return -(labels.weight * log_share_BN.gather(1, place_BK)).sum(1).mean()
+        logits_BDA = logits_BDA.float()
         rows = torch.arange(len(logits_BDA), device=logits_BDA.device)[:, None]
         chosen_BK = logits_BDA[rows, labels.cell // count, labels.cell % count]  # spares a copy if A does not lie last
         return (logits_BDA.logsumexp((1, 2)) - (labels.weight * chosen_BK).sum(1)).mean()

@@ -148,3 +148,16 @@ def test_a_readout_takes_ready_made_logits_and_learns_from_them() -> None:
     assert losses[0] == pytest.approx(math.log(math.prod(grid.shape)), abs=1e-3)
     error = disorientation_deg(readout.candidates(readout(logits)).orientation[:, 0], truth, TRIGONAL)
     assert error.median() < 5
+
+
+def test_the_loss_is_the_cross_entropy_however_the_logits_lie_in_memory() -> None:
+    grid = Grid(TRIGONAL, 20)
+    labels = grid.encode(random_orientations(5, 3).float())
+    logits = torch.randn(5, *grid.shape)
+    share = torch.zeros(5, math.prod(grid.shape)).scatter_add(1, labels.cell, labels.weight)
+    expected = -(share * logits.flatten(1).log_softmax(1)).sum(1).mean()
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0)):
+        back = torch.tensor(order).argsort().tolist()
+        torch.testing.assert_close(
+            grid.cross_entropy(logits.permute(order).contiguous().permute(back), labels), expected
+        )

@@ -103,7 +103,8 @@ MISTAKES = {
     ),
     "unknown model": (
         with_search("model.name: {one_of: {cnm: {}}}"),
-        "`model.name` is 'cnm', but must be one of cnn, densenet, swin, matched, polar, rerank; did you mean 'cnn'?",
+        "`model.name` is 'cnm', but must be one of cnn, densenet, swin, circular, matched, polar, rerank; "
+        "did you mean 'cnn'?",
     ),
     "fixed and searched": (
         with_search("optim.lr: [1.0e-3, 1.0e-2]", "fixed: {optim.lr: 1.0e-3}"),

@@ -17,7 +17,7 @@ from stemtune.learning.models.circular import Circular
 from stemtune.learning.models.convolutional import Cnn, DenseNet
 from stemtune.learning.models.matched import Matched
 from stemtune.learning.models.polar import Polar
-from stemtune.learning.models.polar_head import PolarHead, PolarNetwork, check_logits
+from stemtune.learning.models.polar_head import PolarNetwork
 from stemtune.learning.models.rerank import Rerank
 from stemtune.learning.models.swin import Swin
 
@@ -58,8 +58,6 @@ def build(config: Config, phase: Phase, geometry: Geometry, start: bool = True) 
         else:
             head = make_head(config.head, phase.symmetry, backbone.features)
             model = Network(config, phase, geometry, backbone, head)
-    if start and isinstance(model, Polar | PolarNetwork) and isinstance(model.head, PolarHead):
-        check_logits(config, model.head.grid)
     if start and config.model.pretrained not in (False, "") and model.trainable:
         start_from(model, config.model.pretrained)
     return model

@@ -47,7 +47,11 @@ class CircularBlock(nn.Module):
 
     def forward(self, x_BAC: Tensor) -> Tensor:
         # Channels lie last in memory all the way: as matrix products the layers are twice as fast as convolutions.
-        seen_BC1A = self.along(wrapped(x_BAC, self.kernel_size).unsqueeze(1).permute(0, 3, 1, 2))
+        around_BC1A = wrapped(x_BAC, self.kernel_size).unsqueeze(1).permute(0, 3, 1, 2)
+        device = x_BAC.device.type
+        full = self.training and device == "cpu"  # where the gradient takes twice as long in half precision
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not full):
+            seen_BC1A = self.along(around_BC1A.float() if full else around_BC1A)
         inner_BAX = functional.gelu(self.expand(standardised(seen_BC1A.squeeze(2).transpose(1, 2))))
         y_BAC: Tensor = self.reduce(inner_BAX)
         if self.training and self.drop_path:

@@ -22,8 +22,8 @@ from stemtune.config import Config
 from stemtune.crystal.phase import Phase
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.model import Candidates, OrientationModel
-from stemtune.learning.models.polar_head import PolarHead
-from stemtune.learning.models.polar_templates import PolarView, polar_grid, template_views
+from stemtune.learning.models.polar_head import PolarHead, learnable_grid
+from stemtune.learning.models.polar_templates import PolarView, template_views
 
 GRID_STEP = 3.0  # spacing of beam directions in degrees where `model.grid_step` is 0
 WIDTH, DEPTH = 8, 3  # channels and convolutions of the cleaning layers where `model.width` and `model.depth` are 0
@@ -84,7 +84,7 @@ class Polar(OrientationModel):
         super().__init__(config, phase, geometry)
         settings = config.model
         self.view = PolarView(config, phase, geometry)
-        self.grid = polar_grid(config, phase, GRID_STEP)
+        self.grid = learnable_grid(config, phase, GRID_STEP)
         radii, angles = self.view.shape
         self.convolutions = PolarConvolutions(
             settings.width or WIDTH, settings.depth or DEPTH, settings.kernel_size, settings.dropout

@@ -26,6 +26,20 @@ RANK = 256  # most numbers per place that the last layer reads
 _COPIES = 6  # of the logits, in single precision, that a training step holds at once
 
 
+def learnable_grid(config: Config, phase: Phase, step_deg: float) -> Grid:
+    """Return `polar_grid`; where the scores of one training batch over it do not fit into memory, a `UserError`."""
+    grid = polar_grid(config, phase, step_deg)
+    directions, angles = grid.shape
+    batch = -(-config.train.batch_size // config.train.workers)
+    check_memory(
+        f"the scores of {batch} patterns over {directions} beam directions x {angles} angles",
+        4.0 * _COPIES * batch * directions * angles,
+        "raise `model.grid_step` or lower `train.batch_size`",
+        torch.device("cuda" if torch.cuda.is_initialized() else "cpu"),  # type: ignore[no-untyped-call]
+    )
+    return grid
+
+
 class PolarHead(nn.Module):
     """Logits (B, D, A) over the cells of a `grid`: their loss, and the different orientations at their tops.
 
@@ -111,7 +125,7 @@ class PolarNetwork(Network):
         if self.on_map:
             for part in backbone.vector_parts:
                 setattr(backbone, part, nn.Identity())
-            grid = polar_grid(config, phase, GRID_STEP)
+            grid = learnable_grid(config, phase, GRID_STEP)
             with torch.no_grad():
                 seen = backbone.eval().feature_map(torch.zeros(1, 1, *view.shape))
             backbone.train()
@@ -127,13 +141,3 @@ class PolarNetwork(Network):
 
     def features(self, x: Tensor) -> Tensor:
         return self.backbone.feature_map(x) if self.on_map else super().features(x)
-
-
-def check_logits(config: Config, grid: Grid) -> None:
-    """Raise a one-line `UserError` if one batch's logits over the cells of `grid` do not fit into memory."""
-    directions, angles = grid.shape
-    batch = -(-config.train.batch_size // config.train.workers)
-    needed = 4.0 * _COPIES * batch * directions * angles
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    what = f"the scores of {batch} patterns over {directions} beam directions x {angles} angles"
-    check_memory(what, needed, "raise `model.grid_step` or lower `train.batch_size`", device)

@@ -40,7 +40,7 @@ def window_around(tokens: int, wanted: int) -> int:
 
 
 def attend_around(net: Any) -> None:
-    """Let shifted windows look across the seam of the angle, the last axis, and only along the radius not."""
+    """Let shifted windows look across the seam of the angle, the last axis, but not across that of the radius."""
     for layer in net.layers:
         for block in layer.blocks:
             (rows, columns), (high, wide), shift = block.input_resolution, block.window_size, block.shift_size[0]
