@@ -13,10 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from stemtune._parallel import map_over_threads
 from stemtune.crystal.rotations import inverse, multiply
 from stemtune.dataset.augment import turn_orientation
 from stemtune.learning.grid import most_probable
 from stemtune.learning.model import Candidates, OrientationModel, Output
+
+_CPU_BATCH = 64  # patterns that a thread works on at once on a CPU
 
 VIEWS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
 """The eight exact views of a pattern: quarter turns counter-clockwise, then a mirror left-right; itself first."""
@@ -36,7 +39,11 @@ def predict_candidates(
     of any numeric type, on the model's device and of its geometry; `precision` is the number format of the forward
     pass, None for float32.
     """
-    _, found = predict_raw(model, patterns, n, precision)
+    if patterns.device.type != "cpu" or model.own_threads or len(patterns) <= _CPU_BATCH:
+        _, found = predict_raw(model, patterns, n, precision)
+    else:  # each thread takes whole patterns: shared out operation by operation, small networks wait for each other
+        parts = map_over_threads(lambda part: predict_raw(model, part, n, precision)[1], patterns.split(_CPU_BATCH))  # type: ignore[no-untyped-call]
+        found = Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)))
     return Candidates(found.orientation, model.calibration(found.confidence))
 
 

@@ -59,6 +59,7 @@ class Matched(OrientationModel):
     """
 
     trainable = False
+    own_threads = True
     coarse: Tensor
     fine: Tensor
     to_frequency: Tensor

@@ -23,6 +23,7 @@ from stemtune.learning.models.polar_templates import neighbours, turned
 
 NEIGHBOURS = 7  # directions, the best one included, through whose scores the parabola of the last step goes
 PEAKS = 4  # angles of one direction that may each become a candidate
+_COMPARED = 8  # maxima that are compared with each other for one candidate
 RIVALS = 5  # different candidates among which the confidence is shared out
 
 
@@ -82,9 +83,12 @@ class Peaks(nn.Module):
         """
         is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
         score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)
-        direction_BM = direction_BT.repeat_interleave(PEAKS, dim=1)
-        cell_BM = direction_BM * rows_BTA.shape[-1] + angle_BTP.flatten(1)
-        pick_Br = self._different(score_BTP.flatten(1), cell_BM, max(n, RIVALS))
+        cell_BTP = direction_BT[..., None] * rows_BTA.shape[-1] + angle_BTP
+        # All pairs of what may become a candidate are compared, so only the best are kept.
+        count = max(n, RIVALS)
+        score_BM, place_BM = score_BTP.flatten(1).topk(min(score_BTP[0].numel(), _COMPARED * count), dim=1)
+        cell_BM = cell_BTP.flatten(1).gather(1, place_BM)
+        pick_Br = self._different(score_BM, cell_BM, count)
         cell_Br = cell_BM.gather(1, pick_Br.clamp_min(0))
         moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
         top_Br, order_Br = top_Br.where(pick_Br >= 0, -torch.inf).sort(dim=1, descending=True)
