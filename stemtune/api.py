@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from stemtune.scan.readers import Scan
     from stemtune.tune.run.sweep import SweepOutcome
 
-    Anything = Store | Scan | OrientationMap | OrientationModel
-
     Place = str | os.PathLike[str]
 
 
@@ -60,11 +58,6 @@ def simulate(
         Any setting `simulate.*` by its own name, a pair to draw from for every pattern: `kv=200`, `scale=0.025`,
         `thickness=(20, 80)`, `precession=0.5`, `dose=3000`. `stemtune simulate --help` lists them with their units.
 
-    Returns
-    -------
-    Store
-        The store, opened for reading.
-
     Raises
     ------
     UserError
@@ -75,7 +68,7 @@ def simulate(
     from stemtune.dataset.store import Store
     from stemtune.errors import UserError
 
-    flat = {f"simulate.{name}": _as_text(value) for name, value in microscope.items()}
+    flat: dict[str, object] = {f"simulate.{name}": value for name, value in microscope.items()}
     if dynamical and flat.setdefault("simulate.physics", "bloch") != "bloch":
         raise UserError(f"dynamical=True asks for Bloch waves, but physics is {flat['simulate.physics']!r}")
     settings = Config.from_flat(flat).simulate
@@ -86,11 +79,7 @@ def simulate(
     return Store.open(out)
 
 
-def _as_text(value: Scalar | tuple[float, float]) -> Scalar:
-    return ":".join(str(end) for end in value) if isinstance(value, tuple) else value
-
-
-def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
+def load(path: Place, *, shape: tuple[int, int] | None = None) -> Store | Scan | OrientationMap | OrientationModel:
     """Open what lies at `path`: a store, a measured scan, a map or a model.
 
     Parameters
@@ -101,25 +90,19 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     shape
         Rows and columns of a scan whose file is only a stack of frames.
 
-    Returns
-    -------
-    Store, Scan, OrientationMap or OrientationModel
-        What is there.
-
     Raises
     ------
     UserError
         When nothing is there, or nothing that stemtune reads.
     """
     from stemtune._files import existing, shipped_models
+    from stemtune.dataset.schema import kind_of
     from stemtune.errors import UserError
     from stemtune.tracking import resolve_model
 
     if not Path(path).exists() and (":/" in str(path) or str(path) in ("champion", *shipped_models())):
         path = resolve_model(str(path))
     found = existing(path, "the path")
-    from stemtune.dataset.schema import kind_of
-
     kind = kind_of(found)
     if kind == "store":
         from stemtune.dataset.store import Store
@@ -273,10 +256,31 @@ def sweep(
 
     if resume:
         return resume_sweep(name or Path(space).stem, local=local, nodes=nodes)
-    loaded = load_space(find_space(str(space)))
-    if settings:
-        loaded = loaded.with_settings(settings)
+    loaded = load_space(find_space(str(space))).with_settings(settings or {})
     return run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
+
+
+def export(model: Place, out: Place, alternatives: int = 1) -> Path:
+    """Write a model as a `torch.export` program, which torch runs without stemtune, and return where.
+
+    Parameters
+    ----------
+    model
+        A model folder, an address in MLflow, "champion" or "linio2".
+    out
+        The file to write, FILE.pt2.
+    alternatives
+        How many orientations of each pattern the program returns.
+
+    Raises
+    ------
+    UserError
+        For a model that cannot be exported, or a file that cannot be written.
+    """
+    from stemtune.learning.export import export_model
+    from stemtune.tracking import resolve_model
+
+    return export_model(resolve_model(str(model)), out, alternatives)
 
 
 def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, Any]:
@@ -342,11 +346,9 @@ def predict(
 
     given = [str(model)] if isinstance(model, str | os.PathLike) else [str(each) for each in model]
     models = [resolve(each) for each in given]
-    origin: dict[str, Any] = {
-        "addresses": [each for each in given if not Path(each).exists()],
-        "runs": [each.run for each in models if each.run],
-    }
-    run(scan, [each.folder for each in models], out, batch, refine=refine, overlap=overlap, **origin, **calibration)
+    named = [each for each in given if not Path(each).exists()]
+    folders, runs = [each.folder for each in models], [each.run for each in models if each.run]
+    run(scan, folders, out, batch, refine=refine, overlap=overlap, addresses=named, runs=runs, **calibration)
     return read_map_h5(out)
 
 
