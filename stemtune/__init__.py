@@ -16,6 +16,7 @@ from stemtune._version import __version__ as __version__
 if TYPE_CHECKING:
     from stemtune.api import compare as compare
     from stemtune.api import evaluate as evaluate
+    from stemtune.api import export as export
     from stemtune.api import ingest as ingest
     from stemtune.api import label as label
     from stemtune.api import load as load
@@ -30,6 +31,7 @@ __all__ = [
     "UserError",
     "compare",
     "evaluate",
+    "export",
     "ingest",
     "label",
     "load",

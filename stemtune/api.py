@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from stemtune.scan.readers import Scan
     from stemtune.tune.run.sweep import SweepOutcome
 
-    Anything = Store | BeamStore | Scan | OrientationMap | OrientationModel
-
     Place = str | os.PathLike[str]
 
 
@@ -48,26 +46,15 @@ def simulate(
         The store to write (HDF5). An unfinished one of the same settings is resumed.
     patterns
         How many, at uniformly random orientations.
-    scan
+    scan, grains
         Instead of `patterns`: rows and columns of a scan over a polycrystal of `grains` grains.
-    grains
-        Grains of `scan`.
-    dynamical
-        Bloch waves instead of kinematic intensities.
-    beam_store
-        Keep the beams of `patterns` orientations instead, for training with `data.source: beams`; wants `dynamical`.
-    seed
-        The same seed gives the same store.
-    workers
-        Processes.
+    dynamical, beam_store
+        Bloch waves instead of kinematic intensities, and kept as beams, for training with `data.source: beams`.
+    seed, workers
+        The same seed gives the same store; `workers` are processes.
     **microscope
         Any setting `simulate.*` by its own name, a pair to draw from for every pattern: `kv=200`, `scale=0.025`,
         `thickness=(20, 80)`, `precession=0.5`, `dose=3000`. `stemtune simulate --help` lists them with their units.
-
-    Returns
-    -------
-    Store or BeamStore
-        The store, opened for reading.
 
     Raises
     ------
@@ -80,7 +67,7 @@ def simulate(
     from stemtune.dataset.store import Store
     from stemtune.errors import UserError
 
-    flat = {f"simulate.{name}": _as_text(value) for name, value in microscope.items()}
+    flat: dict[str, object] = {f"simulate.{name}": value for name, value in microscope.items()}
     if dynamical and flat.setdefault("simulate.physics", "bloch") != "bloch":
         raise UserError(f"dynamical=True asks for Bloch waves, but physics is {flat['simulate.physics']!r}")
     settings = Config.from_flat(flat).simulate
@@ -95,11 +82,9 @@ def simulate(
     return Store.open(out)
 
 
-def _as_text(value: Scalar | tuple[float, float]) -> Scalar:
-    return ":".join(str(end) for end in value) if isinstance(value, tuple) else value
-
-
-def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
+def load(
+    path: Place, *, shape: tuple[int, int] | None = None
+) -> Store | BeamStore | Scan | OrientationMap | OrientationModel:
     """Open what lies at `path`: a store, a measured scan, a map or a model.
 
     Parameters
@@ -110,34 +95,24 @@ def load(path: Place, *, shape: tuple[int, int] | None = None) -> Anything:
     shape
         Rows and columns of a scan whose file is only a stack of frames.
 
-    Returns
-    -------
-    Store, BeamStore, Scan, OrientationMap or OrientationModel
-        What is there.
-
     Raises
     ------
     UserError
         When nothing is there, or nothing that stemtune reads.
     """
     from stemtune._files import existing, shipped_models
+    from stemtune.dataset.schema import kind_of
     from stemtune.errors import UserError
     from stemtune.tracking import resolve_model
 
     if not Path(path).exists() and (":/" in str(path) or str(path) in ("champion", *shipped_models())):
         path = resolve_model(str(path))
     found = existing(path, "the path")
-    from stemtune.dataset.schema import kind_of
-
     kind = kind_of(found)
-    if kind == "store":
-        from stemtune.dataset.store import Store
+    if kind in ("store", "beams"):
+        from stemtune.dataset import beam_store, store
 
-        return Store.open(found)
-    if kind == "beams":
-        from stemtune.dataset.beam_store import BeamStore
-
-        return BeamStore.open(found)
+        return store.Store.open(found) if kind == "store" else beam_store.BeamStore.open(found)
     if kind == "map":
         from stemtune.crystal_map.io import read_map_h5
 
@@ -286,10 +261,31 @@ def sweep(
 
     if resume:
         return resume_sweep(name or Path(space).stem, local=local, nodes=nodes)
-    loaded = load_space(find_space(str(space)))
-    if settings:
-        loaded = loaded.with_settings(settings)
+    loaded = load_space(find_space(str(space))).with_settings(settings or {})
     return run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
+
+
+def export(model: Place, out: Place, alternatives: int = 1) -> Path:
+    """Write a model as a `torch.export` program, which torch runs without stemtune, and return where.
+
+    Parameters
+    ----------
+    model
+        A model folder, an address in MLflow, "champion" or "linio2".
+    out
+        The file to write, FILE.pt2.
+    alternatives
+        How many orientations of each pattern the program returns.
+
+    Raises
+    ------
+    UserError
+        For a model that cannot be exported, or a file that cannot be written.
+    """
+    from stemtune.learning.export import export_model
+    from stemtune.tracking import resolve_model
+
+    return export_model(resolve_model(str(model)), out, alternatives)
 
 
 def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, Any]:
@@ -355,11 +351,9 @@ def predict(
 
     given = [str(model)] if isinstance(model, str | os.PathLike) else [str(each) for each in model]
     models = [resolve(each) for each in given]
-    origin: dict[str, Any] = {
-        "addresses": [each for each in given if not Path(each).exists()],
-        "runs": [each.run for each in models if each.run],
-    }
-    run(scan, [each.folder for each in models], out, batch, refine=refine, overlap=overlap, **origin, **calibration)
+    named = [each for each in given if not Path(each).exists()]
+    folders, runs = [each.folder for each in models], [each.run for each in models if each.run]
+    run(scan, folders, out, batch, refine=refine, overlap=overlap, addresses=named, runs=runs, **calibration)
     return read_map_h5(out)
 
 
@@ -368,10 +362,8 @@ def evaluate(map: Place, truth: Place, *, png: Place | None = None) -> dict[str,
 
     Parameters
     ----------
-    map
-        The map folder, or its map.h5.
-    truth
-        A store with known orientations, a map.h5, an .ang or a .ctf.
+    map, truth
+        The map folder, or its map.h5; a store with known orientations, a map.h5, an .ang or a .ctf.
     png
         Draw the figures into this file.
 
@@ -394,10 +386,8 @@ def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | No
 
     Parameters
     ----------
-    map
-        The map folder; the scan or store that it was made of must still be where it was.
-    positions
-        Rows and columns of the scan.
+    map, positions
+        The map folder, whose scan or store must still be where it was; rows and columns of the scan.
     png
         The picture; left out, `overlay.png` in the map folder.
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "scan": ["simulate", "linio2", "--scan", "9,9", "--grains", "2", "--out"],
     "ingest": ["ingest", "good.hspy", "--out"],
     "demo": ["demo", "--out"],
+    "export": ["export", "model", "--to", "pt2", "--out"],
 }
 
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "predict",
     "grains",
     "clean",
+    "export",
     "evaluate",
     "demo",
 )

@@ -385,3 +385,15 @@ def test_a_sweep_with_two_metrics_and_what_beats_what(here: Path) -> None:
             other["best"] < rows[number]["best"] and other["ms_per_pattern"] < rows[number]["ms_per_pattern"]
             for other in rows.values()
         )
+
+
+@pytest.mark.slow
+def test_a_trial_that_gets_no_better_is_finished(here: Path) -> None:
+    """The number of weights never changes, so patience of an epoch ends after two of six."""
+    text = TINY.replace("val/disorientation_median_deg", "model/parameters").replace("epochs: 2", "epochs: 6")
+    (here / "tiny.yaml").write_text(text.replace("fixed: {", "fixed: {train.patience: 1, "))
+    done = script("tiny.yaml", "--local", "--trials", "2", "--name", "patient")
+    reasons = {one.params["model.name"]: (one.status, one.reason) for one in read_sweep("patient").trials}
+    why = "no better model/parameters for 1 epoch"
+    assert reasons == {"matched": ("finished", ""), "cnn": ("finished", why)}, done.stderr[-3000:]
+    assert f"finished: {why}" in done.stdout

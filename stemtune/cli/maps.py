@@ -268,26 +268,41 @@ def clean(parser: Parser) -> Command:
     return call
 
 
-EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv")
+EXPORTS = ("ctf", "ang", "h5", "dream3d", "csv", "pt2")
 
 
 @command(
-    "a map for other programs",
-    "stemtune export map/map.h5 --to dream3d --out particle.dream3d",
+    "a map for other programs, or a model as a program that torch alone runs",
+    "stemtune export map/map.h5 --to dream3d --out particle.dream3d\n  stemtune export model --out model.pt2",
 )
 def export(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
+        to = options.to or ("pt2" if str(options.out).endswith(".pt2") else "")
+        if not to:
+            raise UserError(f"export needs --to {'|'.join(EXPORTS[:-1])} for a map, or --out FILE.pt2 for a model")
+        if to == "pt2":
+            if not options.out:
+                raise UserError("--to pt2 needs --out FILE.pt2")
+            from stemtune.api import export
+
+            print(export(options.source, options.out, options.alternatives or 1))
+            return
+        if options.alternatives:
+            raise UserError(f"--alternatives belongs to a model; {to} holds what the map holds")
         from stemtune.crystal_map.io import write_map
 
-        print(write_map(options.map, options.to, options.out))
+        print(write_map(options.source, to, options.out))
 
-    parser.option("map", "a map.h5 of stemtune, or its folder", "MAP.h5")
+    parser.option("source", "a map.h5 of stemtune, or its folder; or a model, as --model takes it", "MAP.h5|MODEL")
     parser.option(
         "--to",
         "ctf: Channel Text File in Oxford's axes (AZtec, MTEX, DREAM.3D); ang: EDAX TSL (OIM, MTEX, orix); h5:"
-        " orix alone, without stemtune's layers; dream3d: DREAM.3D 6.5; csv: a table",
-        required=True,
+        " orix alone, without stemtune's layers; dream3d: DREAM.3D 6.5; csv: a table; pt2: a model as a program of"
+        " torch.export",
         choices=EXPORTS,
     )
-    parser.option("--out", "the file to write; default beside the map, under its name", "FILE")
+    parser.option("--out", "the file to write; default, of a map, beside it under its name", "FILE")
+    parser.option(
+        "--alternatives", "orientations per pattern that a model's program returns; default 1", "N", type=positive
+    )
     return call

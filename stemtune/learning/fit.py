@@ -144,7 +144,7 @@ def fit(
         for epoch in range(first, config.train.epochs):
             if patience.over(epoch):
                 if rank == 0:
-                    say(f"ended after epoch {epoch}: no better {objective[0]} for {config.train.patience} epochs")
+                    say(f"ended after epoch {epoch}: no better {objective[0]} since epoch {patience.best_epoch}")
                 break
             seed_epoch(config.train.seed, epoch, rank)
             progress.note(f"epoch {epoch + 1}/{config.train.epochs}")

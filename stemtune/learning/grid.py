@@ -94,7 +94,7 @@ def most_probable(
         near_BLM = (closeness(lead_BL4, g_BM4, operations) >= border).float()
         mass_BL = (near_BLM @ share_BM.unsqueeze(-1)).squeeze(-1) * free_BM.gather(1, lead_BL)
         pick_B = (mass_BL + 1e-3 * share_BM.gather(1, lead_BL)).argmax(1)
-        rows = torch.arange(len(pick_B), device=pick_B.device)
+        rows = torch.arange(pick_B.shape[0], device=pick_B.device)
         pick_B4, mass_B, near_BM = lead_BL4[rows, pick_B], mass_BL[rows, pick_B], near_BLM[rows, pick_B]
         answer_B4 = _mean(pick_B4, g_BM4, share_BM * near_BM, operations)
         if orientation:

@@ -209,7 +209,7 @@ def test_a_run_ends_when_it_gets_no_better(
     half = tmp_path / "half" / "checkpoint"
     fit(config, notes, tmp_path / "rest", resume=half, device=CPU, objective=objective)
     assert [metrics["val/ece"] for metrics in notes.metrics] == [3.0, 2.0, 2.5, 2.0]
-    assert "ended after epoch 4: no better val/ece for 2 epochs\n" in capsys.readouterr().err
+    assert "ended after epoch 4: no better val/ece since epoch 2\n" in capsys.readouterr().err
     again = fit(config, notes, tmp_path / "again", resume=tmp_path / "rest" / "checkpoint", device=CPU)
     assert again["val/ece"] == 2.0 and len(notes.metrics) == 4  # it had ended
 

@@ -109,7 +109,7 @@ class Matched(OrientationModel):
         low = self.coarse.dtype
         known_FRB = spectrum_BFR2[:, self.order].permute(1, 3, 2, 0).flatten(1, 2).to(low)
         product_FDB = torch.bmm(self.coarse, known_FRB)
-        batch, evens = len(patterns), self.even.shape[1] // 2
+        batch, evens = patterns.shape[0], self.even.shape[1] // 2
         # A half turn leaves even frequencies and negates odd ones: the larger of the two angles is even + |odd|.
         even = self.even.to(low) @ product_FDB[:evens].view(2 * evens, -1)
         odd = self.odd.to(low) @ product_FDB[evens:].view(self.odd.shape[1], -1)
@@ -172,6 +172,8 @@ class Matched(OrientationModel):
 
 def _in_parts(work: Callable[..., Part], *tensors: Tensor) -> list[Part]:
     """Return `work` of the tensors' rows, a small batch at a time: on a CPU, one thread per batch."""
+    if torch.compiler.is_exporting():  # their number is not known then
+        return [work(*tensors)]
     if tensors[0].device.type != "cpu":
         with torch.autocast(tensors[0].device.type, enabled=False):
             return [work(*rows) for rows in zip(*(tensor.split(_GPU_BATCH) for tensor in tensors), strict=True)]  # type: ignore[no-untyped-call]

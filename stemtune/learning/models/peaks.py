@@ -92,7 +92,7 @@ class Peaks(nn.Module):
         cell_Br = cell_BM.gather(1, pick_Br.clamp_min(0))
         moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
         top_Br, order_Br = top_Br.where(pick_Br >= 0, -torch.inf).sort(dim=1, descending=True)
-        rows = torch.arange(len(order_Br), device=order_Br.device)[:, None]
+        rows = torch.arange(order_Br.shape[0], device=order_Br.device)[:, None]
         order_Bn = order_Br[:, :n]
         cell_Bn4 = self.grid.orientation(cell_Br[rows, order_Bn])
         found_Bn4 = self._kept_apart(moved_Br4[rows, order_Bn], cell_Bn4) if self.refined else cell_Bn4
@@ -107,7 +107,7 @@ class Peaks(nn.Module):
         g_BM4 = self.grid.orientation(cell_BM)
         border = math.cos(math.radians(DIFFERENT_DEG + self.grid.step_deg) / 2)
         same_BMM = closeness(g_BM4, g_BM4, self.grid.operations) >= border
-        rows = torch.arange(len(score_BM), device=score_BM.device)
+        rows = torch.arange(score_BM.shape[0], device=score_BM.device)
         left_BM, picks = score_BM.clone(), []
         for _ in range(count):
             best_B, pick_B = left_BM.max(1)

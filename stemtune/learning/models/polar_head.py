@@ -83,7 +83,7 @@ class PolarHead(nn.Module):
 
 def rows(logits_BDA: Tensor, direction_BN: Tensor) -> Tensor:
     """Return the logits (B, N, A) of some directions (B, N)."""
-    return logits_BDA[torch.arange(len(logits_BDA), device=logits_BDA.device)[:, None], direction_BN]
+    return logits_BDA[torch.arange(logits_BDA.shape[0], device=logits_BDA.device)[:, None], direction_BN]
 
 
 class MapHead(PolarHead):

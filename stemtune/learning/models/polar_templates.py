@@ -137,7 +137,7 @@ def centring(patterns: Tensor, geometry: Geometry, radius_px: float) -> tuple[Te
     window_Bij = x_BHW[:, top : row + reach, left : column + reach]
     down_i1 = torch.arange(top, top + window_Bij.shape[1], device=x_BHW.device)[:, None] - geometry.centre_px[0]
     right_1j = torch.arange(left, left + window_Bij.shape[2], device=x_BHW.device) - geometry.centre_px[1]
-    moved_B2 = x_BHW.new_zeros(len(x_BHW), 2)
+    moved_B2 = x_BHW.new_zeros(x_BHW.shape[0], 2)
     beam_Bij = torch.zeros_like(window_Bij)
     for _ in range(3):
         off = torch.hypot(down_i1 - moved_B2[:, :1, None], right_1j - moved_B2[:, 1:, None])

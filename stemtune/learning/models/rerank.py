@@ -81,7 +81,7 @@ class Rerank(OrientationModel):
         score_BM = score_BM.masked_fill(missing_BM, -1e4)
         output = {"first": first_BM4, "first_score": score_BM, "first_correction": correction_BM3}
         chosen_BT = score_BM.detach().topk(min(RESCORED, score_BM.shape[1]), dim=1).indices
-        rows = torch.arange(len(chosen_BT), device=chosen_BT.device)[:, None]
+        rows = torch.arange(chosen_BT.shape[0], device=chosen_BT.device)[:, None]
         prior_BT = score_BM.detach()[rows, chosen_BT]
         step_BT4 = from_rotation_vector(correction_BM3.detach()[rows, chosen_BT])
         corrected_BT4 = multiply(first_BM4[rows, chosen_BT], step_BT4)
@@ -133,7 +133,7 @@ class Rerank(OrientationModel):
         """Return the `n` best different orientations; see `OrientationModel.candidates`."""
         corrected_BT4 = multiply(output["orientation"], from_rotation_vector(output["correction"]))
         order_BT = output["score"].argsort(dim=1, descending=True)
-        rows = torch.arange(len(order_BT), device=order_BT.device)[:, None]
+        rows = torch.arange(order_BT.shape[0], device=order_BT.device)[:, None]
         found_BT4, score_BT = corrected_BT4[rows, order_BT], output["score"][rows, order_BT]
         share_BT = score_BT.softmax(1) * output["clear"][:, None]
         kept_BT = self._different(found_BT4) & (score_BT > -9e3)

@@ -173,7 +173,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
         else:
             patience = int(state.knobs.get("train.patience", 0))
             early = not through and 0 < patience < state.epoch  # a model without training has one epoch only
-            why = f"no better {self.space.metric} for {patience} epochs" if early else ""
+            why = f"no better {self.space.metric} for {patience} epoch{'s' * (patience > 1)}" if early else ""
             self._end(trial.trial_id, "finished", failure(folder, DIVERGED) or why)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
