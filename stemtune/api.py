@@ -386,10 +386,9 @@ def overlay(map: Place, positions: Sequence[tuple[int, int]], *, png: Place | No
 
     Parameters
     ----------
-    map, positions
-        The map folder, whose scan or store must still be where it was; rows and columns of the scan.
-    png
-        The picture; left out, `overlay.png` in the map folder.
+    map, positions, png
+        The map folder, whose scan or store must still be where it was; rows and columns of the scan; the picture, by
+        default `overlay.png` in the map folder.
 
     Raises
     ------

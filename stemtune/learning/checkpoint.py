@@ -50,6 +50,7 @@ def describe(model: OrientationModel, metrics: dict[str, float], store_hash: str
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "store_sha256": store_hash,
         "calibration": model.calibration.to_dict(),
+        "spread_deg": model.spread_deg,
         "metrics": metrics,
         "versions": {name: _version(name) for name in ("stemtune", "torch", "timm")}
         | {"python": platform.python_version()},
@@ -100,12 +101,16 @@ def load_model(folder: str | os.PathLike[str], device: str | torch.device = "cpu
         phase = Phase.from_cif_text(description["phase"]["cif"], f"{folder}/{DESCRIPTION}")
         geometry = Geometry.from_dict(description["geometry"])
         calibration = Calibration.from_dict(description.get("calibration", {}))
+        spread_deg = description.get("spread_deg")
+        spread_deg = None if spread_deg is None else float(spread_deg)
     except (UserError, KeyError, TypeError, ValueError, AttributeError) as problem:
         reason = problem if isinstance(problem, UserError) else "a part of it is missing or malformed"
         raise UserError(f"'{Path(folder) / DESCRIPTION}' does not describe a model: {reason}") from None
     model = build(config, phase, geometry, start=False)
     load_weights(model, folder)
     model.calibration = calibration
+    if spread_deg is not None:  # up to version 0.1 it is not kept
+        model.spread_deg = spread_deg
     return model.to(device).eval()
 
 

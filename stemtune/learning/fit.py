@@ -26,7 +26,14 @@ from stemtune.dataset.loaders import ResampledLoader, loaders, resampled_to
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import DESCRIPTION, load_checkpoint, read_description, save_checkpoint
-from stemtune.learning.metrics import WORST, fit_calibration, model_figures, score_patterns, summarise
+from stemtune.learning.metrics import (
+    WORST,
+    fit_calibration,
+    measured_spread_deg,
+    model_figures,
+    score_patterns,
+    summarise,
+)
 from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 from stemtune.learning.trainer import Diverged, Trainer
@@ -170,12 +177,14 @@ def fit(
 def validate(
     model: OrientationModel, validation: Loader, device: torch.device, precision: torch.dtype | None, parts: int = 1
 ) -> dict[str, float]:
-    """Return the `val/` and `model/` figures, and leave the model with a confidence that the validation bears out.
+    """Return the `val/` and `model/` figures, and leave the model with a confidence and a spread that they bear out.
 
     Batches are worked through in so many `parts`.
     """
     scores = score_patterns(model, validation, device, precision, parts=parts)
     model.calibration = fit_calibration(scores)
+    if model.measures_spread:
+        model.spread_deg = measured_spread_deg(scores) or model.spread_deg
     return summarise(scores) | model_figures(model, scores)
 
 

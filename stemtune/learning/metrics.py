@@ -84,6 +84,16 @@ def fit_calibration(scores: Tensor) -> Calibration:
     return Calibration.fitted(scores[4].numpy(), (scores[0] <= DIFFERENT_DEG).numpy())
 
 
+def measured_spread_deg(scores: Tensor) -> float | None:
+    """Return how far right candidates are off about each axis, in degrees; None where fewer than 20 are right.
+
+    From the median of what `score_patterns` returns, which is 1.538 standard deviations for a normal error in three
+    directions (the median of the chi distribution).
+    """
+    right = scores[0][scores[0] <= DIFFERENT_DEG]
+    return float(right.median()) / 1.538 if len(right) >= 20 else None
+
+
 def score_patterns(
     model: OrientationModel,
     loader: Loader,

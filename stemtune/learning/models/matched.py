@@ -60,6 +60,7 @@ class Matched(OrientationModel):
 
     trainable = False
     own_threads = True
+    measures_spread = False
     coarse: Tensor
     fine: Tensor
     to_frequency: Tensor

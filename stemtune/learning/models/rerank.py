@@ -47,6 +47,7 @@ class Rerank(OrientationModel):
 
     fixed = ("propose",)
     own_threads = True
+    measures_spread = False
     spread_deg = 0.07  # wider ones make refinement worse where the beam precesses by more than 0.7 degrees
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
