@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import benchmarks
-from stemtune.cli.parsing import Parser, positive
+from stemtune.cli.parsing import Parser, finite, positive
 from stemtune.errors import UserError, did_you_mean
 
 Options = TypeVar("Options")
@@ -33,8 +33,8 @@ _SPEEDS = {
 }
 """What is measured under each name, and the function that does it."""
 
-NAMES = (*_SPEEDS, "accuracy", "label", "sweep")
-"""What can be measured; accuracy, label and sweep take minutes and are run by name only."""
+NAMES = (*_SPEEDS, "accuracy", "label", "sweep", "curves")
+"""What can be measured; those that are no speeds take minutes to hours and are run by name only."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         names = options.name or list(_SPEEDS)
         if options.json and len(names) > 1 and not set(names) <= set(_SPEEDS):
-            raise UserError("with --json, accuracy, label and sweep are measured one at a time")
+            raise UserError("with --json, what is no speed is measured alone")
         measured: dict[str, Any] = {}
         for name in names:
             if name not in _SPEEDS:
@@ -108,6 +108,14 @@ def _parser() -> Parser:
     group.add_argument("--seconds", type=positive, default=60, metavar="S", help="training of a trial; default 60")
     group.add_argument("--slots", type=positive, default=2, metavar="N", help="trials at a time; default 2")
     group.add_argument("--keep", metavar="DIR", help="keep the sweeps and their records there")
+    group = made.add_argument_group("curves: networks from random weights on a store of beams, into --out; resumes")
+    group.add_argument("--beams", metavar="FILE", default="beams.h5", help="the store of beams; default beams.h5")
+    group.add_argument("--network", action="append", default=[], dest="networks", metavar="NAME", help="default all")
+    group.add_argument("--minutes", type=finite, default=60.0, metavar="M", help="of each network; default 60")
+    group.add_argument(
+        "--seen", type=positive, default=2_000_000, metavar="N", help="patterns of each; default 2000000"
+    )
+    group.add_argument("--workers", type=positive, default=2, metavar="N", help="processes; default 2")
     return made
 
 
@@ -144,7 +152,7 @@ def _add_accuracy_options(parser: argparse.ArgumentParser) -> None:
         help="pyxem and py4DSTEM on every set (hours), not only on those of py4DSTEM's Bloch waves: pyxem with ideal"
         " calibration and with the worst, py4DSTEM at 3,000 electrons and ideal calibration",
     )
-    add("--out", default="accuracy", metavar="DIR", help="folder of the test set; default accuracy")
+    add("--out", default=argparse.SUPPRESS, metavar="DIR", help="folder of the test set; default accuracy")
     add("--laue", action="append", default=[], dest="classes", metavar="CLASS", help="label: repeatable; default five")
 
 
