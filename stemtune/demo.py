@@ -143,12 +143,19 @@ def _won() -> str:
         off = disorientations_deg(truth, found.answers[:, 0], found.phase, found.phases)  # NaN where not indexed
         shares.append(np.bincount(grain, weights=(off <= RIGHT_DEG)[crystal]) / np.maximum(np.bincount(grain), 1))
     gain = 100 * (shares[0] - shares[1])[np.bincount(grain) > 0]
-    mean, error = gain.mean(), gain.std(ddof=1) / np.sqrt(len(gain))
     name = json.loads(Path("map/summary.json").read_text())["architecture"]
-    sure = "more than chance" if abs(mean) > CHANCE_ERRORS * error else "within what chance does"
-    verb = "beats" if mean > 0 else "does not beat"
+    return verdict(name, float(gain.mean()), float(gain.std(ddof=1) / np.sqrt(len(gain))), len(gain))
+
+
+def verdict(name: str, gain: float, error: float, grains: int) -> str:
+    """Return what a `gain` in points over the matched filter, with its standard error over `grains`, says."""
+    beside = "the matched filter, which learns nothing"
+    if name == "matched":
+        return f"The champion is {beside}: no network of this search beat it."
+    sure = abs(gain) > CHANCE_ERRORS * error
+    verb = ("beats" if gain > 0 else "is beaten by") if sure else "is not told from"
     return (
-        f"The champion ({name}) {verb} the matched filter, which learns nothing, on a scan that neither has seen: over"
-        f" {len(gain)} grains it reads {abs(mean):.1f} points {'more' if mean > 0 else 'less'} within 5°"
-        f" (standard error {error:.1f}): {sure}."
+        f"The champion, {name}, {verb} {beside}, on a scan that neither has seen: over {grains} grains it reads"
+        f" {abs(gain):.1f} points {'more' if gain > 0 else 'less'} of the patterns within 5° (standard error"
+        f" {error:.1f}), which is {'more than chance' if sure else 'what chance may do'}."
     )
