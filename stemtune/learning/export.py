@@ -16,7 +16,7 @@ from stemtune._version import __version__
 from stemtune.config import MODEL_NAMES
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model
-from stemtune.learning.inference import predict_candidates
+from stemtune.learning.inference import candidates_of
 from stemtune.learning.model import OrientationModel
 
 ENDING = ".pt2"
@@ -34,7 +34,7 @@ class _Program(nn.Module):
         self.model, self.alternatives = model, alternatives
 
     def forward(self, patterns: Tensor) -> tuple[Tensor, Tensor]:
-        found = predict_candidates(self.model, patterns, self.alternatives)
+        found = candidates_of(self.model, patterns, self.alternatives)
         return found.orientation, found.confidence
 
 

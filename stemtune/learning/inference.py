@@ -37,13 +37,21 @@ def predict_candidates(
 
     The model is in evaluation mode; its `calibration` and the setting `model.test_time` act here. Patterns are counts
     of any numeric type, on the model's device and of its geometry; `precision` is the number format of the forward
-    pass, None for float32.
+    pass, None for float32. On a CPU each thread takes patterns of its own: shared out operation by operation, the
+    threads of a small network wait for each other.
     """
     if patterns.device.type != "cpu" or model.own_threads or len(patterns) <= _CPU_BATCH:
-        _, found = predict_raw(model, patterns, n, precision)
-    else:  # each thread takes whole patterns: shared out operation by operation, small networks wait for each other
-        parts = map_over_threads(lambda part: predict_raw(model, part, n, precision)[1], patterns.split(_CPU_BATCH))  # type: ignore[no-untyped-call]
-        found = Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return candidates_of(model, patterns, n, precision)
+    pieces = patterns.split(_CPU_BATCH)  # type: ignore[no-untyped-call]
+    parts = map_over_threads(lambda piece: candidates_of(model, piece, n, precision), pieces)
+    return Candidates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def candidates_of(
+    model: OrientationModel, patterns: Tensor, n: int = 1, precision: torch.dtype | None = None
+) -> Candidates:
+    """Return what `predict_candidates` does, in one piece."""
+    _, found = predict_raw(model, patterns, n, precision)
     return Candidates(found.orientation, model.calibration(found.confidence))
 
 
