@@ -51,13 +51,16 @@ def test_a_loaded_model_answers_as_the_saved_one(model: OrientationModel, folder
 def test_the_calibration_travels_with_the_model_and_older_folders_have_none(
     model: OrientationModel, tmp_path: Path
 ) -> None:
-    model.calibration = Calibration(0.5, 1.25, -0.5)
+    model.calibration, model.spread_deg = Calibration(0.5, 1.25, -0.5), 0.8
     save_model(model, tmp_path / "model", {}, "")
     assert load_model(tmp_path / "model").calibration == model.calibration
+    assert load_model(tmp_path / "model").spread_deg == 0.8
     described = json.loads((tmp_path / "model" / "model.json").read_text())
     assert described.pop("calibration") == {"low": 0.5, "high": 1.25, "offset": -0.5}
+    assert described.pop("spread_deg") == 0.8
     (tmp_path / "model" / "model.json").write_text(json.dumps(described))
     assert load_model(tmp_path / "model").calibration == Calibration()
+    assert load_model(tmp_path / "model").spread_deg == OrientationModel.spread_deg
 
 
 def test_loading_does_not_ask_for_the_pretrained_weights_it_once_started_from(

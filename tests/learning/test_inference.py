@@ -13,7 +13,7 @@ from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.dataset.augment import quarter_turns, turn_orientation
 from stemtune.diffraction.geometry import Geometry
 from stemtune.learning.calibration import Calibration
-from stemtune.learning.inference import VIEWS, predict_candidates, predict_raw, view_of
+from stemtune.learning.inference import VIEWS, candidates_of, predict_candidates, predict_raw, view_of
 from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.models import build
 
@@ -120,3 +120,19 @@ def test_the_calibration_acts_on_answers_and_not_on_raw_ones() -> None:
     torch.testing.assert_close(again.confidence, raw.confidence)
     torch.testing.assert_close(mapped.confidence[:, 0], torch.sigmoid(torch.logit(raw.confidence[:, 0]) + 2.0))
     torch.testing.assert_close(mapped.orientation, raw.orientation)
+
+
+def test_many_patterns_are_answered_piece_by_piece() -> None:
+    """Threads take pieces of a large batch; order and answers are those of one piece after the other."""
+    flat = {"model.name": "circular", "model.width": 8, "model.depth": 1, "model.angles": 24, "model.radii": 8}
+    config = Config.from_flat({**flat, "model.grid_step": 12})
+    torch.manual_seed(0)
+    model = build(config, linio2(), Geometry(32, 0.1, 200.0)).eval()
+    model.calibration = Calibration(1.5, 1.0, -0.2)
+    patterns = torch.poisson(torch.rand(150, 32, 32, generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        whole = predict_candidates(model, patterns, 2)
+        pieces = [candidates_of(model, piece, 2) for piece in patterns.split(50)]
+    assert torch.allclose(whole.confidence, torch.cat([piece.confidence for piece in pieces]), atol=1e-5)
+    off = disorientation_deg(whole.orientation, torch.cat([piece.orientation for piece in pieces]), linio2().symmetry)
+    assert off.nan_to_num(0.0).max() < 0.05 and whole.orientation[:, 0].isfinite().all()

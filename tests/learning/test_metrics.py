@@ -15,7 +15,7 @@ from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import beam180
 from stemtune.dataset.batches import Batch
 from stemtune.diffraction.geometry import Geometry
-from stemtune.learning.metrics import score_patterns, summarise
+from stemtune.learning.metrics import measured_spread_deg, score_patterns, summarise
 from stemtune.learning.model import Candidates, OrientationModel
 
 TURN = from_axis_angle_deg(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 3.0)
@@ -91,3 +91,11 @@ def test_no_answer_is_as_wrong_as_can_be() -> None:
     found = figures(lambda g: torch.full_like(g, torch.nan))
     assert found["val/disorientation_median_deg"] == found["val/disorientation_mean_deg"] == 180
     assert found["val/within_5deg"] == found["val/within_5deg_beam180"] == 0
+
+
+def test_the_spread_of_right_answers_is_that_of_a_normal_error() -> None:
+    off = 0.8 * torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)).norm(dim=1)
+    scores = torch.zeros(6, 6000)
+    scores[0] = torch.cat((off, torch.full((1000,), 60.0)))  # wrong answers do not count
+    assert measured_spread_deg(scores) == pytest.approx(0.8, rel=0.03)
+    assert measured_spread_deg(scores[:, 4990:]) is None  # too few are right
