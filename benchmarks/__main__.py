@@ -26,7 +26,7 @@ _SPEEDS = {
     "ingest": ("a scan into a store, beside copying or unpacking the same bytes (MiB/s of patterns)", "ingest.run"),
     "matched": ("patterns per second of the matched filter at 2 degrees", "training.matched"),
     "train": ("the training loop beside the plain forward, backward and step", "training.run"),
-    "spread": ("prediction over a Ray of this machine, beside as many processes and beside one", "spread.run"),
+    "spread": ("prediction over a Ray of this machine, beside as many processes and beside one", "prediction.spread"),
     "predict": ("prediction from file to candidates, beside the forward pass alone and beside pyxem", "prediction.run"),
     "map": ("grains, KAM, GROD and boundaries of a map of 1,000 x 1,000 pixels", "maps.grains"),
     "refine": ("the physical fit of matched's candidates, alone and from the file on", "maps.refinement"),

@@ -72,8 +72,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     the best figure of a trial instead of its last.
 
     The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see `find_study`), where
-    `sweep_id` marks this sweep's trials. `settings` are what every trial gets besides its own; `at_random` draws
-    without TPE.
+    `sweep_id` marks this sweep's trials. `settings` are what every trial gets besides its own.
     """
 
     def __init__(
@@ -84,7 +83,6 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         seed: int = 0,
         sweep_id: str = "",
         study: str = "",
-        at_random: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
@@ -92,8 +90,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             warnings.simplefilter("ignore")
             if study:  # of two drivers with one seed both would draw the same
                 seed = (seed + zlib.crc32(folder.name.encode())) % 2**32
-            tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-            sampler = optuna.samplers.RandomSampler(seed=seed) if at_random else tpe
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
         self.space = space
         self.settings = settings
         place = find_study(study, folder, space)

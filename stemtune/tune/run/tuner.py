@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +83,9 @@ class TimeBudget(Stopper):  # type: ignore[misc]
         self.__dict__.update(state, _last=None)
 
 
-def driver(run: Callable[[dict[str, Any]], None] = run_trial) -> Any:
+def driver() -> Any:
     """Return the function that Tune starts per trial; it takes no CPU, its workers do."""
-    return tune.with_resources(run, tune.PlacementGroupFactory([{HEAD: 0.001}]))
+    return tune.with_resources(run_trial, tune.PlacementGroupFactory([{HEAD: 0.001}]))
 
 
 def trial_name(trial: Any) -> str:
@@ -109,13 +108,10 @@ def new_tuner(
     callback: SweepCallback,
     at_once: int,
     study: str = "",
-    run: Callable[[dict[str, Any]], None] = run_trial,
-    plain: bool = False,
 ) -> Any:
     """Return Tune set up for a new sweep of at most `at_once` trials at a time.
 
-    `study` is the study to share with other sweeps, if any. To measure what a sweep costs without training, `run`
-    says what a trial does, and `plain` searches at random without stopping.
+    `study` is the study to share with other sweeps, if any.
     """
     _, _, epochs = space.extremes
     _set_snapshot_interval(space.budget.trials)
@@ -132,15 +128,13 @@ def new_tuner(
     }
     seed = space.fixed.get("train.seed", 0)
     return tune.Tuner(
-        driver(run),
+        driver(),
         tune_config=tune.TuneConfig(
             metric=space.metric,
             mode=space.mode,
-            search_alg=Limiter(
-                StudySearch(space, folder, settings, int(seed), callback.sweep_id, study, at_random=plain), at_once
-            ),
+            search_alg=Limiter(StudySearch(space, folder, settings, int(seed), callback.sweep_id, study), at_once),
             scheduler=FIFOScheduler()
-            if plain or space.design == "grid"
+            if space.design == "grid"
             else LearnersASHA(
                 time_attr="epoch",
                 max_t=epochs + 1,  # one more, or the last epoch would count as a stop
