@@ -12,13 +12,15 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.rotations import inverse, multiply, rotate
 from stemtune.crystal.sampling import random_orientations
-from stemtune.crystal.symmetry import disorientation_deg
+from stemtune.crystal.symmetry import disorientation_beam180_deg, disorientation_deg
 from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator
+from stemtune.indexing.predictor import Indexer
 from stemtune.learning.calibration import reliability
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import about_beam, from_rotation_vector
 from stemtune.learning.inference import predict_candidates
+from stemtune.learning.model import OrientationModel
 from stemtune.learning.models import build
 from stemtune.learning.models.rerank import RESCORED, Rerank
 from stemtune.learning.models.reranker_net import RerankerNet
@@ -185,11 +187,12 @@ def test_it_learns_to_choose_and_to_mend() -> None:
     assert learned[learned < 5].median() < 0.8 * first[first < 5].median()
 
 
-def test_it_is_small_and_holds_no_code() -> None:
-    assert shipped_models() == ["linio2"]
-    files = {file.name: file.stat().st_size for file in shipped_or("linio2").iterdir()}
-    assert set(files) == {"README.md", "model.json", "model.safetensors"}
-    assert sum(files.values()) < 8e6
+def test_what_ships_is_small_and_holds_no_code() -> None:
+    assert shipped_models() == ["linio2", "linio2-fast"]
+    for name, most in (("linio2", 8e6), ("linio2-fast", 4e6)):
+        files = {file.name: file.stat().st_size for file in shipped_or(name).iterdir()}
+        assert set(files) == {"README.md", "model.json", "model.safetensors"}
+        assert sum(files.values()) < most
 
 
 def test_a_folder_of_its_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,3 +220,23 @@ def test_it_beats_the_matched_filter_on_py4dstem_patterns(name: str, median_deg:
     right = {label: (angle < 5).double().mean() for label, angle in off.items()}
     assert right["linio2"] >= max(0.9, right["matched"] - 0.01)
     assert reliability(found["linio2"].confidence[:, 0].numpy(), (off["linio2"] < 5).numpy()).error < 0.07
+
+
+@pytest.mark.parametrize(("name", "strict", "modulo"), [("p0", 0.8, 0.9), ("p05", 0.9, 0.95)])
+def test_the_fast_one_reads_py4dstem_patterns_without_templates(name: str, strict: float, modulo: float) -> None:
+    """Trained from random weights; its answers are coarser than those of `linio2`, and refinement mends that."""
+    model = load_model(shipped_or("linio2-fast")).eval()
+    assert model.config.model.name == "circular" and model.spread_deg > OrientationModel.spread_deg
+    truth = bloch_patterns.load(name)
+    geometry = Geometry(128, 0.025, 200.0)
+    patterns = bloch_patterns.pictures(truth, 3000, seed=3).numpy()
+    off = {}
+    for refine in (False, True):
+        found = Indexer(model, geometry, alternatives=5, refine=refine).index(patterns)
+        best = torch.from_numpy(found.candidates[:, 0]).nan_to_num(0.5)
+        off[refine] = disorientation_deg(best, truth.orientation, model.phase.symmetry)
+    right = off[False] < 5
+    twin = disorientation_beam180_deg(best, truth.orientation, model.phase.symmetry)
+    assert right.double().mean() >= strict and (twin < 5).double().mean() >= modulo
+    assert off[True][right].median() < 0.7 * off[False][right].median()
+    assert reliability(found.confidence[:, 0], right.numpy()).error < 0.12
