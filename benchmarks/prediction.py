@@ -136,7 +136,7 @@ def prediction_throughput(
     """
     predictor = Predictor(model, store, batch, alternatives, device)
     rows = np.arange(min(patterns, store.n))
-    ready = torch.from_numpy(store.take(rows)).to(predictor.device)
+    ready = torch.cat(list(predictor.resampled(rows, "resample")))
 
     def forward() -> None:
         for start in range(0, len(rows), batch):

@@ -18,14 +18,15 @@ from stemtune.dataset.store import Store
 from stemtune.diffraction.detector import Resampling
 from stemtune.diffraction.geometry import Geometry
 from stemtune.indexing.refine import Refiner
-from stemtune.indexing.spot_check import SpotCheck, SpotScores, is_crystal
+from stemtune.indexing.spot_check import SpotCheck, is_crystal
 from stemtune.learning.checkpoint import load_model
 from stemtune.learning.fit import default_device
-from stemtune.learning.inference import predict_candidates
+from stemtune.learning.inference import candidates_of, predict_candidates
 from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.trainer import chosen_precision
 
 _CHUNK = 64  # patterns that are checked at once on a CPU
+_PIECE = 128  # patterns that a thread takes all the way from counts to scores
 
 
 class Predictions(NamedTuple):
@@ -77,20 +78,28 @@ class Indexer:
     def on_device(self, patterns: Tensor) -> tuple[Tensor, ...]:
         """Return the columns of `Predictions` for patterns (B, H, W), still on the device; refined ones are eight."""
         counts = patterns.to(self.device, non_blocking=True)
+        if self.device.type == "cpu" and self._refiner is None and not self.model.own_threads:
+            pieces = counts.split(_PIECE)  # type: ignore[no-untyped-call]
+            return _columns(map_over_threads(self._from_counts, pieces))  # each thread takes patterns all the way
         orientation, confidence = self.forward_only(self._resample(counts), self.alternatives)
         further: list[Tensor] = []
         if self._refiner is not None:
             orientation, *further = self._refiner.refine(counts, Candidates(orientation, confidence))
-        scores = self._checked(counts, orientation[:, 0])
-        return orientation, confidence, is_crystal(scores), scores.spot_z_score, scores.explained_intensity, *further
+        if self.device.type != "cpu":
+            return orientation, confidence, *self._checked(counts, orientation), *further
+        pairs = list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True))  # type: ignore[no-untyped-call]
+        return orientation, confidence, *_columns(map_over_threads(lambda pair: self._checked(*pair), pairs)), *further
 
-    def _checked(self, counts: Tensor, orientation: Tensor) -> SpotScores:
-        """Return the scores of orientations (B, 4), on a CPU with a thread to each chunk of patterns."""
-        if counts.device.type != "cpu":
-            return self._check(counts, orientation)
-        chunks = list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True))  # type: ignore[no-untyped-call]
-        parts = map_over_threads(lambda rows: self._check(*rows), chunks)
-        return SpotScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    @torch.inference_mode()
+    def _from_counts(self, counts: Tensor) -> tuple[Tensor, ...]:
+        found = candidates_of(self.model, self._resample(counts), self.alternatives, self.precision)
+        return *found, *self._checked(counts, found.orientation)
+
+    @torch.inference_mode()
+    def _checked(self, counts: Tensor, orientation: Tensor) -> tuple[Tensor, ...]:
+        """Return whether patterns (B, H, W) show the crystal of their best candidates (B, n, 4), and both scores."""
+        scores = self._check(counts, orientation[:, 0])
+        return is_crystal(scores), scores.spot_z_score, scores.explained_intensity
 
     @torch.inference_mode()
     def forward_only(self, patterns: Tensor, count: int = 1) -> Candidates:
@@ -150,9 +159,13 @@ class Predictor(Indexer):
                 bar.update(len(patterns))
 
 
+def _columns(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
 def _predictions(parts: Sequence[tuple[Tensor, ...]]) -> Predictions:
     """Return what `Indexer.on_device` made of batch after batch, as one."""
-    candidates, confidence, indexed, *further = (torch.cat(column) for column in zip(*parts, strict=True))
+    candidates, confidence, indexed, *further = _columns(parts)
     candidates = candidates.double()
     return Predictions(
         (candidates / candidates.norm(dim=-1, keepdim=True)).numpy(),

@@ -18,7 +18,7 @@ from stemtune.diffraction.kinematic import KinematicSimulator
 from stemtune.errors import UserError
 from stemtune.learning.grid import Grid
 from stemtune.learning.models.matched import Matched
-from stemtune.learning.models.peaks import top_of_parabola
+from stemtune.learning.models.peaks import parabola_fit, top_of_parabola
 from stemtune.learning.models.polar_templates import PolarView, neighbours, polar_grid, turned
 
 GEOMETRY = Geometry(SIZE, SCALE, KV)
@@ -261,7 +261,7 @@ def test_the_top_of_a_parabola_is_found() -> None:
     top = 0.3 * torch.randn(5, 3, generator=generator)
     off = x - top[:, None]
     y = 0.5 - 0.2 * off.square().sum(-1) - 0.1 * off[..., 0] * off[..., 1]
-    found, height = top_of_parabola(x, y)
+    found, height = top_of_parabola(parabola_fit(x), y)
     torch.testing.assert_close(found, top, atol=5e-3, rtol=0)
     torch.testing.assert_close(height, torch.full((5,), 0.5), atol=2e-3, rtol=0)
 

@@ -92,7 +92,8 @@ class Circular(Backbone):
         x_BAC = self.stem(wrapped(x.squeeze(1).transpose(1, 2), STEM).unfold(1, STEM, 1).flatten(2))
         x_BAC = self.blocks(x_BAC)
         x_BAC = x_BAC + self.whole(x_BAC.mean(1, keepdim=True))
-        x_BAC = functional.gelu(standardised(x_BAC) * self.scale + self.shift)
+        scale, shift = self.scale.to(x_BAC.dtype), self.shift.to(x_BAC.dtype)  # half precision stays what it is
+        x_BAC = functional.gelu(torch.addcmul(shift, standardised(x_BAC), scale))
         return x_BAC.transpose(1, 2).unsqueeze(2)
 
     def forward(self, x: Tensor) -> Tensor:

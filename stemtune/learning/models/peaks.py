@@ -23,7 +23,7 @@ from stemtune.learning.models.polar_templates import neighbours, turned
 
 NEIGHBOURS = 7  # directions, the best one included, through whose scores the parabola of the last step goes
 PEAKS = 4  # angles of one direction that may each become a candidate
-_COMPARED = 8  # maxima that are compared with each other for one candidate
+_COMPARED = 6  # maxima that are compared with each other for one candidate
 RIVALS = 5  # different candidates among which the confidence is shared out
 
 
@@ -49,7 +49,7 @@ class Peaks(nn.Module):
 
     near_index: Tensor
     near_turn: Tensor
-    near_tilt: Tensor
+    fit: Tensor
     frequency: Tensor
     share: Tensor
 
@@ -61,10 +61,15 @@ class Peaks(nn.Module):
         buffers = {
             "near_index": near.direction,
             "near_turn": near.turn,
-            "near_tilt": near.tilt,
             "frequency": frequency.float(),
             "share": torch.where((frequency == 0) | (2 * frequency == angles), 1.0, 2.0) / angles,
         }
+        # Around the cell (d, 0): the neighbours' tilts and a few in-plane steps, in units of a grid step.
+        step = math.radians(grid.step_deg)
+        shift_J = torch.arange(-2, 3) * (2 * math.pi / angles / step)
+        tilt_DKJ2 = (near.tilt.cpu() / step)[:, :, None].expand(-1, -1, len(shift_J), -1)
+        points_DKJ3 = torch.cat((tilt_DKJ2, shift_J.expand(tilt_DKJ2.shape[:-1])[..., None]), dim=-1)
+        buffers["fit"] = parabola_fit(points_DKJ3.flatten(1, 2).double()).float()
         for name, value in buffers.items():
             self.register_buffer(name, value.contiguous(), persistent=False)
 
@@ -132,13 +137,10 @@ class Peaks(nn.Module):
         turn_BnKJ = (angle_Bn[..., None] - self.near_turn[direction_Bn])[..., None] + shift_J
         wave = turn_BnKJ[..., None] * self.frequency
         score_BnKJ = (real[..., None, :] * wave.cos() - imaginary[..., None, :] * wave.sin()).sum(-1)
-        tilt_BnK2 = _turn_plane(self.near_tilt[direction_Bn], angle_Bn[..., None]) / step
-        tilt_BnKJ2 = tilt_BnK2[..., None, :].expand(*turn_BnKJ.shape, 2)
-        x_BnKJ3 = torch.cat((tilt_BnKJ2, (shift_J / step).expand(turn_BnKJ.shape)[..., None]), dim=-1)
-        top_Bn3, score_Bn = top_of_parabola(x_BnKJ3.flatten(2, 3), score_BnKJ.flatten(2, 3))
+        # In the frame of in-plane angle 0 the points, and with them the fit, are the same for all patterns.
+        top_Bn3, score_Bn = top_of_parabola(self.fit[direction_Bn], score_BnKJ.flatten(2, 3))
         top_Bn3 = top_Bn3 * step
-        tilt_Bn2 = _turn_plane(top_Bn3[..., :2], -angle_Bn)
-        moved_Bn4 = turned(self.grid.base[direction_Bn], tilt_Bn2, angle_Bn + top_Bn3[..., 2])
+        moved_Bn4 = turned(self.grid.base[direction_Bn], top_Bn3[..., :2], angle_Bn + top_Bn3[..., 2])
         return moved_Bn4, score_Bn, score_BnKJ.flatten(2, 3)
 
     def _kept_apart(self, moved_Bn4: Tensor, cell_Bn4: Tensor) -> Tensor:
@@ -152,23 +154,26 @@ class Peaks(nn.Module):
         return torch.stack(kept, 1)
 
 
-def _turn_plane(xy: Tensor, angle: Tensor) -> Tensor:
-    """Return vectors (..., 2) turned by `angle` (...) radians, x towards y."""
-    x, y = xy.unbind(-1)
-    return torch.stack((x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()), dim=-1)
+def parabola_fit(x: Tensor) -> Tensor:
+    """Return the matrix (..., 10, N) from values at points `x` (..., N, 3) to the parabola through them.
 
-
-def top_of_parabola(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the top (..., 3), within 1 of the origin, of the parabola through `y` (..., N) at points `x` (..., N, 3).
-
-    The second is its height (...). Points count with a Gaussian weight of sigma 1 around the origin.
+    Least squares; points count with a Gaussian weight of sigma 1 around the origin. The coefficients are those of 1, a,
+    b, c, a², b², c², ab, ac, bc.
     """
     a, b, c = x.unbind(-1)
     terms = torch.stack((torch.ones_like(a), a, b, c, a * a, b * b, c * c, a * b, a * c, b * c), dim=-1)
-    weighted = terms * torch.exp(-0.5 * x.square().sum(-1))[..., None]
-    normal = weighted.transpose(-1, -2) @ terms + 1e-4 * torch.eye(10, device=x.device)
-    fit = torch.linalg.solve(normal, weighted.transpose(-1, -2) @ y[..., None])[..., 0]
-    level, a, b, c, aa, bb, cc, ab, ac, bc = fit.unbind(-1)
+    weighted = (terms * torch.exp(-0.5 * x.square().sum(-1))[..., None]).transpose(-1, -2)
+    normal = weighted @ terms + 1e-4 * torch.eye(10, dtype=x.dtype, device=x.device)
+    fit: Tensor = torch.linalg.solve(normal, weighted)
+    return fit
+
+
+def top_of_parabola(fit: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the top (..., 3), within 1 of the origin, of the parabola through `y` (..., N), and its height (...).
+
+    `fit` (..., 10, N) is `parabola_fit` of the points.
+    """
+    level, a, b, c, aa, bb, cc, ab, ac, bc = (fit @ y[..., None])[..., 0].unbind(-1)
     slope = torch.stack((a, b, c), dim=-1)[..., None]
     bend = torch.stack((2 * aa, ab, ac, ab, 2 * bb, bc, ac, bc, 2 * cc), dim=-1).view(*aa.shape, 3, 3)
     values, vectors = torch.linalg.eigh(bend)

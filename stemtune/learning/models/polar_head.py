@@ -68,7 +68,7 @@ class PolarHead(nn.Module):
         over all other cells, in a pattern of noise nearly all of it, lowers the confidence.
         """
         logits_BDA = output["logits"].float()
-        direction_BT = self.peaks.shortlist(logits_BDA.amax(2), 8 + 4 * n)
+        direction_BT = self.peaks.shortlist(logits_BDA.amax(2), 8 + 2 * n)
         tops = self.peaks.tops(direction_BT, rows(logits_BDA, direction_BT), partial(self._spectra, logits_BDA), n)
         everything_B11 = logits_BDA.logsumexp((1, 2))[:, None, None]
         around_BrN = (tops.around - everything_B11).exp().where(tops.score[..., None] > -torch.inf, 0.0)
@@ -104,11 +104,7 @@ class MapHead(PolarHead):
     def forward(self, x_BCRa: Tensor) -> dict[str, Tensor]:
         """Return `logits` (B, D, A); a shift of the map by one place shifts them by s."""
         x_BaX = self.squeeze(x_BCRa.permute(0, 3, 1, 2).flatten(2))
-        if self.training:
-            logits_BaY = self.to_logits(x_BaX)
-        else:  # half precision would blur the tops between cells
-            with torch.autocast(x_BaX.device.type, enabled=False):
-                logits_BaY = self.to_logits(x_BaX.float())
+        logits_BaY = self.to_logits(x_BaX)
         return {"logits": logits_BaY.unflatten(2, (-1, self.grid.shape[0])).flatten(1, 2).transpose(1, 2)}
 
 
