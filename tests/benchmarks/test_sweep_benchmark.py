@@ -38,6 +38,7 @@ def test_the_makespan_of_known_trials() -> None:
     assert math.isnan(sweep.metric(trials[3], "time/start_s"))
 
 
+@pytest.mark.slow
 def test_a_small_sweep_is_measured_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sweep", "--trials", "2", "--seconds", "1", "--slots", "2"]
     assert main([*command, "--keep", str(tmp_path), "--json", str(tmp_path / "figures.json")]) == 0

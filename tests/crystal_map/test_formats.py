@@ -203,7 +203,7 @@ def test_several_phases_through_the_command(tmp_path: Path, to: str, capsys: pyt
 def test_exports_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = random_map([crystal("mmm")])
     write_map_h5(made, tmp_path / "map.h5")
-    assert tuple(FORMATS) == ("ang", "ctf", "h5", "dream3d", "csv") and set(EXPORTS) == set(FORMATS)
+    assert tuple(FORMATS) == ("ang", "ctf", "h5", "dream3d", "csv") and set(EXPORTS) == {*FORMATS, "pt2"}
     with pytest.raises(UserError, match="the map itself"):
         write_map(tmp_path / "map.h5", "h5", tmp_path / "map.h5")
     with pytest.raises(UserError, match="is a folder"):

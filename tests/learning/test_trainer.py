@@ -190,6 +190,7 @@ def test_pretrained_weights_learn_at_a_rate_of_their_own(tiny: Settings, trunk: 
         plain.restore(trainer.state())
 
 
+@pytest.mark.slow  # torch loads its compiler for half a minute
 def test_what_cannot_be_compiled_is_one_line(tiny: Settings) -> None:
     trainer, batch = trainer_of(tiny(train__compile=True))
     trainer.loss = Short(trainer.loss, times=1, error=NotImplementedError)
