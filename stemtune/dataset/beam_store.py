@@ -278,9 +278,14 @@ def _block(state: tuple[Any, ...], number: int) -> dict[str, npt.NDArray[Any]]:
         "convergence_mrad": convergence_BG.numpy().astype(np.float32),
         "direct_beam": direct_BGT.numpy().astype(np.float32),
         "length": kept_BN.sum(1).numpy().astype(np.int64),
-        "reflection": found.reflection[:, 1:].cpu()[kept_BN].numpy().astype(np.uint16),
+        "reflection": found.reflection[:, 1:].cpu()[kept_BN].numpy().astype(_row_type(simulator)),
         "intensity": (intensity_BNGT[:, 1:][kept_BN] * SCALE).numpy().astype(np.float16),
     }
+
+
+def _row_type(simulator: BlochSimulator) -> type[np.unsignedinteger[Any]]:
+    """Return what holds the number of every reflection: large cells have more than 65,536 within reach."""
+    return np.uint16 if len(simulator.hkl) <= 2**16 else np.uint32
 
 
 def _stratified(span: Span, count: int, parts: int, generator: torch.Generator) -> torch.Tensor:
@@ -302,7 +307,7 @@ def _assemble(part: Path, target: Path, simulator: BlochSimulator, options: dict
     with whole_file(target) as new, h5py.File(new, "w") as store:
         store["first"], store["hkl"] = first, simulator.hkl.numpy().astype(np.int16)
         beams = {
-            "reflection": store.create_dataset("reflection", (int(first[-1]),), np.uint16),
+            "reflection": store.create_dataset("reflection", (int(first[-1]),), _row_type(simulator)),
             "intensity": store.create_dataset("intensity", (int(first[-1]), *shape), np.float16),
         }
         columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _COLUMNS}

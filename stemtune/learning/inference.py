@@ -19,7 +19,7 @@ from stemtune.dataset.augment import turn_orientation
 from stemtune.learning.grid import most_probable
 from stemtune.learning.model import Candidates, OrientationModel, Output
 
-_CPU_BATCH = 64  # patterns that a thread works on at once on a CPU
+_CPU_BATCH = 128  # patterns that a thread works on at once on a CPU
 
 VIEWS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
 """The eight exact views of a pattern: quarter turns counter-clockwise, then a mirror left-right; itself first."""

@@ -15,7 +15,7 @@ import torch
 import stemtune
 from stemtune.cli.inspect import describe
 from stemtune.config import Config
-from stemtune.crystal.phase import linio2
+from stemtune.crystal.phase import Phase, linio2
 from stemtune.crystal.rotations import rotate
 from stemtune.crystal.sampling import random_orientations
 from stemtune.dataset import beam_store
@@ -25,6 +25,7 @@ from stemtune.dataset.loaders import loaders
 from stemtune.dataset.store import Store
 from stemtune.diffraction.bloch import BlochSimulator
 from stemtune.diffraction.conditions import draw_conditions
+from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import Interrupted, UserError
 from tests.laue_phases import crystal
 
@@ -257,3 +258,22 @@ def test_workers_make_the_same_store(tmp_path, monkeypatch):
     assert (alone.orientation == several.orientation).all() and (alone.reflection == several.reflection).all()
     assert np.allclose(alone.intensity.astype(float), several.intensity.astype(float), atol=1)
     shutil.rmtree(tmp_path / "a.h5.part", ignore_errors=True)
+
+
+@pytest.mark.parametrize(("second", "centre"), [("As", False), ("Ga", True)])
+def test_which_crystals_have_a_centre(second, centre):
+    """Zincblende has none; diamond, with the same atoms on both sites, has one between them."""
+    faces = [(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)]
+    atoms = [("Ga", face) for face in faces] + [(second, tuple(x + 0.25 for x in face)) for face in faces]
+    lines = ["data_x", "_space_group_IT_number 1", *(f"_cell_length_{axis} 5.653" for axis in "abc")]
+    lines += [f"_cell_angle_{angle} 90" for angle in ("alpha", "beta", "gamma")]
+    lines += ["loop_", "_atom_site_label", "_atom_site_type_symbol", *(f"_atom_site_fract_{axis}" for axis in "xyz")]
+    lines += [f"{kind}{n} {kind} {x} {y} {z}" for n, (kind, (x, y, z)) in enumerate(atoms)]
+    assert Phase.from_cif_text("\n".join(lines) + "\n").is_centrosymmetric == centre
+
+
+def test_many_reflections_need_a_larger_number(monkeypatch):
+    simulator = BlochSimulator(linio2(), Geometry.of(settings(**BLOCH)), settings(**BLOCH))
+    assert beam_store._row_type(simulator) is np.uint16
+    monkeypatch.setattr(simulator, "hkl", torch.zeros(65_537, 3))
+    assert beam_store._row_type(simulator) is np.uint32

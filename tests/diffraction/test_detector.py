@@ -180,3 +180,15 @@ def test_distortion_moves_the_spots():
     assert float(radius.max()) == pytest.approx(0.8 * float(stretch[0]), rel=1e-4)
     assert float(radius.min()) == pytest.approx(0.8 * float(stretch[1]), rel=1e-4)
     assert stretch[0] > stretch[1] + 1e-3
+
+
+def test_whole_pixels_that_already_stand_right_are_only_averaged() -> None:
+    """The short way gives what sampling at the same places gives."""
+    patterns = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    short = detector.Resampling(Geometry(64, 0.05, 200.0), Geometry(32, 0.1, 200.0))
+    assert short._averages
+    direct = short(patterns)
+    short._averages = False
+    torch.testing.assert_close(direct, short(patterns), atol=1e-5, rtol=1e-5)
+    moved = Geometry(64, 0.05, 200.0, (31.0, 31.5))
+    assert not detector.Resampling(moved, Geometry(32, 0.1, 200.0))._averages

@@ -129,10 +129,10 @@ def test_many_patterns_are_answered_piece_by_piece() -> None:
     torch.manual_seed(0)
     model = build(config, linio2(), Geometry(32, 0.1, 200.0)).eval()
     model.calibration = Calibration(1.5, 1.0, -0.2)
-    patterns = torch.poisson(torch.rand(150, 32, 32, generator=torch.Generator().manual_seed(1)))
+    patterns = torch.poisson(torch.rand(300, 32, 32, generator=torch.Generator().manual_seed(1)))
     with torch.no_grad():
         whole = predict_candidates(model, patterns, 2)
-        pieces = [candidates_of(model, piece, 2) for piece in patterns.split(50)]
+        pieces = [candidates_of(model, piece, 2) for piece in patterns.split(100)]
     assert torch.allclose(whole.confidence, torch.cat([piece.confidence for piece in pieces]), atol=1e-5)
     off = disorientation_deg(whole.orientation, torch.cat([piece.orientation for piece in pieces]), linio2().symmetry)
     assert off.nan_to_num(0.0).max() < 0.05 and whole.orientation[:, 0].isfinite().all()
