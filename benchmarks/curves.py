@@ -23,7 +23,7 @@ from stemtune.errors import UserError
 from stemtune.learning.fit import fit
 from stemtune.learning.train import run_workers
 
-EPOCH = 65_536  # patterns between two validations
+EPOCH = 32_768  # patterns between two validations
 
 COMMON: dict[str, object] = {
     "data.source": "beams",
@@ -48,18 +48,25 @@ COMMON: dict[str, object] = {
 
 NETWORKS: dict[str, dict[str, object]] = {
     "circular": {"model.name": "circular", "optim.lr": 3e-3},
-    "cnn": {"model.name": "cnn", "model.view": "polar", "model.width": 16, "optim.lr": 2e-3},
+    "cnn": {"model.name": "cnn", "model.view": "polar", "model.width": 8, "optim.lr": 2e-3},
     "densenet": {
         "model.name": "densenet",
         "model.view": "polar",
-        "model.width": 32,
+        "model.width": 16,
         "model.depths": "2-4-6-4",
         "optim.lr": 2e-3,
     },
-    "swin": {"model.name": "swin", "model.view": "polar", "model.width": 48, "model.depths": "2-2-2", "optim.lr": 1e-3},
-    "polar": {"model.name": "polar", "model.start": "random", "model.width": 32, "optim.lr": 2e-3},
+    "swin": {
+        "model.name": "swin",
+        "model.view": "polar",
+        "model.adjusted": True,
+        "model.width": 32,
+        "model.depths": "2-2-2",
+        "optim.lr": 1e-3,
+    },
+    "polar": {"model.name": "polar", "model.start": "random", "model.width": 16, "optim.lr": 2e-3},
 }
-"""The small variants that two cores can train, each with its recipe; `search_spaces/from_nothing.yaml` finds them."""
+"""The small variants that two cores can train, each with its recipe."""
 
 _RANGES = ("thickness", "precession", "convergence")
 

@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -99,19 +100,19 @@ def map_over_processes(workers: int) -> Spread:
     return spread
 
 
+def exit_with_parent() -> None:
+    """End this process when the one that started it has ended, killed perhaps: nobody else would."""
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=lambda: wait([parent.sentinel]) and os._exit(1), daemon=True).start()
+
+
 _state: dict[str, Any] = {}  # what this worker process prepared
 
 
 def _start(prepare: Callable[[Any], Any], given: Any, threads: int) -> None:
     import torch
 
-    def exit_with_parent() -> None:  # which was killed perhaps: nobody else would end this process
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    exit_with_parent()
     torch.set_num_threads(threads)
     _state["state"] = prepare(given)
 

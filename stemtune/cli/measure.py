@@ -124,9 +124,9 @@ def study(parser: Parser) -> Command:
         print(f"report: {run(options.name, Path(options.out), options.run_command, **given)}")
 
     parser.option("name", "reference", "NAME")
-    parser.flag("--small", "for two cores: 3,136 patterns of 64 px, about an hour")
+    parser.flag("--small", "for two cores: 25,600 patterns of 64 px, two hours")
     parser.option("--only", "labels, kernel, ...; default all", "FINDING", nargs="+", default=[])
-    parser.option("--share", "part of the epochs; default 1, 0.15 with --small", "P", type=finite)
+    parser.option("--share", "part of the epochs; default 1, 0.125 with --small", "P", type=finite)
     parser.option("--seeds", "seeds of each setting; default 3, 2 with --small", "N", type=positive)
     parser.option("--out", "folder for everything it makes; default study", "DIR", default="study")
     return call

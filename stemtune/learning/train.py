@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from stemtune._files import replaceable_folder, whole_folder
-from stemtune._parallel import interrupts_blocked
+from stemtune._parallel import exit_with_parent, interrupts_blocked
 from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import UserError
@@ -142,6 +142,7 @@ def _worker(
     connection: Connection, task: Callable[..., None], rank: int, world: int, meet: str, arguments: tuple[Any, ...]
 ) -> None:
     """Join the process group, run the task, and say how it went."""
+    exit_with_parent()
     try:
         gpu = torch.cuda.is_available() and torch.cuda.device_count() >= world
         if gpu:

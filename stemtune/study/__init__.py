@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from stemtune._files import whole_file, writable_folder
 from stemtune.demo import Command, step
 from stemtune.errors import UserError
-from stemtune.study.findings import FINDINGS, Finding, Outcome, Size, outcome, sweep_name
+from stemtune.study.findings import FINDINGS, SIZES, Finding, Outcome, Size, outcome, sweep_name
 
 STUDIES = ("reference",)
 MANIFEST = "study.json"
@@ -27,13 +29,6 @@ SPACES = "search_spaces/reference"
 MICROSCOPE = (
     "--kv 200 --thickness 20:80 --precession 0.5 --dose 3000 --centre-error 0.5 --background 0.1 --convergence 0.5:2"
 )
-
-
-SIZES = {
-    "full": Size(200, 400, 128, 0.025, 200_000, 10, 1.0, 3, True),
-    "small": Size(56, 100, 64, 0.05, 6_000, 4, 0.15, 2, False),
-}
-"""The study's 40,000 patterns on GPUs; and what two cores can do in about an hour."""
 
 
 def run(
@@ -105,14 +100,29 @@ def _budget(size: Size) -> dict[str, float]:
 
 def sized(text: str, size: Size, folder: Path) -> str:
     """Return the text of a space for this size of the study, with STUDY replaced by its folder."""
-    text = text.replace("STUDY/", f"{folder}/")
-    seeds = ", ".join(str(seed) for seed in range(size.seeds))
-    text = re.sub(r"train\.seed: \[[^]]*\]", f"train.seed: [{seeds}]", text)
-    text = re.sub(r"epochs: (\d+)", lambda found: f"epochs: {max(1, round(int(found[1]) * size.share))}", text)
+    space = yaml.safe_load(text.replace("STUDY/", f"{folder}/"))
+    space["fixed"] |= size.settings
+    space["search"]["train.seed"] = list(range(size.seeds))
     if not size.gpu:
-        text = re.sub(r"resources: \{[^}]*\}", "resources: {workers: 1, cpus_per_worker: 1}", text)
-        text = text.replace("model.pretrained: [false, true]", "model.pretrained: [false]")
-    return text
+        space["resources"] = {"workers": 1, "cpus_per_worker": 1}
+    _fit(space, size)
+    return yaml.safe_dump(space, sort_keys=False, width=120)
+
+
+def _fit(part: dict[Any, Any], size: Size) -> None:
+    """Scale the epochs in a part of a space, in place; give architectures their size, without weights of the hub."""
+    for key in {"epochs", "train.epochs"} & part.keys():
+        part[key] = max(1, round(part[key] * size.share))
+    if isinstance(name := part.get("model.name"), str):
+        part |= size.models.get(name, {})
+    for key, inside in part.items():
+        if isinstance(inside, dict):
+            _fit(inside, size)
+            if key == "one_of":
+                for name, settings in inside.items():
+                    settings |= size.models.get(name, {})
+                    if not size.gpu and "model.pretrained" in settings:
+                        settings["model.pretrained"] = [False]
 
 
 def _data(size: Size, command: Command) -> None:
@@ -126,8 +136,10 @@ def _data(size: Size, command: Command) -> None:
     for name, share in (("pretrained-less", 4), ("pretrained", 1)):
         part = simulated.replace(f"--patterns {size.pretraining}", f"--patterns {size.pretraining // share}")
         _step(command, f"{part} --out {name}.h5", f"{name}.h5")
-        settings = f"--set model.name=cnn --set train.epochs={size.passes} --set optim.lr=0.002"
-        _step(command, f"train --store {name}.h5 {settings} --set train.batch_size=32 --out {name}", name)
+        settings = {**size.settings, **size.models.get("cnn", {}), "model.name": "cnn", "optim.lr": 0.002}
+        settings |= {"train.epochs": size.passes, "train.batch_size": 32}
+        words = " ".join(f"--set {key}={value}" for key, value in settings.items())
+        _step(command, f"train --store {name}.h5 {words} --out {name}", name)
 
 
 def _stores() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any
 
 import yaml
 
-CHANCE_DEG = 45.0
-"""A group with a larger median has learned nothing to speak of: answers at random are 69° off in LiNiO2 (median)."""
+CHANCE_DEG = 60.0
+"""A group with a larger mean error has learned nothing to speak of: answers at random are 66.6° off in LiNiO2."""
+
+METRIC = "val/disorientation_mean_deg"
+"""What is compared: unlike the median, the mean falls from the first grain that is read."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Size:
     share: float  # of the epochs that the spaces name
     seeds: int  # how many seeds of each setting
     gpu: bool  # whether trials get GPUs and the models that start from weights of the hub take part
+    settings: Mapping[str, object] = field(default_factory=dict)  # of every training, beside those of the spaces
+    models: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # and of each architecture
 
 
 @dataclass(frozen=True)
@@ -43,32 +48,38 @@ class Finding:
     no_better: tuple[tuple[str, str], ...] = ()  # pairs of groups: the first should not have the smaller error
 
 
-def _findings() -> tuple[Finding, ...]:
-    entries = yaml.safe_load(resources.files("stemtune.study").joinpath("findings.yaml").read_text(encoding="utf-8"))
-    return tuple(Finding(**{key: _tuples(value) for key, value in entry.items()}) for entry in entries)
+def _entries(name: str) -> Any:
+    return yaml.safe_load(resources.files("stemtune.study").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-FINDINGS = _findings()
+FINDINGS = tuple(Finding(**{key: _tuples(value) for key, value in each.items()}) for each in _entries("findings.yaml"))
+SIZES = {name: Size(**each) for name, each in _entries("sizes.yaml").items()}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that differ in the seed only: their last median disorientation, share within 5°, and learning curves."""
+    """Trials that differ in the seed only: their last mean disorientation, share within 5°, and learning curves."""
 
     label: str
-    median_deg: list[float] = field(default_factory=list)
+    error_deg: list[float] = field(default_factory=list)
     within_5deg: list[float] = field(default_factory=list)
     curves: list[list[tuple[int, float]]] = field(default_factory=list)
     device_s: list[float] = field(default_factory=list)
 
     @property
     def mean_deg(self) -> float:
-        """Mean of the medians over the seeds."""
-        return statistics.fmean(self.median_deg)
+        """Mean over the seeds."""
+        return statistics.fmean(self.error_deg)
+
+    @property
+    def spread(self) -> str:
+        """Mean and standard deviation over the seeds, in words."""
+        beside = f" ± {statistics.stdev(self.error_deg):.1f}" if len(self.error_deg) > 1 else ""
+        return f"{self.mean_deg:.1f}{beside}°"
 
 
 @dataclass(frozen=True)
@@ -109,18 +120,18 @@ def outcome(finding: Finding) -> Outcome:
     """Read a finding's sweep from MLflow and judge the claim."""
     from stemtune.tracking import read_sweep
 
-    metric, share = "val/disorientation_median_deg", "val/within_5deg"
-    sweep = read_sweep(sweep_name(finding), curves=(metric,))
+    share = "val/within_5deg"
+    sweep = read_sweep(sweep_name(finding), curves=(METRIC,))
     groups: dict[str, Group] = {}
     failed = 0
     for trial in sorted(sweep.trials, key=lambda trial: int(trial.tags.get("stemtune.number", 0))):
-        curve = trial.curves.get(metric, [])
+        curve = trial.curves.get(METRIC, [])
         if not curve or curve[-1][0] < int(trial.params.get("train.epochs", 0)):
             failed += 1  # or interrupted: its last figure is not that of the others
             continue
         label = label_of(finding, trial.params)
         group = groups.setdefault(label, Group(label))
-        group.median_deg.append(curve[-1][1])
+        group.error_deg.append(curve[-1][1])
         group.within_5deg.append(trial.last.get(share, math.nan))
         group.curves.append(curve)
         group.device_s.append(trial.last.get("time/device_s", math.nan))
@@ -141,9 +152,9 @@ def judged(finding: Finding, groups: dict[str, Group]) -> tuple[str, list[str]]:
                 reasons.append(f"{one} and {two}: not both were run")
                 continue
             blind = min(groups[one].mean_deg, groups[two].mean_deg) > CHANCE_DEG
-            side = 0 if blind else _side(groups[one].median_deg, groups[two].median_deg)
+            side = 0 if blind else _side(groups[one].error_deg, groups[two].error_deg)
             word = {1: "better than", -1: "worse than", 0: "not told from"}[side]
-            means = f"{groups[one].mean_deg:.2f}° and {groups[two].mean_deg:.2f}°"
+            means = f"{groups[one].spread} and {groups[two].spread}"
             reasons.append(f"{one} is {word} {two} ({means}{'; neither has learned' if blind else ''})")
             votes.append(0 if blind else side if wanted else (-1 if side == 1 else 1))
     if not votes or not any(votes):

@@ -50,7 +50,7 @@ def write_report(found: list[Outcome], out: Path, kind: str, size: Size, seconds
 
 
 def draw(found: list[Outcome], png: Path, kind: str) -> None:
-    """Draw each finding: the last median disorientation of every trial, grouped by what was varied."""
+    """Draw each finding: the last mean disorientation of every trial, grouped by what was varied."""
     from matplotlib.figure import Figure
 
     columns = 2
@@ -73,9 +73,9 @@ def draw(found: list[Outcome], png: Path, kind: str) -> None:
 
 
 def _panel(place: Axes, each: Outcome) -> None:
-    values = [value for group in each.groups for value in group.median_deg]
+    values = [value for group in each.groups for value in group.error_deg]
     for line, group in enumerate(each.groups):
-        place.plot(group.median_deg, [line] * len(group.median_deg), "o", color="#0072B2", alpha=0.75)
+        place.plot(group.error_deg, [line] * len(group.error_deg), "o", color="#0072B2", alpha=0.75)
         place.plot([group.mean_deg], [line], "|", color="k", markersize=12)
     if values and max(values) > 8 * min(values):
         place.set_xscale("log")
@@ -83,7 +83,7 @@ def _panel(place: Axes, each: Outcome) -> None:
     place.axvspan(CHANCE_DEG, max([*values, CHANCE_DEG]) * 1.08, color="0.93", zorder=0)
     place.set_yticks(range(len(each.groups)), [group.label for group in each.groups], fontsize=8)
     place.set_ylim(len(each.groups) - 0.5, -0.5)
-    place.set_xlabel("median disorientation / °", fontsize=8)
+    place.set_xlabel("mean disorientation / °", fontsize=8)
     place.set_ylabel(",\n".join(each.finding.by), fontsize=7)
     place.set_title(f"{each.finding.title}  {each.verdict}", fontsize=10, loc="left")
     place.grid(axis="x", color="0.9")

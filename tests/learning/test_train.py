@@ -88,6 +88,31 @@ def test_batches_that_workers_cannot_share_are_a_user_error(tiny: Settings, tmp_
 
 
 @pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from stemtune.learning.train import run_workers\n"
+        "def task(rank, world):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(300)\n"
+        "if __name__ == '__main__':\n"
+        "    run_workers(task, 2, ())\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [Path("/proc") / process.stdout.readline().strip() for _ in range(2)]
+    assert all(worker.is_dir() for worker in workers)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(worker.is_dir() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(worker.is_dir() for worker in workers)
+
+
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_half_model(tiny: Settings, tmp_path: Path) -> None:
     pairs = [f"{key}={value}" for key, value in tiny(train__epochs=500).to_flat().items() if value != ""]
     sets = [word for pair in pairs for word in ("--set", pair)]

@@ -53,14 +53,14 @@ def test_a_claim_holds_only_beyond_the_seeds() -> None:
     useless = replace(FINDINGS[0], better=(), no_better=(("a", "b"),))
     assert judged(useless, {"a": group("a", 1.0, 1.4), "b": group("b", 1.3, 1.9)})[0] == "agrees"
     assert judged(useless, {"a": group("a", 1.0, 1.2), "b": group("b", 1.3, 1.9)})[0] == "disagrees"
-    blind = {"a": group("a", 50.0, 51.0), "b": group("b", 60.0, 61.0)}  # chance: neither has learned anything
+    blind = {"a": group("a", 61.0, 62.0), "b": group("b", 65.0, 66.0)}  # chance: neither has learned anything
     assert judged(better, blind)[0] == judged(useless, blind)[0] == "cannot tell"
     assert judged(better, {**blind, "a": group("a", 3.0, 4.0)})[0] == "agrees"
     both = replace(FINDINGS[0], better=(("a", "b"), ("b", "c")), no_better=())
     mixed = {"a": group("a", 1.0, 1.1), "b": group("b", 2.0, 2.1), "c": group("c", 1.5, 1.6)}
     verdict, reasons = judged(both, mixed)
     assert verdict == "partly"
-    assert reasons[1] == "b is worse than c (2.05° and 1.55°)"
+    assert reasons[1] == "b is worse than c (2.0 ± 0.1° and 1.6 ± 0.1°)"
 
 
 def command(line: Sequence[str]) -> int:
@@ -130,7 +130,7 @@ def test_the_study_from_nothing_to_its_report(tmp_path: Path, monkeypatch: pytes
     assert ran == ["simulate", "label", "simulate", "train", "simulate", "train", "sweep"]
     facts = json.loads((tmp_path / "out" / "report.json").read_text())
     (found,) = facts["findings"]
-    assert {len(group["median_deg"]) for group in found["groups"]} == {2}
+    assert {len(group["error_deg"]) for group in found["groups"]} == {2}
     assert found["failed"] == 0
     assert "What a random split hides" in page.read_text()
     ran.clear()
