@@ -132,7 +132,7 @@ class Trainer:
         self.precision = chosen_precision(config.train.precision, device)
         self.micro_batches = _checked_micro_batches(config, world)
         model = model.to(device)
-        if config.train.channels_last:
+        if model.channels_last(device):
             model = model.to(memory_format=torch.channels_last)
         if world > 1 and device.type == "cuda":
             from timm.layers import convert_sync_batchnorm

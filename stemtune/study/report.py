@@ -34,18 +34,11 @@ def write_report(found: list[Outcome], out: Path, kind: str, size: Size, seconds
     with whole_file(out / "report.json") as part:
         part.write_text(json.dumps(without_nan(facts), indent=1) + "\n")
     picture = base64.b64encode((out / "findings.png").read_bytes()).decode()
+    page = render(
+        "stemtune.study", "report.html", found=found, kind=kind, size=size, chance_deg=CHANCE_DEG, picture=picture
+    )
     with whole_file(out / "report.html") as part:
-        part.write_text(
-            render(
-                "stemtune.study",
-                "report.html",
-                found=found,
-                kind=kind,
-                size=size,
-                chance_deg=CHANCE_DEG,
-                picture=picture,
-            )
-        )
+        part.write_text(page)
     return out / "report.html"
 
 

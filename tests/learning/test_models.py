@@ -150,6 +150,14 @@ def test_preparation_ignores_exposure_and_bad_numbers_and_resamples() -> None:
     torch.testing.assert_close(prepared[:, 0], by_hand, atol=1e-5, rtol=1e-4)
 
 
+def test_group_normalisation_keeps_its_layout_on_a_cpu() -> None:
+    devices = [torch.device("cpu"), torch.device("cuda")]
+    for name, wanted in (("cnn", [False, True]), ("swin", [True, True])):
+        assert [made(64, **SMALL[name]).channels_last(device) for device in devices] == wanted
+        off = made(64, **{**SMALL[name], "train.channels_last": False})
+        assert not any(off.channels_last(device) for device in devices)
+
+
 def test_stock_networks_have_the_sizes_of_their_papers() -> None:
     sizes = {}
     for name, flat in {
