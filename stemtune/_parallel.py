@@ -28,6 +28,7 @@ from stemtune.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+_POOL = "chunk"  # what the threads of `map_over_threads` are called
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -144,12 +145,12 @@ def map_over_threads(
 
     torch shares out every single operation and waits for all threads after each, which costs more than it gains for
     the small pieces of one chunk of patterns, and many times more on a busy machine. Here a thread works on whole
-    chunks alone. Gradients are not recorded: torch keeps track of them per thread. `work` must not call this function.
-    What lies on another `device` than the CPU is worked on item by item.
+    chunks alone. Gradients are not recorded: torch keeps track of them per thread. What lies on another `device` than
+    the CPU is worked on item by item, and so is what `work` itself asks of this function.
     """
     import torch
 
-    if device is not None and device.type != "cpu":
+    if (device is not None and device.type != "cpu") or threading.current_thread().name.startswith(_POOL):
         return [work(item) for item in items]
 
     _keep_freed_memory()
@@ -164,7 +165,7 @@ def map_over_threads(
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return the one pool of so many threads; a pool made and dropped per call can swallow a Ctrl-C as it goes."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="chunk", initializer=_set_up_thread)
+    return ThreadPoolExecutor(threads, thread_name_prefix=_POOL, initializer=_set_up_thread)
 
 
 def _set_up_thread() -> None:

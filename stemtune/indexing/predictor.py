@@ -25,7 +25,6 @@ from stemtune.learning.inference import candidates_of, predict_candidates
 from stemtune.learning.model import Candidates, OrientationModel
 from stemtune.learning.trainer import chosen_precision
 
-_CHUNK = 64  # patterns that are checked at once on a CPU
 _PIECE = 128  # patterns that a thread takes all the way from counts to scores
 
 
@@ -78,28 +77,20 @@ class Indexer:
     def on_device(self, patterns: Tensor) -> tuple[Tensor, ...]:
         """Return the columns of `Predictions` for patterns (B, H, W), still on the device; refined ones are eight."""
         counts = patterns.to(self.device, non_blocking=True)
-        if self.device.type == "cpu" and self._refiner is None and not self.model.own_threads:
-            pieces = counts.split(_PIECE)  # type: ignore[no-untyped-call]
-            return _columns(map_over_threads(self._from_counts, pieces))  # each thread takes patterns all the way
-        orientation, confidence = self.forward_only(self._resample(counts), self.alternatives)
-        further: list[Tensor] = []
-        if self._refiner is not None:
-            orientation, *further = self._refiner.refine(counts, Candidates(orientation, confidence))
         if self.device.type != "cpu":
-            return orientation, confidence, *self._checked(counts, orientation), *further
-        pairs = list(zip(counts.split(_CHUNK), orientation.split(_CHUNK), strict=True))  # type: ignore[no-untyped-call]
-        return orientation, confidence, *_columns(map_over_threads(lambda pair: self._checked(*pair), pairs)), *further
+            return self._from_counts(counts)
+        pieces = counts.split(_PIECE)  # type: ignore[no-untyped-call]
+        return _columns(map_over_threads(self._from_counts, pieces))  # each thread takes patterns all the way
 
     @torch.inference_mode()
     def _from_counts(self, counts: Tensor) -> tuple[Tensor, ...]:
-        found = candidates_of(self.model, self._resample(counts), self.alternatives, self.precision)
-        return *found, *self._checked(counts, found.orientation)
-
-    @torch.inference_mode()
-    def _checked(self, counts: Tensor, orientation: Tensor) -> tuple[Tensor, ...]:
-        """Return whether patterns (B, H, W) show the crystal of their best candidates (B, n, 4), and both scores."""
+        orientation, confidence = candidates_of(self.model, self._resample(counts), self.alternatives, self.precision)
+        further: list[Tensor] = []
+        if self._refiner is not None:
+            orientation, *further = self._refiner.refine(counts, Candidates(orientation, confidence))
         scores = self._check(counts, orientation[:, 0])
-        return is_crystal(scores), scores.spot_z_score, scores.explained_intensity
+        checked = is_crystal(scores), scores.spot_z_score, scores.explained_intensity
+        return orientation, confidence, *checked, *further
 
     @torch.inference_mode()
     def forward_only(self, patterns: Tensor, count: int = 1) -> Candidates:

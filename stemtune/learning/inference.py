@@ -40,7 +40,7 @@ def predict_candidates(
     pass, None for float32. On a CPU each thread takes patterns of its own: shared out operation by operation, the
     threads of a small network wait for each other.
     """
-    if patterns.device.type != "cpu" or model.own_threads or len(patterns) <= _CPU_BATCH:
+    if patterns.device.type != "cpu" or len(patterns) <= _CPU_BATCH:
         return candidates_of(model, patterns, n, precision)
     pieces = patterns.split(_CPU_BATCH)  # type: ignore[no-untyped-call]
     parts = map_over_threads(lambda piece: candidates_of(model, piece, n, precision), pieces)

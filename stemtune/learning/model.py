@@ -52,17 +52,15 @@ class OrientationModel(nn.Module):
     `data.gamma`; `geometry` is that of the patterns it is made for.
 
     A model that has nothing to learn is not `trainable`; the epoch loop then evaluates it once. Of one that has, the
-    methods called `fixed` learn nothing, and are left out where it is compiled. One with `own_threads` shares a batch
-    out among the threads of a CPU itself. `spread_deg` says how far off its right candidates are, in degrees about each
-    axis: refinement looks that far around them; of a model that `measures_spread`, validation finds it. `input_size` is
-    the width and height of the pattern after preparation, in pixels. `calibration` makes the model's own confidence a
-    probability; `learning.inference` applies it, `candidates` does not. `pretrained` names the weights that
-    `model.pretrained` loaded.
+    methods called `fixed` learn nothing, and are left out where it is compiled. `spread_deg` says how far off its right
+    candidates are, in degrees about each axis: refinement looks that far around them; of a model that
+    `measures_spread`, validation finds it. `input_size` is the width and height of the pattern after preparation, in
+    pixels. `calibration` makes the model's own confidence a probability; `learning.inference` applies it, `candidates`
+    does not. `pretrained` names the weights that `model.pretrained` loaded.
     """
 
     trainable: bool = True
     fixed: tuple[str, ...] = ()
-    own_threads: bool = False
     spread_deg: float = 0.5
     measures_spread: bool = True
 

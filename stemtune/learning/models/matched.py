@@ -34,7 +34,8 @@ SHARPNESS = 0.01  # difference of correlation at which a candidate is e times as
 NCC_WITHOUT_CRYSTAL, NCC_OF_CRYSTAL = 0.12, 0.24
 """Correlations at which the confidence in the best candidate is 0, and no longer lowered."""
 
-_CPU_BATCH, _GPU_BATCH = 32, 512  # patterns worked on at once: on a CPU their scores stay in its cache
+_CPU_BATCH, _GPU_BATCH = 32, 512  # patterns worked on at once
+_DIRECTIONS = 256  # directions that the first stage works on at once: on a CPU their scores stay in its cache
 
 Part = TypeVar("Part")
 
@@ -59,7 +60,6 @@ class Matched(OrientationModel):
     """
 
     trainable = False
-    own_threads = True
     measures_spread = False
     coarse: Tensor
     fine: Tensor
@@ -109,13 +109,14 @@ class Matched(OrientationModel):
         spectrum_BFR2 = spectrum_BRF2.transpose(1, 2)
         low = self.coarse.dtype
         known_FRB = spectrum_BFR2[:, self.order].permute(1, 3, 2, 0).flatten(1, 2).to(low)
-        product_FDB = torch.bmm(self.coarse, known_FRB)
-        batch, evens = patterns.shape[0], self.even.shape[1] // 2
-        # A half turn leaves even frequencies and negates odd ones: the larger of the two angles is even + |odd|.
-        even = self.even.to(low) @ product_FDB[:evens].view(2 * evens, -1)
-        odd = self.odd.to(low) @ product_FDB[evens:].view(self.odd.shape[1], -1)
-        peak_DB = even.add_(odd.abs_()).amax(0).view(-1, batch)
-        return {"peak": peak_DB.T.float(), "spectrum": spectrum_BFR2.contiguous()}
+        batch, evens, peaks = patterns.shape[0], self.even.shape[1] // 2, []
+        for bank_FdR in self.coarse.split(2 * _DIRECTIONS, dim=1):  # type: ignore[no-untyped-call]
+            product_FdB = torch.bmm(bank_FdR, known_FRB)
+            # A half turn leaves even frequencies and negates odd ones: the larger of the two angles is even + |odd|.
+            even = self.even.to(low) @ product_FdB[:evens].view(2 * evens, -1)
+            odd = self.odd.to(low) @ product_FdB[evens:].view(self.odd.shape[1], -1)
+            peaks.append(even.add_(odd.abs_()).amax(0).view(-1, batch))
+        return {"peak": torch.cat(peaks).T.float(), "spectrum": spectrum_BFR2.contiguous()}
 
     @torch.no_grad()
     def scores(self, patterns: Tensor) -> Tensor:
@@ -124,9 +125,10 @@ class Matched(OrientationModel):
         every = torch.arange(self.grid.shape[0], device=patterns.device).expand(len(patterns), -1)
         return self._rows(spectrum_BFR2, every)
 
-    def _correlate(self, spectrum_BFR2: Tensor, direction_BT: Tensor) -> Tensor:
-        """Return the products pattern * conj(template) (B, T, F, 2) with some directions each, float32."""
+    def _correlate(self, spectrum_BFR2: Tensor, direction_BT: Tensor, row_B: Tensor | None = None) -> Tensor:
+        """Return pattern * conj(template) (B, T, F, 2), float32, some directions of all patterns or those `row_B`."""
         batch, count = direction_BT.shape
+        spectrum_BFR2 = spectrum_BFR2 if row_B is None else spectrum_BFR2[row_B]
         known_FBR2 = spectrum_BFR2.transpose(0, 1)
         real, imaginary = known_FBR2.unbind(-1)
         known_FBQ2 = torch.stack((torch.cat((real, imaginary), -1), torch.cat((imaginary, -real), -1)), dim=-1)
@@ -151,9 +153,9 @@ class Matched(OrientationModel):
         return Candidates(tops.orientation, confidence_of(tops.score)[:, :n])
 
     @torch.no_grad()
-    def proposals(self, patterns: Tensor, n: int) -> Proposals:
-        """Return the `n` best different orientations of patterns (B, H, W) with their correlations."""
-        tops = self.tops(patterns, n)
+    def proposals(self, patterns: Tensor, n: int, within: float = math.inf) -> Proposals:
+        """Return the `n` best different orientations of patterns (B, H, W); those far behind stay in their cells."""
+        tops = self._tops(self(patterns), n, within)
         return Proposals(tops.orientation, tops.score[:, :n], _clear(tops.score[:, 0]))
 
     @torch.no_grad()
@@ -161,34 +163,38 @@ class Matched(OrientationModel):
         """Return the `n` best different orientations of patterns (B, H, W), and the correlations of all rivals."""
         return self._tops(self(patterns), n)
 
-    def _tops(self, output: dict[str, Tensor], n: int) -> Maxima:
-        parts = _in_parts(partial(self._second_stage, n=n), output["peak"], output["spectrum"])
+    def _tops(self, output: dict[str, Tensor], n: int, within: float = math.inf) -> Maxima:
+        parts = _in_parts(partial(self._second_stage, n=n, within=within), output["peak"], output["spectrum"])
         return Maxima(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Maxima:
+    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int, within: float) -> Maxima:
         direction_BT = self.peaks.shortlist(peak_BD, 10 + 2 * n)
         rows_BTA = self._rows(spectrum_BFR2, direction_BT)
-        return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n)
+        return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n, within)
 
 
 def _in_parts(work: Callable[..., Part], *tensors: Tensor) -> list[Part]:
     """Return `work` of the tensors' rows, a small batch at a time: on a CPU, one thread per batch."""
     if torch.compiler.is_exporting():  # their number is not known then
         return [work(*tensors)]
-    if tensors[0].device.type != "cpu":
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return [work(*rows) for rows in zip(*(tensor.split(_GPU_BATCH) for tensor in tensors), strict=True)]  # type: ignore[no-untyped-call]
-    rows = list(zip(*(tensor.split(_CPU_BATCH) for tensor in tensors), strict=True))  # type: ignore[no-untyped-call]
-    return map_over_threads(lambda part: work(*part), rows)  # a new thread starts without autocast
+    device = tensors[0].device
+    batch = _CPU_BATCH if device.type == "cpu" else _GPU_BATCH
+
+    def alone(rows: tuple[Tensor, ...]) -> Part:
+        with torch.autocast(device.type, enabled=False):
+            return work(*rows)
+
+    return map_over_threads(alone, list(zip(*(tensor.split(batch) for tensor in tensors), strict=True)), device)  # type: ignore[no-untyped-call]
 
 
 def _coarse_bank(spectrum_DFR: Tensor, order: Tensor, angles: int) -> Tensor:
-    """Return the first stage's bank (F, 2 D, 2 R): real and imaginary part of pattern * conj(template) / A."""
+    """Return the first stage's bank (F, 2 D, 2 R): in turns real and imaginary part of pattern * conj(template) / A."""
     part_FDR = spectrum_DFR[:, order].transpose(0, 1)
     share = torch.where(order == 0, 1.0, 2.0) / angles
     real, imaginary = part_FDR.real * share[:, None, None], part_FDR.imag * share[:, None, None]
-    bank = torch.cat((torch.cat((real, imaginary), dim=-1), torch.cat((-imaginary, real), dim=-1)), dim=1)
-    return bank.to(half_precision())
+    bank_F2DR = torch.stack((torch.cat((real, imaginary), dim=-1), torch.cat((-imaginary, real), dim=-1)), dim=1)
+    parts = [part.flatten(1, 2) for part in bank_F2DR.split(_DIRECTIONS, dim=2)]  # type: ignore[no-untyped-call]
+    return torch.cat(parts, dim=1).to(half_precision())
 
 
 def half_precision() -> torch.dtype:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from stemtune.learning.models.polar_templates import neighbours, turned
 NEIGHBOURS = 7  # directions, the best one included, through whose scores the parabola of the last step goes
 PEAKS = 4  # angles of one direction that may each become a candidate
 _COMPARED = 6  # maxima that are compared with each other for one candidate
+Spectra = Callable[..., Tensor]
 RIVALS = 5  # different candidates among which the confidence is shared out
 
 
@@ -52,6 +54,7 @@ class Peaks(nn.Module):
     fit: Tensor
     frequency: Tensor
     share: Tensor
+    steps: Tensor
 
     def __init__(self, grid: Grid, frequencies: int, refined: bool = True) -> None:
         super().__init__()
@@ -69,6 +72,8 @@ class Peaks(nn.Module):
         shift_J = torch.arange(-2, 3) * (2 * math.pi / angles / step)
         tilt_DKJ2 = (near.tilt.cpu() / step)[:, :, None].expand(-1, -1, len(shift_J), -1)
         points_DKJ3 = torch.cat((tilt_DKJ2, shift_J.expand(tilt_DKJ2.shape[:-1])[..., None]), dim=-1)
+        wave_FJ = torch.outer(frequency, torch.arange(-2, 3)) * (2 * math.pi / angles)
+        buffers["steps"] = torch.cat((wave_FJ.cos(), -wave_FJ.sin()))
         buffers["fit"] = parabola_fit(points_DKJ3.flatten(1, 2).double()).float()
         for name, value in buffers.items():
             self.register_buffer(name, value.contiguous(), persistent=False)
@@ -79,12 +84,15 @@ class Peaks(nn.Module):
         is_top_BD = peak_BD >= around_BDK.amax(-1)
         return peak_BD.where(is_top_BD, peak_BD.amin() - 1).topk(min(count, peak_BD.shape[1]), dim=1).indices
 
-    def tops(self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int) -> Maxima:
+    def tops(
+        self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Spectra, n: int, within: float = math.inf
+    ) -> Maxima:
         """Return the `n` best orientations among shortlisted directions, ranked by their refined scores.
 
-        `rows_BTA` are the directions' scores at all in-plane angles. `spectrum_of` maps directions (B, N) to the
-        angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum of
-        `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
+        `rows_BTA` are the directions' scores at all in-plane angles. `spectrum_of` maps directions (B, N), and perhaps
+        the rows (B,) of their patterns, to the angular spectra (B, N, F, 2) of their scores: the score at an angle is
+        the sum of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`. Cells whose scores
+        are farther than `within` from the best are not refined; `around` is then of no use.
         """
         is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
         score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)
@@ -95,7 +103,14 @@ class Peaks(nn.Module):
         cell_BM = cell_BTP.flatten(1).gather(1, place_BM)
         pick_Br = self._different(score_BM, cell_BM, count)
         cell_Br = cell_BM.gather(1, pick_Br.clamp_min(0))
-        moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
+        if within == math.inf or torch.compiler.is_compiling():
+            moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
+        else:
+            around_BrN = score_BM.gather(1, pick_Br.clamp_min(0))
+            near = (around_BrN >= around_BrN[:, :1] - within).nonzero(as_tuple=True)
+            moved_N14, top_N1, _ = self._refine(partial(spectrum_of, row_B=near[0]), cell_Br[near][:, None])
+            top_Br = around_BrN.index_put(near, top_N1[:, 0])
+            moved_Br4 = self.grid.orientation(cell_Br).index_put(near, moved_N14[:, 0])
         top_Br, order_Br = top_Br.where(pick_Br >= 0, -torch.inf).sort(dim=1, descending=True)
         rows = torch.arange(order_Br.shape[0], device=order_Br.device)[:, None]
         order_Bn = order_Br[:, :n]
@@ -120,7 +135,7 @@ class Peaks(nn.Module):
             left_BM = left_BM.masked_fill(same_BMM[rows, pick_B], -torch.inf)
         return torch.stack(picks, 1)
 
-    def _refine(self, spectrum_of: Callable[[Tensor], Tensor], cell_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _refine(self, spectrum_of: Spectra, cell_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return orientations (B, n, 4) and scores (B, n) at the top of a parabola through the scores around cells.
 
         The parabola, in two tilts and the in-plane angle in units of a grid step, is fitted by least squares with a
@@ -133,10 +148,11 @@ class Peaks(nn.Module):
         spectrum = spectrum_of(near_BnK.flatten(1))
         spectrum = spectrum.view(*near_BnK.shape, *spectrum.shape[2:])
         real, imaginary = (spectrum * self.share[:, None]).unbind(-1)
-        shift_J = torch.arange(-2, 3, device=cell_Bn.device) * (2 * math.pi / count)
-        turn_BnKJ = (angle_Bn[..., None] - self.near_turn[direction_Bn])[..., None] + shift_J
-        wave = turn_BnKJ[..., None] * self.frequency
-        score_BnKJ = (real[..., None, :] * wave.cos() - imaginary[..., None, :] * wave.sin()).sum(-1)
+        # Turned to the cells' angles; from there the few in-plane steps are the same for all.
+        wave_BnKF = (angle_Bn[..., None] - self.near_turn[direction_Bn])[..., None] * self.frequency
+        cosine, sine = wave_BnKF.cos(), wave_BnKF.sin()
+        turned_BnKY = torch.cat((real * cosine - imaginary * sine, real * sine + imaginary * cosine), dim=-1)
+        score_BnKJ = turned_BnKY @ self.steps
         # In the frame of in-plane angle 0 the points, and with them the fit, are the same for all patterns.
         top_Bn3, score_Bn = top_of_parabola(self.fit[direction_Bn], score_BnKJ.flatten(2, 3))
         top_Bn3 = top_Bn3 * step

@@ -27,13 +27,20 @@ from stemtune.learning.model import DIFFERENT_DEG, Candidates, OrientationModel
 from stemtune.learning.models.matched import Matched, Proposals
 from stemtune.learning.models.polar_templates import centred
 from stemtune.learning.models.reranker_net import RerankerNet
-from stemtune.learning.models.spot_features import SpotFeatures, SpotReader, WindowCounts
+from stemtune.learning.models.spot_features import Pairs, SpotFeatures, SpotReader, WindowCounts
 
 CANDIDATES = 10  # candidates of the matched filter that are scored
 RESCORED = 4  # candidates that are corrected and scored a second time
 SPOTS = 64  # predicted spots of each candidate that are looked at
 WIDTH = 96  # features per spot where `model.width` is 0
 _EXTRA = 3
+_IN_DOUBT, _IN_DOUBT_AGAIN = 0.06, 5.0
+"""Correlation, and score of the first pass, that a candidate may lie behind the best and still be scored. Of 4,000
+simulated patterns the answer lay more than 0.05 behind in 7, more than 0.075 in 1; in the second pass never beyond 3.
+"""
+_REFINED = 0.08  # correlation that the best of a candidate's cells may lie behind
+_UNLIKELY = -6.0  # score of those that are not, besides how far they lie behind
+_CPU_BATCH = 32  # patterns worked on at once on a CPU: what the networks make of them stays in its cache
 _SHARPNESS = 0.05  # difference of correlation that counts as 1
 _TOLERANCE_DEG = 0.3  # errors below this count with their square, larger ones with their size
 
@@ -46,13 +53,13 @@ class Rerank(OrientationModel):
     """
 
     fixed = ("propose",)
-    own_threads = True
     measures_spread = False
     spread_deg = 0.07  # wider ones make refinement worse where the beam precesses by more than 0.7 degrees
 
     def __init__(self, config: Config, phase: Phase, geometry: Geometry) -> None:
         super().__init__(config, phase, geometry)
         self.matched = Matched(config, phase, geometry)
+        self.matched.view.centring = False  # once is enough
         self.reader = SpotReader(phase, geometry, SPOTS, config.model.reach)
         width = config.model.width or WIDTH
         self.rerankers = ModuleList(RerankerNet(width, _EXTRA) for _ in range(2))
@@ -64,13 +71,18 @@ class Rerank(OrientationModel):
         and corrections (rotation vectors in radians: truth ~ g * exp(correction)); `orientation` (B, T, 4), `score` and
         `correction`: the best of them, corrected and scored again; `clear` (B,) as in `Proposals`.
         """
-        return self.decide(*self.propose(patterns))
+        if torch.is_grad_enabled() or patterns.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.decide(*self.propose(patterns))
+        parts = [self.decide(*self.propose(part)) for part in patterns.split(_CPU_BATCH)]  # type: ignore[no-untyped-call]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @torch.no_grad()
     def propose(self, patterns: Tensor) -> tuple[Proposals, WindowCounts]:
         """Return the matched filter's candidates for patterns (B, H, W), and the counts around their spots."""
         counts = centred(patterns, self.geometry, self.reader.beam_px)
-        return self.matched.proposals(patterns, CANDIDATES), self.reader.collect(counts)
+        within = math.inf if self.training else _REFINED
+        seen = counts if self.config.model.centring else patterns
+        return self.matched.proposals(seen, CANDIDATES, within), self.reader.collect(counts)
 
     def decide(self, proposals: Proposals, windows: WindowCounts) -> dict[str, Tensor]:
         """Score candidates by the counts in their patterns; see `forward`."""
@@ -78,7 +90,8 @@ class Rerank(OrientationModel):
         first_BM4 = proposals.orientation.nan_to_num(0.5)
         behind_BM = (proposals.score - proposals.score[:, :1]) / _SHARPNESS
         prior_BM = behind_BM.masked_fill(missing_BM, -math.inf).clamp_min(-4.0)  # where all are missing, inf - inf
-        score_BM, correction_BM3 = self._score(0, windows, first_BM4, prior_BM)
+        doubt_BM = proposals.score >= proposals.score[:, :1] - _IN_DOUBT
+        score_BM, correction_BM3 = self._score(0, windows, first_BM4, prior_BM, doubt_BM)
         score_BM = score_BM.masked_fill(missing_BM, -1e4)
         output = {"first": first_BM4, "first_score": score_BM, "first_correction": correction_BM3}
         chosen_BT = score_BM.detach().topk(min(RESCORED, score_BM.shape[1]), dim=1).indices
@@ -86,18 +99,29 @@ class Rerank(OrientationModel):
         prior_BT = score_BM.detach()[rows, chosen_BT]
         step_BT4 = from_rotation_vector(correction_BM3.detach()[rows, chosen_BT])
         corrected_BT4 = multiply(first_BM4[rows, chosen_BT], step_BT4)
-        prior_BT = (0.3 * (prior_BT - prior_BT[:, :1])).clamp_min(-4.0)
-        score_BT, correction_BT3 = self._score(1, windows, corrected_BT4, prior_BT)
+        behind_BT = prior_BT - prior_BT[:, :1]
+        doubt_BT, prior_BT = behind_BT >= -_IN_DOUBT_AGAIN, (0.3 * behind_BT).clamp_min(-4.0)
+        score_BT, correction_BT3 = self._score(1, windows, corrected_BT4, prior_BT, doubt_BT)
         score_BT = score_BT.masked_fill(missing_BM[rows, chosen_BT], -1e4)
         output |= {"orientation": corrected_BT4, "score": score_BT, "correction": correction_BT3}
         return {**output, "clear": proposals.clear}
 
-    def _score(self, turn: int, windows: WindowCounts, orientation: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            spots = self.reader(windows, orientation)
-            extra = _extra_features(windows, spots, prior)
-        score, correction = self.rerankers[turn](spots, extra)
-        return score, correction
+    def _score(
+        self, turn: int, windows: WindowCounts, orientation: Tensor, prior: Tensor, doubt: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores (B, M) and corrections (B, M, 3); outside of training, of those not in `doubt` guesses."""
+        everything = self.training or torch.compiler.is_compiling()  # where shapes must not depend on values
+        pair = None if everything else doubt.nonzero(as_tuple=True)
+        # In half precision predicted spots would stand a third of a pixel off.
+        with torch.no_grad(), torch.autocast(orientation.device.type, enabled=False):
+            spots = self.reader(windows, orientation, pair)
+            extra = _extra_features(windows, spots, prior, pair)
+        judged, correction = self.rerankers[turn](spots, extra)
+        if pair is None:
+            return judged, correction
+        known_BM = torch.full_like(prior, -torch.inf).index_put(pair, judged[:, 0])
+        guess_BM = known_BM.amax(1, keepdim=True) + prior + _UNLIKELY
+        return known_BM.where(doubt, guess_BM), torch.zeros_like(orientation[..., :3]).index_put(pair, correction[:, 0])
 
     def loss(self, output: dict[str, Tensor], orientation: Tensor) -> Tensor:
         """Return the cross-entropy of the choice and the error of the right candidate, in degrees, of both passes.
@@ -157,12 +181,15 @@ class Rerank(OrientationModel):
         return torch.stack(kept, dim=1)
 
 
-def _extra_features(windows: WindowCounts, spots: SpotFeatures, prior_BM: Tensor) -> Tensor:
+def _extra_features(windows: WindowCounts, spots: SpotFeatures, prior_BM: Tensor, pair: Pairs | None) -> Tensor:
     """Return the features (B, M, 3) of each candidate besides its spots.
 
     The score of the matched filter or of the first pass; the logarithm of the share of the counts that its spots
     explain; the logarithm of the direct beam's ratio to the rest.
     """
-    explained_BM = ((spots.feature[..., 0] + 1).exp() - 1).sum(-1) / (windows.rest[:, None] + 1)
-    direct_B = windows.direct.clamp_min(0).log1p() - windows.rest.clamp_min(0).log1p()
+    direct_B, rest_B = windows.direct, windows.rest
+    if pair is not None:
+        prior_BM, direct_B, rest_B = prior_BM[pair][:, None], direct_B[pair[0]], rest_B[pair[0]]
+    explained_BM = ((spots.feature[..., 0] + 1).exp() - 1).sum(-1) / (rest_B[:, None] + 1)
+    direct_B = direct_B.clamp_min(0).log1p() - rest_B.clamp_min(0).log1p()
     return torch.stack((prior_BM, (explained_BM + 1e-3).log(), direct_B[:, None].expand_as(prior_BM)), dim=-1)

@@ -56,6 +56,10 @@ class SpotFeatures(NamedTuple):
     peak: Tensor
 
 
+Pairs = tuple[Tensor, Tensor]
+"""Pattern and place (N,) of some of the candidates (B, M)."""
+
+
 class SpotReader(nn.Module):
     """Predicts the spots of orientations and reads the pattern at their places.
 
@@ -106,14 +110,20 @@ class SpotReader(nn.Module):
         low = half_precision()  # a count to 0.4 %, at three times the speed
         narrow_HW, moment_HW, wide_HW = self.smooth.to(low).unbind()
         across_BHX = counts.to(low) @ torch.cat((narrow_HW.T, moment_HW.T, wide_HW.T), dim=1)
-        near_BHW, turn_BHW, far_BHW = (part.contiguous() for part in across_BHX.chunk(3, dim=2))
+        near_BHW, turn_BHW, far_BHW = across_BHX.chunk(3, dim=2)
+        window_BCHW = across_BHX.new_empty(len(counts), 4, *counts.shape[1:])
         # Rows count downwards, hence the sign.
-        window = (narrow_HW @ near_BHW, narrow_HW @ turn_BHW, -moment_HW @ near_BHW, wide_HW @ far_BHW)
-        return torch.stack(window, dim=1).to(counts.dtype)
+        products = ((narrow_HW, near_BHW), (narrow_HW, turn_BHW), (-moment_HW, near_BHW), (wide_HW, far_BHW))
+        for channel, (down_HW, part_BHW) in enumerate(products):
+            window_BCHW[:, channel] = down_HW @ part_BHW
+        return window_BCHW.to(counts.dtype)
 
     def _peaks(self, narrow_BHW: Tensor, wide_BHW: Tensor) -> Tensor:
         """Return the brightest local maxima (B, P, 4) outside the direct beam; see `WindowCounts`."""
-        height = narrow_BHW.where((narrow_BHW >= _highest_nearby(narrow_BHW)) & (self.beam == 0), 0.0).flatten(1)
+        low_BHW = narrow_BHW.to(half_precision())  # as they were collected; and whole numbers compare fastest
+        order_BHW = low_BHW.view(torch.int16 if low_BHW.element_size() == 2 else torch.int32)
+        is_peak_BHW = (order_BHW >= _highest_nearby(order_BHW)) & (self.beam == 0)
+        height = narrow_BHW.where(is_peak_BHW, 0.0).flatten(1)
         value_BP, index_BP = height.topk(PEAKS, dim=1)
         row, column = index_BP // self.geometry.size, index_BP % self.geometry.size
         scale = self.geometry.scale_inv_angstrom
@@ -121,8 +131,8 @@ class SpotReader(nn.Module):
         peak = torch.stack((x, y, value_BP, wide_BHW.flatten(1).gather(1, index_BP)), dim=-1)
         return peak * (value_BP > _FAINTEST)[..., None]
 
-    def forward(self, windows: WindowCounts, orientation: Tensor) -> SpotFeatures:
-        """Return the features of orientations (B, M, 4).
+    def forward(self, windows: WindowCounts, orientation: Tensor, pair: Pairs | None = None) -> SpotFeatures:
+        """Return the features of orientations (B, M, 4), or of those at the N places `pair`, as if each of a pattern.
 
         The features of a spot are: the logarithms of the counts in the narrow and the wide window, the mean
         displacement of the counts outwards and anticlockwise in the narrow window, the excitation error and its
@@ -130,8 +140,15 @@ class SpotReader(nn.Module):
         |g|, the logarithm of the pattern's counts, and whether the spot lies on the detector.
         """
         # Where spots are expected, and the counts collected there.
-        place_BMK2, error_BMK, coupling_BMK = self.predicted(orientation)
-        counts_BMKC, inside_BMK = self.sampled(windows.window, place_BMK2)
+        if pair is None:
+            place_BMK2, error_BMK, coupling_BMK = self.predicted(orientation)
+            counts_BMKC, inside_BMK = self.sampled(windows.window, place_BMK2)
+        else:
+            place_BMK2, error_BMK, coupling_BMK = self.predicted(orientation[pair][:, None])
+            every_BMK2 = place_BMK2.new_zeros(*orientation.shape[:2], *place_BMK2.shape[2:])
+            every_BMK2[pair] = place_BMK2[:, 0]
+            counts_BMKC, inside_BMK = (part[pair][:, None] for part in self.sampled(windows.window, every_BMK2))
+            windows = WindowCounts(windows.window, *(part[pair[0]] for part in windows[1:]))
         # The counts' mean displacement, on the axes outwards and anticlockwise: these turn with the pattern.
         length_BMK = torch.linalg.vector_norm(place_BMK2, dim=-1).clamp_min(1e-6)
         narrow_BMK = counts_BMKC[..., 0].clamp_min(0)
@@ -204,9 +221,9 @@ class SpotReader(nn.Module):
         return sampled, (grid_BMK2.abs() < 1).all(-1).to(sampled.dtype)
 
 
-def _highest_nearby(height_BHW: Tensor) -> Tensor:
-    """Return the largest value (B, H, W) within two pixels along both edges; torch's pooling takes 8 times as long."""
-    size = height_BHW.shape[-1]
-    wide = functional.pad(height_BHW, (2, 2, 2, 2), value=-torch.inf)
+def _highest_nearby(order_BHW: Tensor) -> Tensor:
+    """Return the largest whole number (B, H, W), none below 0, within two pixels along both edges."""
+    size = order_BHW.shape[-1]
+    wide = functional.pad(order_BHW, (2, 2, 2, 2))
     tall = reduce(torch.maximum, [wide[:, step : step + size] for step in range(5)])
     return reduce(torch.maximum, [tall[..., step : step + size] for step in range(5)])
