@@ -125,10 +125,9 @@ class Matched(OrientationModel):
         every = torch.arange(self.grid.shape[0], device=patterns.device).expand(len(patterns), -1)
         return self._rows(spectrum_BFR2, every)
 
-    def _correlate(self, spectrum_BFR2: Tensor, direction_BT: Tensor, row_B: Tensor | None = None) -> Tensor:
-        """Return pattern * conj(template) (B, T, F, 2), float32, some directions of all patterns or those `row_B`."""
+    def _correlate(self, spectrum_BFR2: Tensor, direction_BT: Tensor) -> Tensor:
+        """Return the products pattern * conj(template) (B, T, F, 2) with some directions each, float32."""
         batch, count = direction_BT.shape
-        spectrum_BFR2 = spectrum_BFR2 if row_B is None else spectrum_BFR2[row_B]
         known_FBR2 = spectrum_BFR2.transpose(0, 1)
         real, imaginary = known_FBR2.unbind(-1)
         known_FBQ2 = torch.stack((torch.cat((real, imaginary), -1), torch.cat((imaginary, -real), -1)), dim=-1)
@@ -153,9 +152,9 @@ class Matched(OrientationModel):
         return Candidates(tops.orientation, confidence_of(tops.score)[:, :n])
 
     @torch.no_grad()
-    def proposals(self, patterns: Tensor, n: int, within: float = math.inf) -> Proposals:
-        """Return the `n` best different orientations of patterns (B, H, W); those far behind stay in their cells."""
-        tops = self._tops(self(patterns), n, within)
+    def proposals(self, patterns: Tensor, n: int) -> Proposals:
+        """Return the `n` best different orientations of patterns (B, H, W) with their correlations."""
+        tops = self.tops(patterns, n)
         return Proposals(tops.orientation, tops.score[:, :n], _clear(tops.score[:, 0]))
 
     @torch.no_grad()
@@ -163,14 +162,14 @@ class Matched(OrientationModel):
         """Return the `n` best different orientations of patterns (B, H, W), and the correlations of all rivals."""
         return self._tops(self(patterns), n)
 
-    def _tops(self, output: dict[str, Tensor], n: int, within: float = math.inf) -> Maxima:
-        parts = _in_parts(partial(self._second_stage, n=n, within=within), output["peak"], output["spectrum"])
+    def _tops(self, output: dict[str, Tensor], n: int) -> Maxima:
+        parts = _in_parts(partial(self._second_stage, n=n), output["peak"], output["spectrum"])
         return Maxima(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int, within: float) -> Maxima:
+    def _second_stage(self, peak_BD: Tensor, spectrum_BFR2: Tensor, n: int) -> Maxima:
         direction_BT = self.peaks.shortlist(peak_BD, 10 + 2 * n)
         rows_BTA = self._rows(spectrum_BFR2, direction_BT)
-        return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n, within)
+        return self.peaks.tops(direction_BT, rows_BTA, partial(self._correlate, spectrum_BFR2), n)
 
 
 def _in_parts(work: Callable[..., Part], *tensors: Tensor) -> list[Part]:

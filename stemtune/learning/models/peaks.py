@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +24,6 @@ from stemtune.learning.models.polar_templates import neighbours, turned
 NEIGHBOURS = 7  # directions, the best one included, through whose scores the parabola of the last step goes
 PEAKS = 4  # angles of one direction that may each become a candidate
 _COMPARED = 6  # maxima that are compared with each other for one candidate
-Spectra = Callable[..., Tensor]
 RIVALS = 5  # different candidates among which the confidence is shared out
 
 
@@ -84,15 +82,12 @@ class Peaks(nn.Module):
         is_top_BD = peak_BD >= around_BDK.amax(-1)
         return peak_BD.where(is_top_BD, peak_BD.amin() - 1).topk(min(count, peak_BD.shape[1]), dim=1).indices
 
-    def tops(
-        self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Spectra, n: int, within: float = math.inf
-    ) -> Maxima:
+    def tops(self, direction_BT: Tensor, rows_BTA: Tensor, spectrum_of: Callable[[Tensor], Tensor], n: int) -> Maxima:
         """Return the `n` best orientations among shortlisted directions, ranked by their refined scores.
 
-        `rows_BTA` are the directions' scores at all in-plane angles. `spectrum_of` maps directions (B, N), and perhaps
-        the rows (B,) of their patterns, to the angular spectra (B, N, F, 2) of their scores: the score at an angle is
-        the sum of `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`. Cells whose scores
-        are farther than `within` from the best are not refined; `around` is then of no use.
+        `rows_BTA` are the directions' scores at all in-plane angles. `spectrum_of` maps directions (B, N) to the
+        angular spectra (B, N, F, 2) of their scores: the score at an angle is the sum of
+        `share * (real * cos(frequency * angle) - imaginary * sin(frequency * angle))`.
         """
         is_top = (rows_BTA >= rows_BTA.roll(1, -1)) & (rows_BTA > rows_BTA.roll(-1, -1))
         score_BTP, angle_BTP = rows_BTA.where(is_top, -torch.inf).topk(PEAKS, dim=-1)
@@ -103,14 +98,7 @@ class Peaks(nn.Module):
         cell_BM = cell_BTP.flatten(1).gather(1, place_BM)
         pick_Br = self._different(score_BM, cell_BM, count)
         cell_Br = cell_BM.gather(1, pick_Br.clamp_min(0))
-        if within == math.inf or torch.compiler.is_compiling():
-            moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
-        else:
-            around_BrN = score_BM.gather(1, pick_Br.clamp_min(0))
-            near = (around_BrN >= around_BrN[:, :1] - within).nonzero(as_tuple=True)
-            moved_N14, top_N1, _ = self._refine(partial(spectrum_of, row_B=near[0]), cell_Br[near][:, None])
-            top_Br = around_BrN.index_put(near, top_N1[:, 0])
-            moved_Br4 = self.grid.orientation(cell_Br).index_put(near, moved_N14[:, 0])
+        moved_Br4, top_Br, around_BrN = self._refine(spectrum_of, cell_Br)
         top_Br, order_Br = top_Br.where(pick_Br >= 0, -torch.inf).sort(dim=1, descending=True)
         rows = torch.arange(order_Br.shape[0], device=order_Br.device)[:, None]
         order_Bn = order_Br[:, :n]
@@ -135,7 +123,7 @@ class Peaks(nn.Module):
             left_BM = left_BM.masked_fill(same_BMM[rows, pick_B], -torch.inf)
         return torch.stack(picks, 1)
 
-    def _refine(self, spectrum_of: Spectra, cell_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _refine(self, spectrum_of: Callable[[Tensor], Tensor], cell_Bn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return orientations (B, n, 4) and scores (B, n) at the top of a parabola through the scores around cells.
 
         The parabola, in two tilts and the in-plane angle in units of a grid step, is fitted by least squares with a

@@ -38,7 +38,6 @@ _IN_DOUBT, _IN_DOUBT_AGAIN = 0.06, 5.0
 """Correlation, and score of the first pass, that a candidate may lie behind the best and still be scored. Of 4,000
 simulated patterns the answer lay more than 0.05 behind in 7, more than 0.075 in 1; in the second pass never beyond 3.
 """
-_REFINED = 0.08  # correlation that the best of a candidate's cells may lie behind
 _UNLIKELY = -6.0  # score of those that are not, besides how far they lie behind
 _CPU_BATCH = 32  # patterns worked on at once on a CPU: what the networks make of them stays in its cache
 _SHARPNESS = 0.05  # difference of correlation that counts as 1
@@ -80,9 +79,8 @@ class Rerank(OrientationModel):
     def propose(self, patterns: Tensor) -> tuple[Proposals, WindowCounts]:
         """Return the matched filter's candidates for patterns (B, H, W), and the counts around their spots."""
         counts = centred(patterns, self.geometry, self.reader.beam_px)
-        within = math.inf if self.training else _REFINED
         seen = counts if self.config.model.centring else patterns
-        return self.matched.proposals(seen, CANDIDATES, within), self.reader.collect(counts)
+        return self.matched.proposals(seen, CANDIDATES), self.reader.collect(counts)
 
     def decide(self, proposals: Proposals, windows: WindowCounts) -> dict[str, Tensor]:
         """Score candidates by the counts in their patterns; see `forward`."""

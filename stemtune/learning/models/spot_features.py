@@ -56,7 +56,7 @@ class SpotFeatures(NamedTuple):
     peak: Tensor
 
 
-Pairs = tuple[Tensor, Tensor]
+Pairs = tuple[Tensor, ...]
 """Pattern and place (N,) of some of the candidates (B, M)."""
 
 
