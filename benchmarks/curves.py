@@ -59,7 +59,6 @@ NETWORKS: dict[str, dict[str, object]] = {
     "swin": {
         "model.name": "swin",
         "model.view": "polar",
-        "model.adjusted": True,
         "model.width": 32,
         "model.depths": "2-2-2",
         "optim.lr": 1e-3,
