@@ -48,7 +48,7 @@ COMMON: dict[str, object] = {
 
 NETWORKS: dict[str, dict[str, object]] = {
     "circular": {"model.name": "circular", "optim.lr": 3e-3},
-    "cnn": {"model.name": "cnn", "model.view": "polar", "model.width": 8, "optim.lr": 2e-3},
+    "cnn": {"model.name": "cnn", "model.view": "polar", "model.width": 8, "model.kernel_size": 9, "optim.lr": 2e-3},
     "densenet": {
         "model.name": "densenet",
         "model.view": "polar",
