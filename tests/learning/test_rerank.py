@@ -21,7 +21,7 @@ from stemtune.learning.checkpoint import load_model
 from stemtune.learning.grid import about_beam, from_rotation_vector
 from stemtune.learning.inference import predict_candidates
 from stemtune.learning.model import OrientationModel
-from stemtune.learning.models import build
+from stemtune.learning.models import build, rerank
 from stemtune.learning.models.rerank import RESCORED, Rerank
 from stemtune.learning.models.reranker_net import RerankerNet
 from stemtune.learning.models.spot_features import NARROW, SpotReader
@@ -125,6 +125,22 @@ def test_verdicts_do_not_change_and_corrections_turn_with_the_pattern() -> None:
     assert (score_90 - score).abs().max() < 0.05 * score.std()
     x, y, z = correction.unbind(-1)
     assert (correction_90 - torch.stack((-y, x, z), dim=-1)).abs().max() < 0.02 * correction.abs().max()
+
+
+def test_candidates_in_doubt_are_scored_as_if_all_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, patterns = simulated(40, 21)  # more than one piece
+    model = made(disturbed=False)
+    with torch.no_grad():
+        some = model(patterns)
+        monkeypatch.setattr(model, "training", True)  # then all are scored, in one piece or several
+        every = model(patterns)
+        proposals, _ = model.propose(patterns)
+    doubt = proposals.score >= proposals.score[:, :1] - rerank._IN_DOUBT
+    assert 0.1 < doubt.double().mean() < 0.9
+    for name in ("first_score", "first_correction"):
+        torch.testing.assert_close(some[name][doubt], every[name][doubt], atol=1e-3, rtol=1e-3)
+    best = some["first_score"].where(doubt, -torch.inf).amax(1)
+    assert (some["first_score"].where(~doubt, -torch.inf).amax(1) < best).all()
 
 
 def test_answers_are_different_and_their_confidence_adds_up() -> None:
