@@ -51,8 +51,9 @@ SPACE: dict[str, Any] = {
 SEED = int(os.environ.get("STEMTUNE_FAULT_SEED", "1"))
 PATIENCE_S = float(os.environ.get("STEMTUNE_FAULT_PATIENCE_S", "1800"))
 
-WORKER, TRIAL_DRIVER = "ray::RayTrainWorker", "ray::ImplicitFunc"
-"""Titles of the processes that Ray starts: one worker of a trial, and the function that drives a trial."""
+WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
+"""Titles of the processes that Ray starts: one of several workers of a trial; where one worker trains, or where several
+are driven from."""
 
 
 class Sweep:
@@ -140,7 +141,7 @@ class Sweep:
     def random_moment(self, kind: str) -> None:
         """Wait for some trials to end, and some seconds more; which and how many depends on the seed and the fault."""
         draw = random.Random(f"{kind} {SEED}")
-        trials, seconds = draw.randint(2, TRIALS // 2), draw.uniform(0.0, 15.0)
+        trials, seconds = draw.randint(2, TRIALS // 2), draw.uniform(0.0, 5.0)
         self.until(lambda: self.ended() >= trials)
         time.sleep(seconds)
         self.note(f"{kind}: {seconds:.1f} s after trial {trials} ended")

@@ -17,7 +17,7 @@ from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.checkpoints import SNAPSHOTS, restore_snapshot
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
 from stemtune.tune.run.searcher import STUDY, UNTRAINED, Limiter, StudySearch, repair_journal
-from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
+from stemtune.tune.run.trial import FAILURE, passed_on, run_trial, worker_resources
 from stemtune.tune.run.trial_state import driver_state, history
 from stemtune.tune.space.space import SearchSpace
 
@@ -84,8 +84,14 @@ class TimeBudget(Stopper):  # type: ignore[misc]
 
 
 def driver() -> Any:
-    """Return the function that Tune starts per trial; it takes no CPU, its workers do."""
-    return tune.with_resources(run_trial, tune.PlacementGroupFactory([{HEAD: 0.001}]))
+    """Return the function that Tune starts per trial, with what it needs."""
+    return tune.with_resources(run_trial, _resources)
+
+
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what the process of a trial takes: its one worker's share, or next to nothing where workers are others."""
+    alone = config.get("knobs", {}).get("train.workers") == 1
+    return tune.PlacementGroupFactory([worker_resources(config["sweep"]) if alone else {HEAD: 0.001}])
 
 
 def trial_name(trial: Any) -> str:
@@ -142,7 +148,7 @@ def new_tuner(
                 reduction_factor=space.budget.reduction,
             ),
             num_samples=space.budget.trials,
-            reuse_actors=True,  # the next trial's driver is a process that has imported everything
+            reuse_actors=True,  # the next trial starts in a process that has imported everything
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
         ),
