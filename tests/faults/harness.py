@@ -331,7 +331,8 @@ def _check_study(sweep: Sweep, trials: dict[int, Any], best: dict[int, float]) -
     study = optuna.load_study(study_name=sweep.name, storage=storage)
     states = [trial.state.name for trial in study.get_trials()]
     assert not {"RUNNING", "WAITING"} & set(states), states
-    remembered = Counter(round(trial.value, 6) for trial in study.get_trials() if trial.state.name == "COMPLETE")
+    ended = [trial for trial in study.get_trials() if trial.state.name in ("COMPLETE", "PRUNED")]
+    remembered = Counter(round(min(trial.intermediate_values.values()), 6) for trial in ended)
     proposed = [number for number, run in trials.items() if "stemtune.optuna" in run.data.tags and number in best]
     wanted = Counter(round(best[number], 6) for number in proposed)
     again = sum(len(numbers) for key, numbers in study.user_attrs.items() if key.startswith("stemtune.again."))

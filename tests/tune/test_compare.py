@@ -170,7 +170,8 @@ def test_seeds_spread_over_trials_that_are_alike_otherwise() -> None:
 def test_rungs_are_where_asha_decides() -> None:
     budget = {"budget.grace_epochs": "2", "budget.reduction": "3"}
     assert rungs({**budget, "budget.epochs": "30"}) == [2, 6, 18]
-    assert rungs({**budget, "train.epochs": "6"}) == [2]
+    assert rungs({**budget, "train.epochs": "6"}) == [2]  # the last epoch decides nothing
+    assert rungs({**budget, "train.epochs": "6", "design": "grid"}) == []
     assert rungs({}) == []
 
 

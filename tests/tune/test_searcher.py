@@ -119,6 +119,36 @@ def test_failed_trials_teach_nothing(space: SearchSpace, tmp_path: Path) -> None
     assert trials_on_disk(tmp_path)[0].state == TrialState.FAIL
 
 
+def test_a_stopped_trial_is_pruned_with_the_figure_of_its_last_rung(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = made(space, tmp_path)
+    monkeypatch.setattr(driver_state(""), "pruned", {"a"})  # as the scheduler notes it
+    for name, values in (("a", (7.0, 3.0, 4.0)), ("b", (6.0, 5.0))):
+        search.suggest(name)
+        for epoch, value in enumerate(values[:-1], 1):
+            search.on_trial_result(name, result(value, epoch))
+        search.on_trial_complete(name, result(values[-1], len(values)))  # Tune tells the last report of a stop so
+    one, two = trials_on_disk(tmp_path)
+    assert (one.state, one.value, one.intermediate_values) == (TrialState.PRUNED, 4.0, {1: 7.0, 2: 3.0, 3: 4.0})
+    assert (two.state, two.value) == (TrialState.COMPLETE, 5.0)
+
+
+def test_the_sampler_learns_within_the_budget(tmp_path: Path) -> None:
+    """Of 12 trials three are drawn at random; the fourth goes by them, where another sampler of the seed would not."""
+    text = "metric: val/loss\nbudget: {trials: %d}\nsearch:\n  optim.lr: {log: [1.0e-5, 1.0e-1]}"
+    drawn = []
+    for count in (12, 40):
+        (folder := tmp_path / str(count)).mkdir()
+        search = made(space_from_text(text % count, "test"), folder)
+        rates = []
+        for number in range(4):
+            rates.append(search.suggest(f"t{number}")["knobs"]["optim.lr"])
+            search.on_trial_complete(f"t{number}", result(float(number), 1))
+        drawn.append(rates)
+    assert drawn[0][:3] == drawn[1][:3] and drawn[0][3] != drawn[1][3]
+
+
 def test_a_baseline_runs_outside_the_study(tmp_path: Path) -> None:
     space = space_from_text(TEXT + "  - {model.name: matched}\n", "test")
     search = made(space, tmp_path)

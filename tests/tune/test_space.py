@@ -9,6 +9,7 @@ import pytest
 
 from stemtune.config import Config
 from stemtune.errors import UserError
+from stemtune.tune.space.budget import Budget
 from stemtune.tune.space.describe import check
 from stemtune.tune.space.space import SearchSpace, load_space, samples, space_from_text
 
@@ -65,6 +66,31 @@ def test_the_five_forms() -> None:
             assert config.model.depth == 3
             assert "model.kernel_size" not in flat
     assert min(float(flat["optim.lr"]) for flat in drawn) < 1e-4  # logarithmic, not uniform
+
+
+def test_rungs_are_where_asha_decides() -> None:
+    """Each is the one before times the reduction, rounded up to whole epochs, and the last epoch is none."""
+    rungs = {
+        (1, 3.0, 9): [1, 3],
+        (1, 3.0, 10): [1, 3, 9],
+        (2, 3.0, 30): [2, 6, 18],
+        (1, 2.5, 20): [1, 3, 7, 16],
+        (4, 2.0, 4): [],
+    }
+    for (grace, reduction, epochs), wanted in rungs.items():
+        budget = Budget(grace_epochs=grace, reduction=reduction)
+        assert budget.rungs(epochs) == wanted
+        at = {epoch: budget.rung_reached({}, {"epoch": epoch}) for epoch in range(1, epochs)}
+        first = [epoch for epoch in at if at[epoch] is not None and at[epoch] != at.get(epoch - 1)]
+        assert first == wanted, "`check` and `compare` say what the scheduler does"
+
+
+def test_a_budget_of_patterns() -> None:
+    text = "budget: {patterns: 100000, within: [head.name]}\nfixed: {data.source: simulate}\n"
+    read = space(text + "search: {data.patterns_per_epoch: [10000, 25000]}")
+    assert read.extremes[2] == 10 and read.budget.within == ("head.name",)
+    epochs = {flat["data.patterns_per_epoch"]: read.settings(flat)["train.epochs"] for flat in samples(read, 20)}
+    assert epochs == {10_000: 10, 25_000: 4}
 
 
 def test_a_key_of_two_branches_has_two_names() -> None:
@@ -141,6 +167,20 @@ MISTAKES = {
     "no trials": ("budget: {trials: 0}", "`budget.trials` is 0, but must be at least 1"),
     "no reduction": ("budget: {reduction: 1}", "`budget.reduction` is 1, but must be more than 1"),
     "long grace": ("budget: {epochs: 3, grace_epochs: 4}", "`budget.grace_epochs` is 4, but must be at most the 3"),
+    "stop by the size": (
+        "budget: {stop_by: model/parameters}",
+        "`budget.stop_by` is 'model/parameters', which does not say how well a trial learns",
+    ),
+    "stop by a typo": ("budget: {stop_by: val/los}", "did you mean 'val/loss'?"),
+    "within a typo": ("budget: {within: model.nam}", "did you mean 'model.name'?"),
+    "two graces": (
+        "budget: {grace_epochs: 2, grace_patterns: 4000}",
+        "`budget.grace_epochs` is given, and so is `budget.grace_patterns`; keep one of the two",
+    ),
+    "patterns of a store": (
+        "budget: {patterns: 4000}",
+        "`budget.patterns` counts fresh patterns, but `data.source` is store",
+    ),
     "epochs twice": (
         "budget: {epochs: 3}\nfixed: {train.epochs: 4}",
         "`train.epochs` is given, and so is `budget.epochs`",

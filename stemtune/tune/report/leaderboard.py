@@ -16,6 +16,7 @@ from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvalu
 
 from stemtune.tracking.query import SweepRecord, TrialRecord, tagged_json
 from stemtune.tune.formatting import architecture, better
+from stemtune.tune.space.budget import Budget
 
 BASELINE = "matched"
 _WITHIN = 8  # trials of one architecture from which its own settings are compared
@@ -245,16 +246,14 @@ def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
 
 def rungs(params: dict[str, Any]) -> list[int]:
     """Return the epochs after which ASHA decided, from the parameters of the sweep's run."""
+    if {"budget.grace_patterns", "budget.grace_device_s"} & set(params) or params.get("design") == "grid":
+        return []
     try:
-        grace, reduction = float(params["budget.grace_epochs"]), float(params["budget.reduction"])
-        epochs = float(params.get("budget.epochs") or params.get("train.epochs") or 0)
+        grace, reduction = int(params["budget.grace_epochs"]), float(params["budget.reduction"])
+        epochs = int(params.get("budget.epochs") or params.get("train.epochs") or 0)
     except (KeyError, ValueError):
         return []
-    found, at = [], grace
-    while at < epochs:
-        found.append(int(at))
-        at *= reduction
-    return found
+    return Budget(grace_epochs=grace, reduction=reduction).rungs(epochs)
 
 
 def cost(sweep: SweepRecord, ranked: list[Row]) -> dict[str, float]:

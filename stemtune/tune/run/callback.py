@@ -72,6 +72,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
         params = {f"budget.{key}": value for key, value in vars(space.budget).items()}
         params |= {f"resources.{key}": value for key, value in vars(space.resources).items() if key != "workers_given"}
         params = {key: value for key, value in params.items() if value is not None}
+        params["budget.within"] = ", ".join(space.budget.within)
         params |= {"metric": space.metric, "mode": space.mode, "design": space.design, **space.fixed}
         params["searched"] = ", ".join(space.searched)
         if space.also:

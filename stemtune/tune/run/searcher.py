@@ -34,6 +34,7 @@ from stemtune.config import Scalar
 from stemtune.errors import UserError, masked
 from stemtune.tune.run.trial import EARLIER
 from stemtune.tune.run.trial_state import driver_state, unpacked
+from stemtune.tune.space.forms import Dice
 from stemtune.tune.space.space import SearchSpace
 
 STUDY = "study.journal"
@@ -44,7 +45,7 @@ SPACE, AGAIN = "stemtune.space", "stemtune.again"
 """User attributes of a study: what it searches; with a sweep's id, which trials that planned anew after a crash."""
 
 _LOCK = 0x5354454D  # number of the database's lock, any that nobody else uses
-_REPEATS = 8  # proposals of settings that ran already before one is accepted
+_REPEATS = 8  # proposals of settings that ran already before one is accepted; the later half at random
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
 
 
@@ -68,8 +69,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     Ray's class forgets what happened between Tune's last snapshot and a crash, while the study on disk knows it:
     reporting to a trial that has ended raises, and trials that Tune never wrote down stay running for ever. This
-    class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
-    the best figure of a trial instead of its last.
+    class takes both as they are. It also runs the space's baselines, which no sampler proposes, tells the study the
+    best figure of a trial instead of its last, and that trials which the scheduler stopped were pruned.
 
     The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see `find_study`), where
     `sweep_id` marks this sweep's trials. `settings` are what every trial gets besides its own.
@@ -90,7 +91,13 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             warnings.simplefilter("ignore")
             if study:  # of two drivers with one seed both would draw the same
                 seed = (seed + zlib.crc32(folder.name.encode())) % 2**32
-            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed,
+                n_startup_trials=space.budget.startup,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
         self.space = space
         self.settings = settings
         place = find_study(study, folder, space)
@@ -132,6 +139,9 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
         for attempt in range(_REPEATS):
+            if attempt >= _REPEATS // 2:  # the sampler insists on what it knows already
+                drawn = self.space.suggest(Dice(len(self._seen) * _REPEATS + attempt))
+                self._ot_study.enqueue_trial(self.space.registered_point(drawn))
             trial = self._ot_study.ask()
             trial.set_user_attr(SWEEP, self.sweep_id)
             flat = self.space.suggest(trial)
@@ -178,6 +188,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         value = self._best.get(trial_id)
         if error or value is None or not math.isfinite(value):
             self._ot_study.tell(trial, state=TrialState.FAIL)
+        elif trial_id in driver_state(self.sweep_id).pruned and not self.space.also:
+            self._ot_study.tell(trial, state=TrialState.PRUNED)  # with its last report, that of the rung
         else:
             self._ot_study.tell(trial, [value, *self._others.get(trial_id, [])], state=TrialState.COMPLETE)
 

@@ -32,6 +32,7 @@ class DriverState:
     at_once: int = 0  # how many trials the cluster has room for; 0 leaves it to the sampler's own limit
     restored: bool = True  # false until Tune took up its snapshot: where it fails to, it begins anew in silence
     time_over: bool = False  # whether the sweep's time has run out
+    pruned: set[str] = field(default_factory=set)  # the trials that the scheduler has stopped
     callback: Any = None  # the `SweepCallback` in use: a restored sweep makes another one
 
 

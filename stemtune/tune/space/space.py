@@ -14,21 +14,18 @@ from typing import Any
 
 from stemtune.config import METRICS, Config, Scalar
 from stemtune.errors import UserError, did_you_mean
+from stemtune.tune.space.budget import Budget, Resources, metric_mode, read_budget, read_resources, setting_of
 from stemtune.tune.space.forms import (
     Branch,
-    Budget,
     Choice,
     Constant,
     Dice,
     Draw,
     Form,
     Range,
-    Resources,
     checked,
     combinations,
-    read_budget,
     read_form,
-    read_resources,
 )
 from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
 
@@ -51,7 +48,7 @@ class SearchSpace:
     search: Mapping[str, Form]  # forms by dotted knob name
     first: tuple[Mapping[str, Scalar], ...] = ()  # trials to run before the sampler starts, as (partial) settings
     # further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
-    # ASHA and the champion go by `metric` alone
+    # the champion goes by `metric` alone
     also: tuple[tuple[str, str], ...] = ()
     # "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written, and
     # ASHA stops none
@@ -99,7 +96,7 @@ class SearchSpace:
 
     def enqueued(self) -> list[dict[str, Scalar]]:
         """Return the `first` trials that lie in the space, under the sampler's names."""
-        return [self._registered_point(point) for point in self.first if self._inside(point)]
+        return [self.registered_point(point) for point in self.first if self._inside(point)]
 
     def baselines(self) -> list[dict[str, Scalar]]:
         """Return the complete settings of the `first` trials whose branch is not searched, `matched` for instance."""
@@ -111,7 +108,7 @@ class SearchSpace:
             for key, form in self.search.items()
         )
 
-    def _registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    def registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Name the values as the sampler does; Optuna takes what is missing from the sampler."""
         named: dict[str, Scalar] = {}
         for key, form, branch in walk(self.search):
@@ -138,7 +135,7 @@ class SearchSpace:
         budget, resources = self.budget, self.resources
         if "train.epochs" in values:
             epochs = int(values["train.epochs"])
-            budget = replace(budget, epochs=None, grace_epochs=min(budget.grace_epochs, epochs))
+            budget = replace(budget, epochs=None, patterns=None, grace_epochs=min(budget.grace_epochs, epochs))
         if "train.workers" in values:
             resources = replace(resources, workers_given=False)
         if self.design == "grid":
@@ -158,14 +155,22 @@ class SearchSpace:
         whole = dict(flat)
         if self.budget.epochs is not None:
             whole["train.epochs"] = self.budget.epochs
+        elif self.budget.patterns is not None:
+            whole["train.epochs"] = self._epochs_of(int(setting_of(whole, "data.patterns_per_epoch")))
         whole.setdefault("train.workers", self.resources.workers)
         return whole
+
+    def _epochs_of(self, patterns_per_epoch: int) -> int:
+        return max(1, round((self.budget.patterns or 0) / patterns_per_epoch))
 
     @cached_property
     def extremes(self) -> tuple[int, int, int]:
         """Return the fewest and most workers of a trial and the most epochs."""
         workers = set(_values("train.workers", self)) or {self.resources.workers}
         epochs = {self.budget.epochs} if self.budget.epochs else set(_values("train.epochs", self))
+        if self.budget.patterns:
+            sizes = _values("data.patterns_per_epoch", self) or [float(setting_of({}, "data.patterns_per_epoch"))]
+            epochs = {self._epochs_of(int(size)) for size in sizes}
         longest = max((int(value) for value in epochs if value), default=Config().train.epochs)
         return int(min(workers)), int(max(workers)), longest
 
@@ -267,7 +272,7 @@ def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
     metrics = written if isinstance(written, list) else [written]
     modes = content.get("mode")
     if modes is None:
-        modes = ["max" if "within" in str(metric) or "samples" in str(metric) else "min" for metric in metrics]
+        modes = [metric_mode(str(metric)) for metric in metrics]
     modes = modes if isinstance(modes, list) else [modes]
     for metric in metrics:
         if metric not in METRICS:
@@ -316,6 +321,12 @@ def _check_whole(space: SearchSpace) -> None:
         )
     for flat in [*samples(space, _SAMPLES), *space.baselines()]:
         config = Config.from_flat(space.settings(flat))
+        for name in ("patterns", "grace_patterns"):
+            if getattr(space.budget, name) and config.data.source == "store":
+                raise UserError(
+                    f"`budget.{name}` counts fresh patterns, but `data.source` is store, whose epochs are as long as"
+                    " its training part; give epochs"
+                )
         if config.train.batch_size % config.train.workers:
             raise UserError(
                 f"`train.batch_size` {config.train.batch_size} does not divide among {config.train.workers}"
@@ -331,8 +342,9 @@ def _check_keys(space: SearchSpace) -> None:
         if branch and (key in space.search or key in outer):
             raise UserError(f"`{key}` is searched in the branch '{branch[-1][1]}' and above it; keep one of the two")
     keys = {key for key, _, _ in walk(space.search)} | set(space.fixed)
-    if "train.epochs" in keys and space.budget.epochs is not None:
-        raise UserError("`train.epochs` is given, and so is `budget.epochs`; keep one of the two")
+    for name in ("epochs", "patterns"):
+        if "train.epochs" in keys and getattr(space.budget, name) is not None:
+            raise UserError(f"`train.epochs` is given, and so is `budget.{name}`; keep one of the two")
     if "train.workers" in keys and space.resources.workers_given:
         raise UserError("`train.workers` is given, and so is `resources.workers`; keep one of the two")
 
