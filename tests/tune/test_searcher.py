@@ -257,7 +257,7 @@ def test_who_comes_back_ends_only_its_own_lost_trials(tmp_path: Path) -> None:
     one.suggest("lost")
     two = sharing(tmp_path, "beta")
     two.suggest("b")
-    two._ot_study.ask()  # what a third driver has just asked for, and not marked yet
+    two._study.ask()  # what a third driver has just asked for, and not marked yet
     again = pickle.loads(at_the_start)
     again.restore(str(snapshot))
     states = {number: trial.state for number, trial in enumerate(trials_on_disk(tmp_path / "alpha"))}
