@@ -232,6 +232,17 @@ def _branch(key: str, written: Mapping[Any, Any]) -> Branch:
     return Branch(branches, values)
 
 
+def combinations_count(forms: Mapping[str, Form]) -> float:
+    """Return how many combinations `combinations` would return; infinity where a setting has a range."""
+    total = 1.0
+    for form in forms.values():
+        if isinstance(form, Range):
+            return math.inf
+        inside = form.branches.values() if isinstance(form, Branch) else ()
+        total *= sum(map(combinations_count, inside)) if isinstance(form, Branch) else len(form.values)
+    return total
+
+
 def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
     """Return every combination of the values of a space, the last setting changing fastest; a range is refused."""
     points: list[dict[str, Scalar]] = [{}]
@@ -279,6 +290,14 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Replicates:
+    """How many seeds the best settings are trained with once more, after the search."""
+
+    seeds: int = 3
+    of_best: int = 3  # settings
+
+
+@dataclass(frozen=True)
 class _Limit:
     low: float
     whole: bool = False
@@ -297,6 +316,10 @@ _RESOURCES = {
     "cpus_per_worker": _ABOVE_ZERO,
     "gpus_per_worker": _Limit(0),
 }
+
+
+def read_replicates(written: Mapping[Any, Any]) -> Replicates:
+    return Replicates(**_numbers(written, "replicates", dict.fromkeys(("seeds", "of_best"), _AT_LEAST_ONE)))
 
 
 def read_budget(written: Mapping[Any, Any]) -> Budget:
