@@ -288,13 +288,13 @@ def export(model: Place, out: Place, alternatives: int = 1) -> Path:
     return export_model(resolve_model(str(model)), out, alternatives)
 
 
-def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, Any]:
+def compare(*names: str, out: Place | None = None) -> dict[str, Any]:
     """Return what a sweep found: trials, architectures, importances, Pareto front, seeds, cost.
 
     Parameters
     ----------
-    name
-        The sweep; by default the one that started last.
+    *names
+        The sweeps, of one metric; by default the one that started last.
     out
         A folder for the pictures, the figures as JSON and the page `compare.html`.
 
@@ -305,7 +305,7 @@ def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, A
     """
     from stemtune.tune.report import compare_trials, write_comparison
 
-    found = compare_trials(name)
+    found = compare_trials(names)
     if out is not None:
         write_comparison(found, out)
     return found.figures

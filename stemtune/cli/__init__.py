@@ -34,6 +34,8 @@ COMMANDS = (
     learning.sweep,
     learning.check,
     learning.compare,
+    learning.promote,
+    learning.champions,
     maps.predict,
     maps.watch,
     maps.serve,

@@ -1,4 +1,4 @@
-"""What the blocks `budget` and `resources` of a search space may hold."""
+"""What the blocks `budget`, `resources` and `replicates` of a search space may hold."""
 
 from __future__ import annotations
 
@@ -92,6 +92,14 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Replicates:
+    """How many seeds the best settings are trained with once more, after the search."""
+
+    seeds: int = 3
+    of_best: int = 3  # settings
+
+
+@dataclass(frozen=True)
 class _Limit:
     low: float
     whole: bool = False
@@ -114,6 +122,10 @@ _RESOURCES = {
     "cpus_per_worker": _ABOVE_ZERO,
     "gpus_per_worker": _Limit(0),
 }
+
+
+def read_replicates(written: Mapping[Any, Any]) -> Replicates:
+    return Replicates(**_numbers(written, "replicates", dict.fromkeys(("seeds", "of_best"), _AT_LEAST_ONE)))
 
 
 def read_budget(written: Mapping[Any, Any]) -> Budget:

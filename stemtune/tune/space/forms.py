@@ -232,6 +232,17 @@ def _branch(key: str, written: Mapping[Any, Any]) -> Branch:
     return Branch(branches, values)
 
 
+def combinations_count(forms: Mapping[str, Form]) -> float:
+    """Return how many combinations `combinations` would return; infinity where a setting has a range."""
+    total = 1.0
+    for form in forms.values():
+        if isinstance(form, Range):
+            return math.inf
+        inside = form.branches.values() if isinstance(form, Branch) else ()
+        total *= sum(map(combinations_count, inside)) if isinstance(form, Branch) else len(form.values)
+    return total
+
+
 def combinations(forms: Mapping[str, Form]) -> list[dict[str, Scalar]]:
     """Return every combination of the values of a space, the last setting changing fastest; a range is refused."""
     points: list[dict[str, Scalar]] = [{}]

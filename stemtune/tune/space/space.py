@@ -1,7 +1,8 @@
 """A search space: one YAML file that asks one question.
 
-The blocks are `about`, `metric`, `mode`, `design`, `budget`, `resources`, `fixed`, `search` and `first`; every mistake
-that can be seen without training is caught when the file is loaded, as one line that names the place and the remedy.
+The blocks are `about`, `metric`, `mode`, `design`, `budget`, `resources`, `fixed`, `search`, `first` and `replicates`;
+every mistake that can be seen without training is caught when the file is loaded, as one line that names the place and
+the remedy.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 
 from stemtune.config import METRICS, Config, Scalar
 from stemtune.errors import UserError, did_you_mean
-from stemtune.tune.space.budget import Budget, Resources, metric_mode, read_budget, read_resources, setting_of
+from stemtune.tune.space.budget import (
+    Budget,
+    Replicates,
+    Resources,
+    metric_mode,
+    read_budget,
+    read_replicates,
+    read_resources,
+    setting_of,
+)
 from stemtune.tune.space.forms import (
     Branch,
     Choice,
@@ -25,11 +35,12 @@ from stemtune.tune.space.forms import (
     Range,
     checked,
     combinations,
+    combinations_count,
     read_form,
 )
 from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
 
-BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first")
+BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first", "replicates")
 DESIGNS = ("sampler", "grid")
 _SAMPLES = 200  # configurations that are drawn at load to find mistakes that need several knobs at once
 
@@ -53,6 +64,7 @@ class SearchSpace:
     # "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written, and
     # ASHA stops none
     design: str = "sampler"
+    replicates: Replicates | None = None  # the best settings again with several seeds, after the search
     text: str = field(default="", repr=False, compare=False)  # the file as it was written
 
     @property
@@ -149,6 +161,16 @@ class SearchSpace:
     def with_trials(self, trials: int) -> SearchSpace:
         """Return the space with another number of trials, as `--trials` does."""
         return replace(self, budget=replace(self.budget, trials=trials))
+
+    def enumerated(self) -> SearchSpace:
+        """Return the space with every combination planned where the trials suffice: a sampler would repeat some."""
+        outside = [point for point in self.first if not self._inside(point)]
+        if self.design == "grid" or combinations_count(self.search) > self.budget.trials - len(outside):
+            return self
+        wanted = [point for point in self.first if self._inside(point)]
+        every = combinations(self.search)
+        every.sort(key=lambda point: not any(one.items() <= point.items() for one in wanted))
+        return replace(self, first=(*outside, *every)).with_trials(len(outside) + len(every))
 
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
@@ -257,6 +279,7 @@ def _built(name: str, content: Mapping[Any, Any], text: str) -> SearchSpace:
         first=tuple(_points(content.get("first") or [])),
         also=tuple(also),
         design=design,
+        replicates=read_replicates(_block(content, "replicates")) if content.get("replicates") else None,
         text=text,
     )
     if design == "grid":
@@ -342,6 +365,8 @@ def _check_keys(space: SearchSpace) -> None:
         if branch and (key in space.search or key in outer):
             raise UserError(f"`{key}` is searched in the branch '{branch[-1][1]}' and above it; keep one of the two")
     keys = {key for key, _, _ in walk(space.search)} | set(space.fixed)
+    if "train.seed" in keys and space.replicates is not None:
+        raise UserError("`train.seed` is given, and `replicates` gives every seed; leave it out")
     for name in ("epochs", "patterns"):
         if "train.epochs" in keys and getattr(space.budget, name) is not None:
             raise UserError(f"`train.epochs` is given, and so is `budget.{name}`; keep one of the two")
