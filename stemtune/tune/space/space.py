@@ -335,8 +335,7 @@ def _check_whole(space: SearchSpace) -> None:
     for number, point in enumerate(space.first, 1):
         _check_point(space, point, f"first, trial {number}")
     _, most, longest = space.extremes
-    least = space.resources.workers_least
-    if least is not None and least > most:
+    if (least := space.resources.workers_least) and least > most:
         raise UserError(f"`resources.workers_least` is {least}, but a trial has {most} worker(s) at most; lower it")
     if space.budget.grace_epochs > longest:
         raise UserError(
