@@ -46,7 +46,7 @@ OWNERS = {
 """The rooms, folders or modules that may import each library."""
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 400, 60, 15
-LARGEST_PACKAGE = {"lines": 31_330, "files": 185}
+LARGEST_PACKAGE = {"lines": 31_350, "files": 185}
 
 
 def place(path: Path) -> str:
