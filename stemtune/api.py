@@ -238,10 +238,8 @@ def sweep(
         A YAML file, looked up in the working folder and then in the checkout.
     name
         Name of the sweep; the file's name by default.
-    settings
-        Settings to hold constant, by their dotted names.
-    trials
-        Number of trials, instead of the space's.
+    settings, trials
+        Settings to hold constant, by their dotted names; number of trials, instead of the space's.
     local
         A Ray of our own on this machine; False joins the cluster of RAY_ADDRESS.
     resume
@@ -256,13 +254,15 @@ def sweep(
     UserError
         For a space with mistakes, a name that is taken, or too few CPUs or GPUs.
     """
+    from stemtune.tune.run.replicates import replicated
     from stemtune.tune.run.sweep import resume_sweep, run_sweep
     from stemtune.tune.space.space import find_space, load_space
 
     if resume:
-        return resume_sweep(name or Path(space).stem, local=local, nodes=nodes)
+        return replicated(resume_sweep(name or Path(space).stem, local=local, nodes=nodes), local=local, nodes=nodes)
     loaded = load_space(find_space(str(space))).with_settings(settings or {})
-    return run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
+    outcome = run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
+    return replicated(outcome, local=local, nodes=nodes)
 
 
 def export(model: Place, out: Place, alternatives: int = 1) -> Path:

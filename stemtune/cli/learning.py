@@ -210,14 +210,12 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _replicated(outcome: SweepOutcome, options: argparse.Namespace) -> int:
-    """Report a sweep, and run the best settings again with several seeds if its space asks for that."""
-    code = _report(outcome)
-    if code or outcome.replicates is None:
-        return code
-    from stemtune.tune.run.replicates import promote
+    """Report a sweep, and then its best settings with several seeds if its space asks for that."""
+    from stemtune.tune.run.replicates import replicated
 
-    seeds, top = outcome.replicates.seeds, outcome.replicates.of_best
-    return _report(promote(outcome.name, top=top, seeds=seeds, local=options.local, nodes=options.nodes))
+    code = _report(outcome)
+    again = replicated(outcome, local=options.local, nodes=options.nodes)
+    return code if again is outcome else _report(again)
 
 
 def _report(outcome: SweepOutcome) -> int:

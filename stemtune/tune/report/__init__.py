@@ -33,8 +33,7 @@ from stemtune.tune.report.output import format_comparison, page
 
 def compare_trials(names: Sequence[str] = ()) -> Comparison:
     """Return what the sweeps `names`, or the one that started last, found; several have one metric and mode."""
-    wanted: Sequence[str | None] = names or (None,)
-    found = [read_sweep(name) for name in wanted]
+    found = [read_sweep(name) for name in names] or [read_sweep()]
     goals = {(sweep.params["metric"], sweep.params["mode"]) for sweep in found}
     if len(goals) > 1:
         told = "; ".join(f"{sweep.name}: {sweep.params['metric']} ({sweep.params['mode']})" for sweep in found)

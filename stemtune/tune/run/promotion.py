@@ -203,13 +203,16 @@ def _name(group: Sequence[TrialState]) -> str:
 def _read(folders: Sequence[Path | None], rival: Path | None, metric: str, resources: Resources) -> list[Any]:
     """Return what `score_held_out` does, from a process with the resources of one worker."""
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError
 
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(_score)
     try:
         scores: list[Any] = ray.get(task.remote(folders, rival, metric, resources.cpus_per_worker))
-    except RayTaskError as problem:
-        raise problem.cause if isinstance(problem.cause, UserError) else problem from None
+    except RayError as problem:  # a worker that died for want of memory must not cost the sweep its end
+        if isinstance(cause := getattr(problem, "cause", None), UserError):
+            raise cause from None
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[-1][:200]
+        raise UserError(f"the test split could not be read ({reason})") from None
     return scores
 
 

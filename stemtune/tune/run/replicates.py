@@ -16,7 +16,7 @@ import yaml
 from stemtune.config import Config, Scalar
 from stemtune.errors import UserError
 from stemtune.tune.run.manifest import absolute, read_manifest, space_from_manifest, sweeps_folder
-from stemtune.tune.run.promotion import MATCHED, settings_groups
+from stemtune.tune.run.promotion import MATCHED, note_nothing_learned, settings_groups
 from stemtune.tune.run.sweep import SweepOutcome, run_sweep
 from stemtune.tune.run.trial_state import kept_checkpoints, recorded_trials
 from stemtune.tune.space.space import SearchSpace, space_from_text
@@ -45,13 +45,23 @@ def promote(
         raise UserError(f"the sweep '{name}' is not finished; stemtune sweep --resume {name} goes on with it")
     space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
     states = recorded_trials(folder, space.metric, space.mode)
-    groups = settings_groups(states, kept_checkpoints(folder, states, space.metric, space.mode), space.mode)
+    kept = kept_checkpoints(folder, states, space.metric, space.mode)
+    note_nothing_learned(states, kept)
+    groups = settings_groups(states, kept, space.mode)
     networks = [group[0].knobs for group in groups if group[0].label != MATCHED and not group[0].note][:top]
     if not networks:
         raise UserError(f"no trial of the sweep '{name}' left a network that has learned something")
     numbers = (f"{name}.promotion{f'-{number}' if number > 1 else ''}" for number in count(1))
     free = next(number for number in numbers if not (sweeps_folder() / number).exists())
     return run_sweep(replicate_space(space, networks, seeds, epochs, workers, free), free, local=local, nodes=nodes)
+
+
+def replicated(outcome: SweepOutcome, *, local: bool, nodes: int) -> SweepOutcome:
+    """Run the best settings again with several seeds where the space asks for it; else return `outcome` as it is."""
+    asked = outcome.replicates
+    if asked is None or outcome.status != "finished" or outcome.model is None:
+        return outcome
+    return promote(outcome.name, top=asked.of_best, seeds=asked.seeds, local=local, nodes=nodes)
 
 
 def replicate_space(

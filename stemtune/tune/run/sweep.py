@@ -277,10 +277,10 @@ def _judged(
     callback: Any, folder: Path, states: list[TrialState], kept: Mapping[str, StoredCheckpoint]
 ) -> tuple[Verdict, bool]:
     """Judge a sweep's best trials, keep what came out with their records, and return it; Ctrl-C ends the judging."""
-    if callback.space.replicates is not None:
-        return Verdict(None, ("nobody is crowned yet: the best settings run again with several seeds",), {}), False
+    again = Verdict(None, ("nobody is crowned yet: the best settings run again with several seeds",), {})
     try:
-        verdict = judge(callback.space, folder, states, kept, callback.tracked)
+        asked = callback.space.replicates is None
+        verdict = judge(callback.space, folder, states, kept, callback.tracked) if asked else again
     except KeyboardInterrupt:
         return NOBODY, True
     for state in states:
