@@ -113,7 +113,7 @@ def sweep(parser: Parser) -> Command:
     )
     parser.option("--nodes", "wait until N nodes of the cluster are there", "N", type=int, default=1)
     parser.option("--set", "fix any setting of a trial", "KEY=VALUE", action="append", default=[])
-    parser.flag("--check", "validate the space, print what would run, and stop")
+    parser.flag("--check", "validate the space, print what would run, also with --resume, and stop")
     return lambda options: _start(options) if options.resume is None else _resume(options)
 
 
@@ -140,7 +140,6 @@ def _start(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from stemtune.tune.run.manifest import sweeps_folder, unfinished
-    from stemtune.tune.run.sweep import resume_sweep
 
     for option in ("trials", "set", "study"):
         if getattr(options, option):
@@ -155,6 +154,13 @@ def _resume(options: argparse.Namespace) -> int:
         if not waiting:
             raise UserError(f"no interrupted sweep is in {sweeps_folder()}; --resume NAME names one elsewhere")
         name = waiting[0]
+    if options.check:
+        from stemtune.tune.run.manifest import describe_resume
+
+        print(describe_resume(name))
+        return 0
+    from stemtune.tune.run.sweep import resume_sweep
+
     return _report(resume_sweep(name, local=options.local, nodes=options.nodes))
 
 

@@ -10,6 +10,7 @@ import re
 import socket
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from typing import Any
 from stemtune._files import whole_file
 from stemtune._version import __version__
 from stemtune.config import Scalar
-from stemtune.errors import UserError, did_you_mean
+from stemtune.errors import UserError, did_you_mean, masked
+from stemtune.tune.formatting import STATUS_WORDS
+from stemtune.tune.run.trial_state import recorded_trials
+from stemtune.tune.space.describe import describe_space
 from stemtune.tune.space.forms import Branch, Choice, Constant, Form
 from stemtune.tune.space.space import SearchSpace, space_from_text, walk
 
@@ -32,7 +36,13 @@ SHIPPED = ("linio2",)  # names that stand for files of ours
 
 def sweeps_folder() -> Path:
     """Return where sweeps live: `STEMTUNE_SWEEPS`, or `sweeps` in the working folder."""
-    return Path(os.environ.get("STEMTUNE_SWEEPS") or "sweeps").expanduser().absolute()
+    given = os.environ.get("STEMTUNE_SWEEPS") or "sweeps"
+    if "://" in given:  # locks, renames and Optuna's journal need a file system
+        raise UserError(
+            f"STEMTUNE_SWEEPS is '{masked(given)}', but must be a folder that every node sees: mount the store (s3fs,"
+            " NFS) and name the folder"
+        )
+    return Path(given).expanduser().absolute()
 
 
 def checked_name(name: str) -> str:
@@ -107,6 +117,19 @@ def space_from_manifest(manifest: dict[str, Any]) -> SearchSpace:
     space = space_from_text(manifest["space"], manifest["space_name"])
     changed = {key: value for key, value in manifest["fixed"].items() if space.fixed.get(key) != value}
     return space.with_settings(changed).with_trials(int(manifest["trials"]))
+
+
+def describe_resume(name: str) -> str:
+    """Say what `--resume` would do with the sweep `name`."""
+    folder = sweeps_folder() / checked_name(name)
+    manifest = read_manifest(folder)
+    space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
+    ended = Counter(state.status for state in recorded_trials(folder, space.metric, space.mode))
+    words = ", ".join(f"{count} {STATUS_WORDS[status]}" for status, count in ended.items()) or "none begun"
+    again = sum(ended[status] for status in ("running", "interrupted", "failed"))
+    left = max(0, space.budget.trials - ended.total())
+    does = f"would go on with {again} and start {left} more" if again or left else "has nothing left to run"
+    return f"{describe_space(space, folder)}\n  trials so far: {words}; --resume {does}"
 
 
 def unfinished() -> list[str]:
