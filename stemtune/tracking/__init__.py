@@ -11,7 +11,7 @@ from __future__ import annotations
 from stemtune.tracking.client import Address, address, check_server, code_version
 from stemtune.tracking.query import SweepRecord, TrialRecord, newest_sweep, read_sweep
 from stemtune.tracking.registry import ResolvedModel, log_files, resolve, resolve_model
-from stemtune.tracking.writer import NullTracker, Tracker
+from stemtune.tracking.writer import NullTracker, Tracker, resend
 
 __all__ = [
     "Address",
@@ -26,6 +26,7 @@ __all__ = [
     "log_files",
     "newest_sweep",
     "read_sweep",
+    "resend",
     "resolve",
     "resolve_model",
 ]

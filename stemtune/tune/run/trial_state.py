@@ -18,6 +18,7 @@ from stemtune.config import Scalar
 from stemtune.tracking.writer import journal_events
 from stemtune.tune.formatting import STATUS_WORDS, architecture, better, format_metric, format_settings, format_table
 from stemtune.tune.run.checkpoints import ranked, stored_checkpoints, train_folder
+from stemtune.tune.space.space import SearchSpace
 
 FIGURES = "figures"
 
@@ -26,9 +27,13 @@ FIGURES = "figures"
 class DriverState:
     """What one sweep's callback, sampler and stopper share in the process that drives it.
 
-    Tune pickles and restores each of them alone, so they find it by the sweep's id.
+    Tune pickles and restores each of them alone, so they find it by the sweep's id. What may have changed since they
+    were pickled, they take from here: where the folder lies, and how much is to be tried.
     """
 
+    folder: Path | None = None  # where the sweep's files lie; None outside of a sweep
+    space: SearchSpace | None = None  # what is searched, with the budget in force
+    records_id: str = ""  # the sweep's id in MLflow: of a copy it is another one
     at_once: int = 0  # how many trials the cluster has room for; 0 leaves it to the sampler's own limit
     restored: bool = True  # false until Tune took up its snapshot: where it fails to, it begins anew in silence
     time_over: bool = False  # whether the sweep's time has run out

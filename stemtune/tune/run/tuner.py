@@ -16,7 +16,7 @@ from stemtune.tune.cluster.connect import HEAD, QUIET
 from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.checkpoints import SNAPSHOTS, restore_snapshot
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
-from stemtune.tune.run.searcher import STUDY, UNTRAINED, Limiter, StudySearch, repair_journal
+from stemtune.tune.run.searcher import STUDY, UNTRAINED, Limiter, Proposals, StudySearch, repair_journal
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
 from stemtune.tune.run.trial_state import driver_state, history
 from stemtune.tune.space.space import SearchSpace
@@ -60,11 +60,12 @@ def _learns(trial: Any) -> bool:
 class TimeBudget(Stopper):  # type: ignore[misc]
     """Ends a sweep after so many hours of running, however often it is interrupted and whatever the clock is set to.
 
-    Trials end with the epoch that they are in, and the searcher proposes no others.
+    Trials end with the epoch that they are in, and the searcher proposes no others. The hours are those of the space
+    in force: a resume may grant more.
     """
 
-    def __init__(self, hours: float, sweep_id: str = "") -> None:
-        self._left_s, self._sweep = hours * 3600.0, sweep_id
+    def __init__(self, sweep_id: str = "") -> None:
+        self._spent_s, self._sweep = 0.0, sweep_id
         self._last: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -73,10 +74,11 @@ class TimeBudget(Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Look at the time; Tune asks before each step. To end all at once would leave records open."""
-        now = time.monotonic()
-        self._left_s -= now - self._last if self._last is not None else 0.0
+        now, driver = time.monotonic(), driver_state(self._sweep)
+        self._spent_s += now - self._last if self._last is not None else 0.0
         self._last = now
-        driver_state(self._sweep).time_over = self._left_s <= 0
+        hours = driver.space.budget.hours if driver.space else None
+        driver.time_over = hours is not None and self._spent_s >= hours * 3600.0
         return False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -132,7 +134,9 @@ def new_tuner(
         tune_config=tune.TuneConfig(
             metric=space.metric,
             mode=space.mode,
-            search_alg=Limiter(StudySearch(space, folder, settings, int(seed), callback.sweep_id, study), at_once),
+            search_alg=Proposals(
+                Limiter(StudySearch(space, folder, settings, int(seed), callback.sweep_id, study), at_once)
+            ),
             scheduler=FIFOScheduler()
             if space.design == "grid"
             else LearnersASHA(
@@ -147,7 +151,7 @@ def new_tuner(
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            stop=TimeBudget(space.budget.hours, callback.sweep_id) if space.budget.hours else None,
+            stop=TimeBudget(callback.sweep_id),
             name=folder.name,
             storage_path=str(folder.parent),
             callbacks=[callback],

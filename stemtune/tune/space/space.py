@@ -149,9 +149,9 @@ class SearchSpace:
         _check_whole(changed)
         return changed
 
-    def with_trials(self, trials: int) -> SearchSpace:
-        """Return the space with another number of trials, as `--trials` does."""
-        return replace(self, budget=replace(self.budget, trials=trials))
+    def with_budget(self, **changes: float | None) -> SearchSpace:
+        """Return the space with those settings of the budget that are not None, as `--trials` and `--hours` do."""
+        return replace(self, budget=replace(self.budget, **{key: new for key, new in changes.items() if new}))
 
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
