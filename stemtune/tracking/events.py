@@ -37,13 +37,14 @@ def leaderboard_view(params: Mapping[str, Any], run: str) -> str:
     `params` are those of the sweep's `run`: `metric`, `mode`, and `searched`, the settings that trials differ in.
     """
     searched = [name for name in str(params.get("searched", "")).split(", ") if name][:_COLUMNS]
-    columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`val/within_5deg`"]
+    # Figures of the best epoch, so that those in one row belong together.
+    columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`best/within_5deg`"]
     columns += [f"params.`{name}`" for name in dict.fromkeys(["model.name", *searched])]
     state = {
         "orderByKey": "metrics.`best`",
         "orderByAsc": params.get("mode", "min") == "min",
         "selectedColumns": [*columns, f"tags.`{STATUS_TAG}`"],
-        "searchFilter": "",
+        "searchFilter": f"tags.`{KIND_TAG}` = 'trial'",  # the sweep's own run does not stand among them
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",

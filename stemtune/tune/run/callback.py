@@ -211,6 +211,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
         values = {"time/wall_s": state.wall_s, "time/device_s": state.device_s}
         if not math.isnan(state.best):
             values |= {"best": state.best, "best_epoch": float(state.best_epoch)}
+            values |= {f"best/{key.removeprefix('val/')}": value for key, value in state.best_values.items()}
         tags = {"stemtune.train_folder": str(train_folder(self.folder, state.trial))}
         tags["stemtune.nodes"] = " ".join(state.nodes)
         self.tracker.end(state.trial, state.status, state.reason, values, tags)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stemtune._files import writable_folder
+from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import Interrupted, UserError, masked
 from stemtune.tracking import NullTracker, Tracker, address, check_server, log_files, resend
@@ -207,6 +208,10 @@ def _run(
     drop_driver_state(sweep_id)
     driver = driver_state(sweep_id)
     driver.folder, driver.space, driver.records_id = folder, space, str(manifest.get("records_id", ""))
+    if tracked:
+        where = address()
+        opened = "" if where.is_server else f"; to open them: mlflow ui --backend-store-uri '{where.shown}'"
+        say(f"records: {where.shown}, experiment {folder.name}{opened}")
     try:
         tuner = restored_tuner(folder, sweep_id, space.budget.trials, at_once) if resume else None
         if tuner is None:

@@ -149,9 +149,10 @@ class SearchSpace:
         _check_whole(changed)
         return changed
 
-    def with_budget(self, **changes: float | None) -> SearchSpace:
-        """Return the space with those settings of the budget that are not None, as `--trials` and `--hours` do."""
-        return replace(self, budget=replace(self.budget, **{key: new for key, new in changes.items() if new}))
+    def with_budget(self, trials: int | None = None, hours: float | None = None) -> SearchSpace:
+        """Return the space with another number of trials or hours, as `--trials` and `--hours` do; None changes none."""
+        budget = self.budget
+        return replace(self, budget=replace(budget, trials=trials or budget.trials, hours=hours or budget.hours))
 
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
