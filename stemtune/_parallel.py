@@ -124,14 +124,14 @@ def _work(work: Callable[[Any, Any], Any], item: Any) -> Any:
 
 @contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Let processes that are started in the block never receive SIGINT and SIGTERM; the parent does when it ends.
+    """Let processes that start in the block never receive SIGINT, SIGTERM and SIGHUP; the parent does when it ends.
 
     A terminal sends Ctrl-C to every process of a command, a batch system SIGTERM, and a worker that is still importing
     would answer with a traceback before it gets as far as ignoring the signal. A blocked signal stays blocked in the
     processes started.
     """
     resource_tracker.ensure_running()  # its own start would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

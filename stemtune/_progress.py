@@ -69,6 +69,11 @@ class Progress:
         if self._plain:
             threading.Thread(target=self._report, name="progress", daemon=True).start()
 
+    @property
+    def in_terminal(self) -> bool:
+        """Whether a bar is shown, which one line for each step would push away."""
+        return self._bar is not None
+
     def update(self, count: int = 1) -> None:
         """Count what was done since the last call."""
         self.done += count
@@ -93,7 +98,7 @@ class Progress:
             self._bar.close()
         took = time.monotonic() - self._began
         if self._plain and finished and not self._over.is_set() and took >= min(BRIEF_S, self._every):
-            self._print(f"done in {_duration(took)}")
+            self._print(f"done in {duration(took)}")
         self._over.set()
 
     def __enter__(self) -> Progress:
@@ -106,7 +111,7 @@ class Progress:
         while not self._over.wait(self._every):
             rate = self._rate()
             left = self.total - self.done
-            self._print(f"{_duration(left / rate)} left" if rate and left >= 0 else "time left unknown")
+            self._print(f"{duration(left / rate)} left" if rate and left >= 0 else "time left unknown")
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._began, 1e-6)
@@ -127,7 +132,8 @@ def _interval_s() -> float:
     return wanted if 0 < wanted < threading.TIMEOUT_MAX else EVERY_S
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time in two units: `1 h 20 min`, `3 min 41 s`, `12 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -46,7 +46,7 @@ OWNERS = {
 """The rooms, folders or modules that may import each library."""
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 400, 60, 15
-LARGEST_PACKAGE = {"lines": 31_500, "files": 187}
+LARGEST_PACKAGE = {"lines": 32_000, "files": 190}
 
 
 def place(path: Path) -> str:

@@ -115,7 +115,7 @@ sys.exit(cli.main([]))
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_module_that_swallows_an_interrupt_does_not_swallow_ours(name: str, code: int, tmp_path: Path) -> None:
     """As numpy.random does, and any extension module may, while it is imported."""
     (tmp_path / "swallows.py").write_text(SWALLOWS.format(name=name))

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 
 from stemtune._version import __version__
@@ -52,8 +53,8 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done; 2 the user's mistake; 1 an internal error; 130 interrupted by Ctrl-C (SIGINT), 143 by SIGTERM: both leave
-    nothing half-written and say how to go on.
+    0 done; 2 the user's mistake; 1 an internal error; 130 interrupted by Ctrl-C (SIGINT), 143 by SIGTERM, 129 by SIGHUP
+    (the terminal is gone): all leave nothing half-written and say how to go on.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows what was said when it was said
@@ -82,7 +83,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """Answer SIGTERM in the block as Ctrl-C is answered; yield a list that holds the signal once it came.
+    """Answer SIGTERM and SIGHUP in the block as Ctrl-C is answered; yield a list that holds the signal once it came.
 
     While a module is imported, a CIF read or a thread started, both wait until that is done: extension modules and
     PyCifRW (a bare `except`) swallow a KeyboardInterrupt, and the command would go on; a thread that its pool does not
@@ -90,6 +91,7 @@ def _terminable() -> Iterator[list[int]]:
     the main one, keep the usual answers.
     """
     received: list[int] = []
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -97,14 +99,19 @@ def _terminable() -> Iterator[list[int]]:
 
     def answer(number: int, frame: FrameType | None) -> None:
         if os.getpid() != here:
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         if _delicate(frame):
             signal.signal(signal.SIGALRM, lambda _, frame: answer(number, frame))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
             return
-        if number == signal.SIGTERM:
+        if number == signal.SIGHUP:  # it may come twice; and what is said from now on would fail with the terminal gone
+            signal.signal(number, signal.SIG_IGN)
+            with Path(os.devnull).open("r+") as nothing:
+                for terminal in terminals:
+                    os.dup2(nothing.fileno(), terminal)
+        if number != signal.SIGINT:
             received.append(number)
             interrupt = signal.getsignal(signal.SIGINT)  # Ray Tune's own while a sweep runs
             if callable(interrupt) and interrupt is not answer:
@@ -112,17 +119,18 @@ def _terminable() -> Iterator[list[int]]:
                 return
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
-    signal.signal(signal.SIGTERM, answer)
-    if callable(before[signal.SIGINT]):  # not ignored, as it is in the background of a script
-        signal.signal(signal.SIGINT, answer)
+    answered = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (*answered, signal.SIGALRM)}
+    for number in answered:
+        if before[number] is not signal.SIG_IGN:  # as SIGINT is in the background of a script, and SIGHUP by nohup
+            signal.signal(number, answer)
     try:
         yield received
     finally:
         if signal.getsignal(signal.SIGALRM) is not before[signal.SIGALRM]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
-            # After SIGTERM the process ends; a signal that follows, from Ray for instance, must not change how.
+            # After SIGTERM or SIGHUP the process ends; what follows, from Ray perhaps, must not change how.
             if handler is not None:  # not one that C code set
                 signal.signal(number, signal.SIG_IGN if received and number != signal.SIGALRM else handler)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stemtune.cli.parsing import Command, Parser, command, positive
+from stemtune.cli.parsing import Command, Parser, above_zero, command, positive
 from stemtune.config import Config, parse_assignments
 from stemtune.errors import Interrupted, UserError
 
@@ -131,6 +131,7 @@ DEFAULT_SPACE = "search_spaces/smoke.yaml"
 
 EXAMPLES = """stemtune sweep search_spaces/smoke.yaml --local --trials 4 --name first
   stemtune sweep --resume first
+  stemtune sweep --resume first --trials 20            # of which those that ran are not run again
   stemtune sweep search_spaces/smoke.yaml --name second --study first
   ray submit cluster/hpc.yaml stemtune/sweep.py -- search_spaces/architectures.yaml --nodes 3 --name big \\
     --set data.store=/shared/linio2.h5
@@ -147,10 +148,12 @@ def sweep(parser: Parser) -> Command:
     parser.option("space", f"the search space; default {DEFAULT_SPACE}", "SPACE.yaml", nargs="?")
     parser.flag("--local", "a Ray of our own on this machine, whatever else runs")
     parser.option("--trials", "number of trials, instead of the space's", "N", type=positive)
+    parser.option("--hours", "hours after which the sweep ends, instead of the space's", "H", type=above_zero)
     parser.option("--name", "name of the sweep; default the space's file name", "NAME")
     parser.option(
         "--resume",
-        "go on with the interrupted sweep NAME, by default the newest; finished trials are not run again",
+        "go on with the sweep NAME, by default the newest interrupted; finished trials are not run again, and more"
+        " --trials or --hours extend it",
         "NAME",
         nargs="?",
         const="",
@@ -164,7 +167,7 @@ def sweep(parser: Parser) -> Command:
     )
     parser.option("--nodes", "wait until N nodes of the cluster are there", "N", type=int, default=1)
     parser.option("--set", "fix any setting of a trial", "KEY=VALUE", action="append", default=[])
-    parser.flag("--check", "validate the space, print what would run, and stop")
+    parser.flag("--check", "validate the space, print what would run, also with --resume, and stop")
     return lambda options: _start(options) if options.resume is None else _resume(options)
 
 
@@ -182,7 +185,7 @@ def _start(options: argparse.Namespace) -> int:
         return 0
     from stemtune.tune.run.sweep import run_sweep
 
-    how = {name: getattr(options, name) for name in ("local", "trials", "nodes", "study")}
+    how = {name: getattr(options, name) for name in ("local", "trials", "hours", "nodes", "study")}
     try:
         return _replicated(run_sweep(space, options.name, **how), options)
     except KeyboardInterrupt as stop:
@@ -191,9 +194,8 @@ def _start(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from stemtune.tune.run.manifest import sweeps_folder, unfinished
-    from stemtune.tune.run.sweep import resume_sweep
 
-    for option in ("trials", "set", "study"):
+    for option in ("set", "study"):
         if getattr(options, option):
             raise UserError(f"--resume goes on with the sweep as it began, so --{option} cannot change it")
     name = options.resume or options.name
@@ -206,7 +208,15 @@ def _resume(options: argparse.Namespace) -> int:
         if not waiting:
             raise UserError(f"no interrupted sweep is in {sweeps_folder()}; --resume NAME names one elsewhere")
         name = waiting[0]
-    return _replicated(resume_sweep(name, local=options.local, nodes=options.nodes), options)
+    if options.check:
+        from stemtune.tune.run.manifest import describe_resume
+
+        print(describe_resume(name, options.trials, options.hours))
+        return 0
+    from stemtune.tune.run.sweep import resume_sweep
+
+    how = {one: getattr(options, one) for one in ("local", "trials", "hours", "nodes")}
+    return _replicated(resume_sweep(name, **how), options)
 
 
 def _replicated(outcome: SweepOutcome, options: argparse.Namespace) -> int:

@@ -188,6 +188,14 @@ def finite(text: str) -> float:
     return number
 
 
+def above_zero(text: str) -> float:
+    """Read a number above 0."""
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
+    return value
+
+
 def seconds(text: str) -> float:
     number = finite(text)
     if not 0 < number < 1e6:

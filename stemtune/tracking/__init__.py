@@ -20,7 +20,7 @@ from stemtune.tracking.registry import (
     resolve_model,
     roll_back,
 )
-from stemtune.tracking.writer import NullTracker, Tracker
+from stemtune.tracking.writer import NullTracker, Tracker, resend
 
 __all__ = [
     "Address",
@@ -38,6 +38,7 @@ __all__ = [
     "newest_sweep",
     "read_sweep",
     "reigning",
+    "resend",
     "resolve",
     "resolve_model",
     "roll_back",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from stemtune._files import refuse_readable
 from stemtune._version import __version__
@@ -19,6 +22,15 @@ KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # th
 
 UNAVAILABLE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED")
 """MLflow's codes for a server that does not answer, or not us."""
+
+_ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow's own database keeps the places of artifacts."""
 
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "uc")
 
@@ -36,6 +48,12 @@ class Address:
         return self.uri.startswith(("http:", "https:"))
 
     @property
+    def file(self) -> Path | None:
+        """The SQLite file, where the records go into one."""
+        scheme, _, path = self.uri.partition(":///")
+        return Path(unquote(path.partition("?")[0])).absolute() if scheme.split("+")[0] == "sqlite" else None
+
+    @property
     def shown(self) -> str:
         """The address without name and password."""
         return masked(self.uri)
@@ -49,7 +67,11 @@ def address(folder: Path | None = None) -> Address:
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     here = (folder or Path.cwd()).absolute()
     if not given:
-        return Address(f"sqlite:///{here / 'mlflow.db'}", here / "mlartifacts")
+        name, driver = str(here / "mlflow.db"), "sqlite"
+        if "%" in name or "?" in name:  # which begin something else in an address
+            # With the driver named, MLflow does not make a folder that is called as the escapes are.
+            name, driver = name.replace("%", "%25").replace("?", "%3F"), "sqlite+pysqlite"
+        return Address(f"{driver}:///{name}", here / "mlartifacts")
     scheme = given.split(":", 1)[0].split("+", 1)[0] if ":" in given else ""
     if scheme and scheme not in _SCHEMES:
         raise UserError(
@@ -59,8 +81,8 @@ def address(folder: Path | None = None) -> Address:
     secret = Path.home() / ".mlflow" / "credentials"  # where MLflow looks when the environment holds no password
     if scheme in ("http", "https") and "MLFLOW_TRACKING_PASSWORD" not in os.environ and secret.is_file():
         refuse_readable(secret, "the password of the MLflow server")
-    beside = Path(given.removeprefix("sqlite:///")).absolute().parent if scheme == "sqlite" else None
-    return Address(given, beside / "mlartifacts" if beside else None)
+    beside = Address(given).file
+    return Address(given, beside.parent / "mlartifacts" if beside else None)
 
 
 def client(where: Address) -> Any:
@@ -77,6 +99,7 @@ def client(where: Address) -> Any:
     import mlflow
 
     _quiet_loggers()  # MLflow has set its own level
+    _move_artifacts(where)
     return mlflow.MlflowClient(tracking_uri=where.uri, registry_uri=where.uri)
 
 
@@ -88,12 +111,40 @@ def _quiet_loggers() -> None:
 def open_client() -> tuple[Any, Address]:
     """Return a client for reading, and the address; an MLflow file that is not there is the user's mistake."""
     where = address()
-    file = where.uri.removeprefix("sqlite:///")
-    if file != where.uri and not Path(file).exists():
+    if where.file is not None and not where.file.exists():
         raise UserError(
-            f"there is no MLflow file {file}; go to the folder where the sweep ran, or set MLFLOW_TRACKING_URI"
+            f"there is no MLflow file {where.file}; go to the folder where the sweep ran, or set MLFLOW_TRACKING_URI"
         )
-    return client(where), where
+    return ask(client, where, where), where
+
+
+def _move_artifacts(where: Address) -> None:
+    """Have an MLflow file that was copied or moved with its folder name the artifacts that lie beside it now.
+
+    MLflow keeps absolute paths and has no call to change them: reading would look where the folder was, and writing
+    would add to the original.
+    """
+    file, artifacts = where.file, where.artifacts
+    if file is None or artifacts is None or not file.exists() or not artifacts.is_dir():
+        return
+    with contextlib.closing(sqlite3.connect(file, timeout=30)) as database:
+        tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        columns = [column for column in _ARTIFACT_COLUMNS if column[0] in tables]
+        roots = set()
+        for (location,) in database.execute("SELECT artifact_location FROM experiments") if columns else ():
+            root, found, _ = str(location).rpartition(f"/{artifacts.name}/")
+            if found and root.startswith("file://"):
+                roots.add(f"{root}/{artifacts.name}")
+        for root in roots - {artifacts.as_uri()}:
+            old = Path(unquote(urlsplit(root).path))
+            if old.exists() and old.samefile(artifacts):
+                continue  # one folder under two names
+            for table, column in columns:
+                # Names of ours, no one else's.
+                change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                start = root + "/"
+                database.execute(change, (artifacts.as_uri() + "/", len(start) + 1, len(start), start))
+        database.commit()
 
 
 def ask(call: Callable[..., Any], where: Address, *arguments: Any, **named: Any) -> Any:
@@ -101,11 +152,21 @@ def ask(call: Callable[..., Any], where: Address, *arguments: Any, **named: Any)
     try:
         return call(*arguments, **named)
     except Exception as problem:
+        _refuse_other_version(problem, where)
         if error_code(problem) in UNAVAILABLE:
             raise UserError(
                 f"the MLflow server {where.shown} does not answer as it should: {short_reason(problem)}"
             ) from None
         raise
+
+
+def _refuse_other_version(problem: Exception, where: Address) -> None:
+    """Say what to do about a database of an older or newer MLflow, which this one does not open."""
+    if where.file is not None and "mlflow db upgrade" in str(problem):
+        raise UserError(
+            f"{where.file} was made by another version of MLflow; if it is older, keep a copy and run"
+            f" mlflow db upgrade '{where.uri}'; else install that version, or move the file away"
+        ) from None
 
 
 def error_code(problem: Exception) -> str:
@@ -122,9 +183,11 @@ def check_server(where: Address, name: str) -> None:
     """See that the server at `where` lets us write the experiment `name`, before the first trial begins.
 
     An absent server is no obstacle, for records wait for it in the sweep's folder; one that refuses us would have
-    them wait for ever, and so does an experiment of another user: both are a `UserError`.
+    them wait for ever, and so does an experiment of another user, or a file of another MLflow: all are a `UserError`.
     """
     if not where.is_server:
+        if where.file is not None and where.file.exists():
+            ask(lambda: client(where).get_experiment_by_name(name), where)
         return
     api = client(where)
     try:

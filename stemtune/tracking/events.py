@@ -16,12 +16,14 @@ ID_TAG = "stemtune.sweep_id"
 STATUS_TAG = "stemtune.status"
 REASON_TAG = "stemtune.reason"
 NOTE_TAG = "stemtune.note"
+CHANGED = "stemtune.changed"
 CHAMPION = "champion"
 CROWNED = "stemtune.champion_time"  # of a model version: when, in milliseconds since 1970
 DEPOSED = "stemtune.deposed"  # of a model version: when its crown was taken back
 MODEL_FOLDER = "model"
 
-_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED", "interrupted": "KILLED"}
+# A trial that ASHA stopped did what it should: a red cross would say that it failed. The tag tells the two apart.
+_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "ALREADY_EXISTS")
 _ABSENT = (*UNAVAILABLE, "REQUEST_LIMIT_EXCEEDED")
 _BATCH = 90  # parameters or tags of one request; MLflow takes 100
@@ -38,13 +40,14 @@ def leaderboard_view(params: Mapping[str, Any], run: str) -> str:
     `params` are those of the sweep's `run`: `metric`, `mode`, and `searched`, the settings that trials differ in.
     """
     searched = [name for name in str(params.get("searched", "")).split(", ") if name][:_COLUMNS]
-    columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`val/within_5deg`"]
+    # Figures of the best epoch, so that those in one row belong together.
+    columns = ["metrics.`best`", "metrics.`best_epoch`", "metrics.`best/within_5deg`"]
     columns += [f"params.`{name}`" for name in dict.fromkeys(["model.name", *searched])]
     state = {
         "orderByKey": "metrics.`best`",
         "orderByAsc": params.get("mode", "min") == "min",
         "selectedColumns": [*columns, f"tags.`{STATUS_TAG}`"],
-        "searchFilter": "",
+        "searchFilter": f"tags.`{KIND_TAG}` = 'trial'",  # the sweep's own run does not stand among them
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
@@ -63,6 +66,10 @@ class UnsendableEvent(Exception):
     """An event that no server could ever apply."""
 
 
+class RecordsGone(Exception):
+    """MLflow does not know a run that was begun: it came back with another database, or the run was deleted."""
+
+
 def judge_failure(problem: Exception) -> Literal["refused", "away", "unclear"]:
     """Tell an event that MLflow will never take from a server that is not there."""
     code = error_code(problem)
@@ -76,10 +83,11 @@ def judge_failure(problem: Exception) -> Literal["refused", "away", "unclear"]:
 class Sender:
     """Applies events to MLflow and remembers the ids of the runs it made or found."""
 
-    def __init__(self, where: Address, name: str, sweep_id: str) -> None:
+    def __init__(self, where: Address, name: str, sweep_id: str, folder: Path) -> None:
         self._where = where
         self._name = name
         self._sweep_id = sweep_id
+        self._folder = folder  # of the sweep: the champion's model lies there, wherever it was moved to
         self._client: Any = None
         self._experiment_id: str | None = None
         self._runs: dict[str, str] = {}
@@ -90,10 +98,29 @@ class Sender:
         self._runs = {}
 
     def send(self, event: dict[str, Any]) -> None:
-        """Apply one event."""
+        """Apply one event; `RecordsGone` says that those before it have to be sent again."""
         if self._client is None:
             self._client = client(self._where)
-        getattr(self, f"_{event['kind']}")(event)
+        try:
+            getattr(self, f"_{event['kind']}")(event)
+        except Exception as problem:
+            key = str(event.get("trial", ""))
+            if self._is_gone(self._runs.get(key) or self._runs.get("")):
+                raise RecordsGone(key) from problem
+            raise
+
+    def _is_gone(self, run: str | None) -> bool:
+        """Whether MLflow answers, and no longer has this run among those that are not deleted."""
+        try:
+            return run is not None and self._client.get_run(run).info.lifecycle_stage == "deleted"
+        except Exception as problem:
+            return error_code(problem) == "RESOURCE_DOES_NOT_EXIST"
+
+    def knows_sweep(self) -> bool:
+        """Whether MLflow has the sweep's own run."""
+        if self._client is None:
+            self._client = client(self._where)
+        return self._found(self._identity("")) is not None
 
     def _experiment(self) -> str:
         if self._experiment_id is None:
@@ -109,11 +136,13 @@ class Sender:
         return self._experiment_id
 
     def _run(self, key: str, event: dict[str, Any], name: str, tags: dict[str, str]) -> str:
-        """Return the id of the run that carries the tag `key`; make the run if there is none."""
+        """Return the id of the run that carries the tag `key`; the event that begins it makes it if there is none."""
         if key not in self._runs:
             identity = self._identity(key)
             found = self._found(identity)
             if not found:
+                if event["kind"] not in ("sweep", "trial"):
+                    raise RecordsGone(key)
                 tags = {**identity, **tags}
                 made = self._client.create_run(self._experiment(), event["time"], tags, name)
                 found = str(made.info.run_id)
@@ -149,6 +178,17 @@ class Sender:
             for report in (event, *event.get("more", ()))  # with the reports that waited with this one
             for key, value in report.get("values", {}).items()
         ]
+        try:
+            self._log(run, params, tags, values)
+        except Exception as problem:
+            if "hanging param" not in str(problem):
+                raise
+            # MLflow keeps the first value of each: what a resume changed (trials, a moved store) becomes a tag.
+            known = self._client.get_run(run).data.params
+            changed = [RunTag(f"{CHANGED}.{one.key}", one.value) for one in params if known.get(one.key) != one.value]
+            self._log(run, [one for one in params if one.key not in known], [*tags, *changed], values)
+
+    def _log(self, run: str, params: list[Any], tags: list[Any], values: list[Any]) -> None:
         for start in range(0, max(len(params), len(tags), 1), _BATCH):
             part = slice(start, start + _BATCH)
             self._client.log_batch(
@@ -192,7 +232,7 @@ class Sender:
 
     def _champion(self, event: dict[str, Any]) -> None:
         run = self._child(event)
-        folder = Path(event["folder"])
+        folder = self._folder / event["folder"]
         if not (folder / "model.json").is_file():
             raise UnsendableEvent(f"the champion's model folder {folder} is gone")
         self._client.log_artifacts(run, str(folder), MODEL_FOLDER)

@@ -18,9 +18,10 @@ from typing import Any
 
 from stemtune.config import Scalar
 from stemtune.tracking.client import Address, short_reason
-from stemtune.tracking.events import Sender, judge_failure
+from stemtune.tracking.events import RecordsGone, Sender, judge_failure
 
 JOURNAL = "tracking.jsonl"
+SENT = "tracking.sent"  # how many bytes of the journal MLflow has
 _PATIENCE_S = 5.0  # longest pause between two attempts to reach the server
 _AHEAD = 2000  # lines of the journal that are looked at together
 _JOINED = 40  # reports of a trial in one call; MLflow takes 1,000 values
@@ -64,6 +65,11 @@ def journal_events(folder: Path) -> Iterator[dict[str, Any]]:
                         yield event
 
 
+def resend(folder: Path) -> None:
+    """Have the next tracker of the sweep in `folder` send its journal from the start."""
+    (folder / SENT).unlink(missing_ok=True)
+
+
 class NullTracker:
     """Takes every event of a sweep and keeps none."""
 
@@ -92,7 +98,7 @@ class NullTracker:
         self._put("lost", trial=trial)
 
     def champion(self, trial: str, folder: str, tags: dict[str, str]) -> None:
-        """Keep the model folder of the best trial and register it."""
+        """Keep the model folder of the best trial, a path in the sweep's folder, and register it."""
         self._put("champion", trial=trial, folder=folder, tags=tags)
 
     def done(self, status: str, values: dict[str, float], tags: dict[str, str]) -> None:
@@ -119,11 +125,12 @@ class Tracker(NullTracker):
 
     def __init__(self, folder: Path, name: str, sweep_id: str, where: Address) -> None:
         self._journal = folder / JOURNAL
-        self._mark = folder / "tracking.sent"
+        self._mark = folder / SENT
         self._refused = folder / "tracking.refused.jsonl"
         self.where = where
         self.problem = ""
-        self._sender = Sender(where, name, sweep_id)
+        self._sender = Sender(where, name, sweep_id, folder)
+        self._resent: set[int] = set()  # places in the journal where it was begun again
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._closing = threading.Event()
@@ -203,6 +210,9 @@ class Tracker(NullTracker):
 
     def _work(self) -> None:
         position = self._sent()
+        if position:  # of an earlier run, to a database that may have been replaced since
+            with contextlib.suppress(Exception):
+                position = position if self._sender.knows_sweep() else 0
         while not self._closing.is_set():
             lines = self._next(position)
             if not lines:
@@ -210,8 +220,16 @@ class Tracker(NullTracker):
                 self._news.clear()
                 continue
             for line, joined in joined_metrics(lines):
-                if joined and line.strip() and not self._send(joined):
-                    return
+                try:
+                    if joined and line.strip() and not self._send(joined):
+                        return
+                except RecordsGone:
+                    if position in self._resent:  # a journal without its beginning
+                        self._put_aside(line, "its trial or sweep was never begun")
+                    else:
+                        self._resent.add(position)
+                        position = 0
+                        break
                 position += len(line)
                 self._note(position)
 
@@ -239,6 +257,9 @@ class Tracker(NullTracker):
         while not self._closing.is_set():
             try:
                 self._sender.send({**first, "more": more} if more else first)
+            except RecordsGone:
+                self._sender.forget()
+                raise
             except Exception as problem:
                 attempt += 1
                 self.problem = f"{type(problem).__name__}: {short_reason(problem)}"

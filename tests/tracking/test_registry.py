@@ -237,4 +237,5 @@ def test_the_ui_finds_a_view_of_what_matters(prepared: Path) -> None:
     assert view["selectedColumns"][0] == "metrics.`best`"
     assert view["selectedColumns"][3:5] == ["params.`model.name`", "params.`optim.lr`"]
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best`", False)
+    assert view["searchFilter"] == "tags.`stemtune.kind` = 'trial'"
     assert list(view["runsExpanded"]) == [read_sweep("viewed").run_id]

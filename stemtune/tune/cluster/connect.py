@@ -126,14 +126,15 @@ def _start(options: dict[str, Any]) -> None:
 def _answers_sigterm() -> Iterator[None]:
     """Keep our answer to SIGTERM, where there is one: Ray replaces it by an exit without a word.
 
-    A batch system sends the signal to every process of the command. Those of a Ray of our own, which start here, do
-    not hear it: without them the sweep could not end as it does after Ctrl-C, which Ray keeps from them itself.
+    A batch system sends the signal to every process of the command, and a terminal that goes away SIGHUP. Those of a
+    Ray of our own, which start here, hear neither: without them the sweep could not end as it does after Ctrl-C, which
+    Ray keeps from them itself.
     """
     before = signal.getsignal(signal.SIGTERM)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

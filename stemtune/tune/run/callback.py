@@ -21,6 +21,7 @@ from stemtune.config import METRICS, Config
 from stemtune.tracking import NullTracker, Tracker, address, code_version
 from stemtune.tune.cluster.node_check import nodes_of
 from stemtune.tune.run.checkpoints import Snapshots, how_ended, mark_ended, train_folder
+from stemtune.tune.run.manifest import PATHS
 from stemtune.tune.run.trial import CORRUPT, DIVERGED, EARLIER, NO_SPACE, failure, passed_on
 from stemtune.tune.run.trial_state import SweepProgress, TrialState, driver_state, history, unpacked
 from stemtune.tune.space.space import SearchSpace
@@ -53,11 +54,17 @@ class SweepCallback(Callback):  # type: ignore[misc]
         gone = ("tracker", "progress", "snapshots")
         return {key: value for key, value in self.__dict__.items() if key not in gone}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        now = driver_state(self.sweep_id)
+        if now.folder is not None and now.space is not None:  # moved or extended since
+            self.folder, self.name, self.space = now.folder, now.folder.name, now.space
+
     def get_state(self) -> dict[str, Any]:
-        return {"trials": self.trials, "over_time": self.over_time}
+        return {"trials": self.trials}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self.trials, self.over_time = state["trials"], state.get("over_time", False)
+        self.trials = state["trials"]
         driver_state(self.sweep_id).restored = True
 
     def setup(self, stop: Any = None, num_samples: Any = None, total_num_samples: Any = None, **info: Any) -> None:
@@ -65,7 +72,8 @@ class SweepCallback(Callback):  # type: ignore[misc]
         self._looked_back = False
         self.tracker: NullTracker | Tracker = NullTracker()
         if self.tracked:
-            self.tracker = Tracker(self.folder, self.name, self.sweep_id, address())
+            records_id = driver_state(self.sweep_id).records_id or self.sweep_id
+            self.tracker = Tracker(self.folder, self.name, records_id, address())
         space = self.space
         self.progress = SweepProgress(space.budget.trials, space.metric, space.mode, space.fixed, self.trials.values())
         driver_state(self.sweep_id).callback = self
@@ -87,8 +95,9 @@ class SweepCallback(Callback):  # type: ignore[misc]
         if not self._looked_back:
             self._looked_back = True
             self._forget({trial.trial_id for trial in trials})
-            for trial in trials:  # begun before an interrupt: this machine's network may be another
-                trial.config["sweep"]["environment"] = passed_on()
+            for trial in trials:  # begun before an interrupt: this machine's network, and its folders, may be others
+                trial.config["sweep"] |= {"environment": passed_on(), "folder": str(self.folder)}
+                trial.config["knobs"] |= {key: self.space.fixed[key] for key in PATHS if key in self.space.fixed}
         self.snapshot(trials)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -203,6 +212,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
         values = {"time/wall_s": state.wall_s, "time/device_s": state.device_s}
         if not math.isnan(state.best):
             values |= {"best": state.best, "best_epoch": float(state.best_epoch)}
+            values |= {f"best/{key.removeprefix('val/')}": value for key, value in state.best_values.items()}
         tags = {"stemtune.train_folder": str(train_folder(self.folder, state.trial))}
         tags["stemtune.nodes"] = " ".join(state.nodes)
         self.tracker.end(state.trial, state.status, state.reason, values, tags)

@@ -10,7 +10,8 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from typing import Any
 from stemtune._files import whole_file
 from stemtune._version import __version__
 from stemtune.config import Scalar
-from stemtune.errors import UserError, did_you_mean
+from stemtune.errors import UserError, did_you_mean, masked
+from stemtune.tune.formatting import STATUS_WORDS
+from stemtune.tune.run.trial_state import TrialState, recorded_trials
+from stemtune.tune.space.describe import describe_space
 from stemtune.tune.space.forms import Branch, Choice, Constant, Form
 from stemtune.tune.space.space import SearchSpace, space_from_text, walk
 
@@ -32,7 +36,13 @@ SHIPPED = ("linio2",)  # names that stand for files of ours
 
 def sweeps_folder() -> Path:
     """Return where sweeps live: `STEMTUNE_SWEEPS`, or `sweeps` in the working folder."""
-    return Path(os.environ.get("STEMTUNE_SWEEPS") or "sweeps").expanduser().absolute()
+    given = os.environ.get("STEMTUNE_SWEEPS") or "sweeps"
+    if "://" in given:  # locks, renames and Optuna's journal need a file system
+        raise UserError(
+            f"STEMTUNE_SWEEPS is '{masked(given)}', but must be a folder that every node sees: mount the store (s3fs,"
+            " NFS) and name the folder"
+        )
+    return Path(given).expanduser().absolute()
 
 
 def checked_name(name: str) -> str:
@@ -80,7 +90,9 @@ def new_manifest(space: SearchSpace, name: str) -> dict[str, Any]:
         "space_name": space.name,
         "fixed": dict(space.fixed),
         "home": str(Path.cwd()),
+        "folder": str(sweeps_folder() / name),
         "trials": space.budget.trials,
+        "hours": space.budget.hours,
     }
 
 
@@ -103,10 +115,63 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def space_from_manifest(manifest: dict[str, Any]) -> SearchSpace:
-    """Return the space that a sweep began with, `--set` and `--trials` included."""
+    """Return the space of a sweep with the budget in force, `--set`, `--trials` and `--hours` included."""
     space = space_from_text(manifest["space"], manifest["space_name"])
     changed = {key: value for key, value in manifest["fixed"].items() if space.fixed.get(key) != value}
-    return space.with_settings(changed).with_trials(int(manifest["trials"]))
+    return space.with_settings(changed).with_budget(trials=int(manifest["trials"]), hours=manifest.get("hours"))
+
+
+def extended(
+    manifest: dict[str, Any], states: Sequence[TrialState], trials: int | None, hours: float | None
+) -> dict[str, Any]:
+    """Return the manifest with another number of trials or hours; fewer trials than have begun are refused."""
+    if trials is not None and trials < len(states):
+        raise UserError(f"--trials is {trials}, but {len(states)} trials of '{manifest['name']}' have begun; give more")
+    return manifest | ({"trials": trials} if trials else {}) | ({"hours": hours} if hours else {})
+
+
+def located(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest as it is right for a sweep that lies in `folder`, which may be a copy or have been moved.
+
+    Files that the sweep names and that are gone are looked for where the copy has them. Where the original is still
+    there and writes to the same MLflow, the records of the copy are a sweep of their own, sent from the start.
+    """
+    old = Path(manifest.get("folder") or Path(manifest.get("home", ".")) / "sweeps" / str(manifest["name"]))
+    if old == folder or (old.exists() and old.samefile(folder)):
+        return manifest
+    root, new_root = old, folder
+    while root.name == new_root.name and root != root.parent and new_root != new_root.parent:
+        root, new_root = root.parent, new_root.parent
+    moved = {**manifest, "folder": str(folder), "name": folder.name}
+    fixed = {key: _found_again(key, value, root, new_root) for key, value in manifest["fixed"].items()}
+    moved |= {"fixed": fixed, "home": str(Path.cwd())}
+    shared = os.environ.get("MLFLOW_TRACKING_URI") or manifest.get("home") == str(Path.cwd())
+    with contextlib.suppress(OSError, ValueError):
+        if shared and json.loads((old / MANIFEST).read_text()).get("sweep_id") == manifest["sweep_id"]:
+            moved["records_id"] = uuid.uuid4().hex
+    return moved
+
+
+def _found_again(key: str, value: Scalar, root: Path, new_root: Path) -> Scalar:
+    if key in PATHS and isinstance(value, str) and Path(value).is_relative_to(root) and not Path(value).exists():
+        there = new_root / Path(value).relative_to(root)
+        return str(there) if there.exists() else value
+    return value
+
+
+def describe_resume(name: str, trials: int | None = None, hours: float | None = None) -> str:
+    """Say what `--resume` would do with the sweep `name`."""
+    folder = sweeps_folder() / checked_name(name)
+    manifest = located(folder, read_manifest(folder))
+    space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
+    states = recorded_trials(folder, space.metric, space.mode)
+    space = space_from_manifest(extended(manifest, states, trials, hours))
+    ended = Counter(state.status for state in states)
+    words = ", ".join(f"{count} {STATUS_WORDS[status]}" for status, count in ended.items()) or "none begun"
+    again = sum(ended[status] for status in ("running", "interrupted", "failed"))
+    left = max(0, space.budget.trials - ended.total())
+    does = f"would go on with {again} and start {left} more" if again or left else "has nothing left to run"
+    return f"{describe_space(space, folder)}\n  trials so far: {words}; --resume {does}"
 
 
 def unfinished() -> list[str]:

@@ -28,7 +28,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher, SearchGenerator
 
 from stemtune._files import whole_file
 from stemtune.config import Scalar
@@ -65,6 +65,16 @@ class Limiter(ConcurrencyLimiter):  # type: ignore[misc]
         return super().suggest(trial_id)
 
 
+class Proposals(SearchGenerator):  # type: ignore[misc]
+    """Makes trials until there are as many as the budget says: a resume may raise it, even of a finished sweep."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take up the state from before an interrupt, but for what ended the sweep then."""
+        space = driver_state(getattr(self.searcher.searcher, "sweep_id", "")).space
+        total = state["total_samples"] if space is None else space.budget.trials
+        super().set_state({**state, "total_samples": total, "finished": False})
+
+
 class StudySearch(Searcher):  # type: ignore[misc]
     """Proposes trials from a `SearchSpace` by Optuna.
 
@@ -76,6 +86,8 @@ class StudySearch(Searcher):  # type: ignore[misc]
     The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see `find_study`), where
     `sweep_id` marks this sweep's trials. `settings` are what every trial gets besides its own.
     """
+
+    _study: Any
 
     def __init__(
         self,
@@ -100,6 +112,7 @@ class StudySearch(Searcher):  # type: ignore[misc]
             )
         self.space = space
         self.settings = settings
+        self.study = study
         place = find_study(study, folder, space)
         storage = open_storage(place)
         joined = join(place, storage, space)
@@ -203,7 +216,19 @@ class StudySearch(Searcher):  # type: ignore[misc]
         """Take up the searcher's state from before a crash, and end the study's trials that Tune never knew."""
         self.__dict__.update(pickle.loads(Path(checkpoint_path).read_bytes()))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        now = driver_state(self.sweep_id)
+        if now.folder is not None and now.space is not None:
+            self._move_to(now.folder, now.space)
         self._give_up_lost()
+
+    def _move_to(self, folder: Path, space: SearchSpace) -> None:
+        """Go on in `folder`, which may be another than the one that the pickled study names."""
+        self.space, self.settings = space, {**self.settings, "folder": str(folder)}
+        storage = open_storage(find_study(self.study, folder, space))
+        old = self._study
+        self._study = optuna.load_study(study_name=old.study_name, storage=storage, sampler=old.sampler)
+        for trial in self._trials.values():
+            trial.study, trial.storage = self._study, storage
 
     def _give_up_lost(self) -> None:
         """Plan anew what this sweep began and Tune, after a crash, does not know, whether it ended or not.

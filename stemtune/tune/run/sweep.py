@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from stemtune._files import writable_folder
+from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import Interrupted, UserError, masked
-from stemtune.tracking import NullTracker, Tracker, address, check_server, log_files
+from stemtune.tracking import NullTracker, Tracker, address, check_server, log_files, resend
 from stemtune.tracking.events import NOTE_TAG
 from stemtune.tune.run.checkpoints import StoredCheckpoint, check_resumable
 from stemtune.tune.run.manifest import (
     absolute,
     check_name_free,
     checked_name,
+    extended,
+    located,
     named_files,
     new_manifest,
     read_manifest,
@@ -74,6 +77,7 @@ def run_sweep(
     *,
     local: bool = False,
     trials: int | None = None,
+    hours: float | None = None,
     tracked: bool = True,
     nodes: int = 1,
     study: str = "",
@@ -88,7 +92,7 @@ def run_sweep(
     name = checked_name(name or space.name)
     folder = sweeps_folder() / name
     check_name_free(folder)
-    space = absolute(space if trials is None else space.with_trials(trials), Path.cwd()).enumerated()
+    space = absolute(space.with_budget(trials=trials, hours=hours), Path.cwd()).enumerated()
     manifest = new_manifest(space, name) | ({"study": study} if study else {})
     store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
     with single_driver(folder):
@@ -97,27 +101,54 @@ def run_sweep(
         return _run(space, folder, manifest, at_once, tracked, store_hash, resume=False)
 
 
-def resume_sweep(name: str, *, local: bool = False, tracked: bool = True, nodes: int = 1) -> SweepOutcome:
-    """Go on with the interrupted sweep `name`, or try its failed trials again; finished ones are not run again."""
+def resume_sweep(
+    name: str,
+    *,
+    local: bool = False,
+    trials: int | None = None,
+    hours: float | None = None,
+    tracked: bool = True,
+    nodes: int = 1,
+) -> SweepOutcome:
+    """Go on with the interrupted sweep `name`, or try its failed trials again; finished ones are not run again.
+
+    More `trials` or `hours` than it began with extend it, a finished one as well. A sweep whose folder was copied or
+    moved goes on where it lies now.
+    """
     folder = sweeps_folder() / checked_name(name)
     manifest = read_manifest(folder)
     if manifest["status"] != "finished":
         check_resumable(folder)
     with single_driver(folder):
-        space = absolute(space_from_manifest(manifest), Path(manifest.get("home", "."))).enumerated()
+        found = located(folder, manifest)
+        space = absolute(space_from_manifest(found), Path(found.get("home", ".")))
         states = recorded_trials(folder, space.metric, space.mode)
-        if manifest["status"] == "finished" and all(state.status != "failed" for state in states):
+        manifest, before = extended(found, states, trials, hours), manifest
+        space = absolute(space_from_manifest(manifest), Path(manifest.get("home", "."))).enumerated()
+        nothing_left = len(states) >= space.budget.trials or (trials is None and hours is None)
+        if manifest["status"] == "finished" and nothing_left and all(state.status != "failed" for state in states):
+            _take_over(folder, manifest, before)
             return _send_rest(space, folder, manifest, states, tracked)
         check_resumable(folder)
         store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
+        _take_over(folder, manifest, before)
         return _run(space, folder, manifest, at_once, tracked, store_hash, resume=True)
+
+
+def _take_over(folder: Path, manifest: dict[str, Any], before: dict[str, Any]) -> None:
+    """Write down what is new; of a copy that becomes a sweep of its own in MLflow, every record is sent again."""
+    if manifest.get("records_id") != before.get("records_id"):
+        resend(folder)
+    if manifest != before:
+        write_manifest(folder, manifest)
 
 
 def _send_rest(
     space: SearchSpace, folder: Path, manifest: dict[str, Any], states: list[TrialState], tracked: bool
 ) -> SweepOutcome:
     """Send what the tracking server missed of a finished sweep, and return how it ended: nothing is left to run."""
-    tracker = Tracker(folder, folder.name, str(manifest["sweep_id"]), address()) if tracked else NullTracker()
+    records_id = str(manifest.get("records_id") or manifest["sweep_id"])
+    tracker = Tracker(folder, folder.name, records_id, address()) if tracked else NullTracker()
     kept = kept_checkpoints(folder, states, space.metric, space.mode)
     crowned = [state for state in states if state.trial == manifest.get("champion")]
     outcome = _outcome(space, folder, "finished", states, kept, next(iter(crowned), None), tracker.close())
@@ -208,6 +239,12 @@ def _run(
 
     sweep_id = str(manifest["sweep_id"])
     drop_driver_state(sweep_id)
+    driver = driver_state(sweep_id)
+    driver.folder, driver.space, driver.records_id = folder, space, str(manifest.get("records_id", ""))
+    if tracked:
+        where = address()
+        opened = "" if where.is_server else f"; to open them: mlflow ui --backend-store-uri '{where.shown}'"
+        say(f"records: {where.shown}, experiment {folder.name}{opened}")
     try:
         tuner = restored_tuner(folder, sweep_id, space.budget.trials, at_once) if resume else None
         if tuner is None:
@@ -290,7 +327,7 @@ def _judged(
         tags = {"stemtune.champion_metric": callback.space.metric, **verdict.tags}
         tags["stemtune.champion_value"] = f"{verdict.champion.best:.6g}"
         trial = verdict.champion.trial
-        callback.tracker.champion(trial, str(kept[trial].folder / "model"), tags)
+        callback.tracker.champion(trial, str((kept[trial].folder / "model").relative_to(folder)), tags)
     return verdict, False
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from stemtune._files import damage
-from stemtune._progress import Progress, say
-from stemtune.config import Scalar
+from stemtune._progress import Progress, duration, say
+from stemtune.config import METRICS, Config, Scalar
 from stemtune.tracking.events import NOTE_TAG
 from stemtune.tracking.writer import journal_events
 from stemtune.tune.formatting import (
@@ -28,6 +29,7 @@ from stemtune.tune.formatting import (
     tested_figure,
 )
 from stemtune.tune.run.checkpoints import StoredCheckpoint, ranked, stored_checkpoints, train_folder
+from stemtune.tune.space.space import SearchSpace
 
 FIGURES = "figures"
 
@@ -36,9 +38,13 @@ FIGURES = "figures"
 class DriverState:
     """What one sweep's callback, sampler and stopper share in the process that drives it.
 
-    Tune pickles and restores each of them alone, so they find it by the sweep's id.
+    Tune pickles and restores each of them alone, so they find it by the sweep's id. What may have changed since they
+    were pickled, they take from here: where the folder lies, and how much is to be tried.
     """
 
+    folder: Path | None = None  # where the sweep's files lie; None outside of a sweep
+    space: SearchSpace | None = None  # what is searched, with the budget in force
+    records_id: str = ""  # the sweep's id in MLflow: of a copy it is another one
     at_once: int = 0  # how many trials the cluster has room for; 0 leaves it to the sampler's own limit
     restored: bool = True  # false until Tune took up its snapshot: where it fails to, it begins anew in silence
     time_over: bool = False  # whether the sweep's time has run out
@@ -76,6 +82,7 @@ class TrialState:
     device_s: float = 0.0  # without the start-up, times its devices
     first_report_s: float = 0.0  # from its start to its first report
     values: dict[str, float] = field(default_factory=dict)  # the figures of the last report
+    best_values: dict[str, float] = field(default_factory=dict)  # those of the best one
     nodes: tuple[str, ...] = ()  # names of the nodes where its workers run
     test: dict[str, float] = field(default_factory=dict)  # its figures on the test split, where it was tested
     note: str = ""  # that it learned nothing
@@ -92,6 +99,7 @@ class TrialState:
             self.epoch, self.last = epoch, value
         if math.isnan(self.best) or better(value, self.best, mode):
             self.best, self.best_epoch = value, epoch
+            self.best_values = {key: float(result[key]) for key in METRICS if key in result and "val/" in key}
         self.device_s = float(result.get("time/device_s", self.device_s))
         self.first_report_s = float(result.get("time/first_report_s", self.first_report_s))
 
@@ -108,20 +116,47 @@ class SweepProgress:
         self._metric, self._mode = metric, mode
         self._fixed = {*fixed, "train.epochs"}
         self._best: TrialState | None = None
+        self._total, self._epochs, self._began = total, 0, time.monotonic()
+        self._ends: list[int] = []  # after how many epochs the trials ended
+        self._running: dict[str, TrialState] = {}
         ended = [state for state in before if state.status not in ("running", "interrupted")]
         for state in ended:
             self._note_best(state)
+            self._ends.append(state.epoch)
         self._progress = Progress(total, "trials", "trial", done=len(ended))
 
     def started(self, state: TrialState) -> None:
+        self._running[state.trial] = state
         say(f"trial {state.number} starts: {format_settings(state.knobs, self._fixed)}")
 
     def reported(self, state: TrialState) -> None:
-        value = format_metric(self._metric, state.last)
-        self._progress.note(f"trial {state.number} {state.label} epoch {state.epoch}: {value}")
+        """Say what a trial reached: in a terminal behind the bar, elsewhere as a line of its own."""
+        self._epochs += 1
+        self._note_best(state)
+        best = f"best so far {self._value(self._best)} (trial {self._best.number})" if self._best else ""
+        value = f"trial {state.number} {state.label} epoch {state.epoch}: {format_metric(self._metric, state.last)}"
+        if self._progress.in_terminal:
+            self._progress.note(f"{value}; {best}")
+        else:
+            rate = self._epochs / max(time.monotonic() - self._began, 1e-6)
+            left = f"{duration(self._epochs_left() / rate)} left at most"
+            say("  ".join([time.strftime("%H:%M:%S"), value, best, f"{rate * 60:.3g} epochs/min", left]))
+
+    def _epochs_left(self) -> float:
+        """Return how many epochs there will be at most; of a trial to come, as many as those that ended had on average.
+
+        Until one has ended, as many as those that run may have.
+        """
+        most = {one.trial: int(one.knobs.get("train.epochs", Config().train.epochs)) for one in self._running.values()}
+        going_on = sum(max(0, most[one.trial] - one.epoch) for one in self._running.values())
+        known = self._ends or list(most.values())
+        to_come = max(0, self._total - len(self._ends) - len(self._running))
+        return going_on + to_come * sum(known) / max(1, len(known))
 
     def ended(self, state: TrialState) -> None:
         self._note_best(state)
+        self._running.pop(state.trial, None)
+        self._ends.append(state.epoch)
         best = f"; best so far trial {self._best.number}, {self._value(self._best)}" if self._best else ""
         say(
             f"trial {state.number} {state.label} {STATUS_WORDS[state.status]} after epoch {state.epoch} and"

@@ -17,7 +17,7 @@ from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.checkpoints import SNAPSHOTS, restore_snapshot
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
 from stemtune.tune.run.scheduler import SuccessiveHalving
-from stemtune.tune.run.searcher import STUDY, Limiter, StudySearch, repair_journal
+from stemtune.tune.run.searcher import STUDY, Limiter, Proposals, StudySearch, repair_journal
 from stemtune.tune.run.trial import FAILURE, passed_on, run_trial, worker_resources
 from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace
@@ -28,11 +28,12 @@ _LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
 class TimeBudget(Stopper):  # type: ignore[misc]
     """Ends a sweep after so many hours of running, however often it is interrupted and whatever the clock is set to.
 
-    Trials end with the epoch that they are in, and the searcher proposes no others.
+    Trials end with the epoch that they are in, and the searcher proposes no others. The hours are those of the space
+    in force: a resume may grant more.
     """
 
-    def __init__(self, hours: float, sweep_id: str = "") -> None:
-        self._left_s, self._sweep = hours * 3600.0, sweep_id
+    def __init__(self, sweep_id: str = "") -> None:
+        self._spent_s, self._sweep = 0.0, sweep_id
         self._last: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -41,10 +42,11 @@ class TimeBudget(Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Look at the time; Tune asks before each step. To end all at once would leave records open."""
-        now = time.monotonic()
-        self._left_s -= now - self._last if self._last is not None else 0.0
+        now, driver = time.monotonic(), driver_state(self._sweep)
+        self._spent_s += now - self._last if self._last is not None else 0.0
         self._last = now
-        driver_state(self._sweep).time_over = self._left_s <= 0
+        hours = driver.space.budget.hours if driver.space else None
+        driver.time_over = hours is not None and self._spent_s >= hours * 3600.0
         return False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -105,7 +107,9 @@ def new_tuner(
         tune_config=tune.TuneConfig(
             metric=space.metric,
             mode=space.mode,
-            search_alg=Limiter(StudySearch(space, folder, settings, int(seed), callback.sweep_id, study), at_once),
+            search_alg=Proposals(
+                Limiter(StudySearch(space, folder, settings, int(seed), callback.sweep_id, study), at_once)
+            ),
             scheduler=FIFOScheduler() if space.design == "grid" else SuccessiveHalving(space.budget, callback.sweep_id),
             num_samples=space.budget.trials,
             reuse_actors=True,  # the next trial starts in a process that has imported everything
@@ -113,7 +117,7 @@ def new_tuner(
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            stop=TimeBudget(space.budget.hours, callback.sweep_id) if space.budget.hours else None,
+            stop=TimeBudget(callback.sweep_id),
             name=folder.name,
             storage_path=str(folder.parent),
             callbacks=[callback],

@@ -158,9 +158,10 @@ class SearchSpace:
         _check_whole(changed)
         return changed
 
-    def with_trials(self, trials: int) -> SearchSpace:
-        """Return the space with another number of trials, as `--trials` does."""
-        return replace(self, budget=replace(self.budget, trials=trials))
+    def with_budget(self, trials: int | None = None, hours: float | None = None) -> SearchSpace:
+        """Return the space with other `--trials` or `--hours`; None leaves them."""
+        budget = self.budget
+        return replace(self, budget=replace(budget, trials=trials or budget.trials, hours=hours or budget.hours))
 
     def enumerated(self) -> SearchSpace:
         """Return the space with every combination planned where the trials suffice: a sampler would repeat some."""
@@ -170,7 +171,7 @@ class SearchSpace:
         wanted = [point for point in self.first if self._inside(point)]
         every = combinations(self.search)
         every.sort(key=lambda point: not any(one.items() <= point.items() for one in wanted))
-        return replace(self, first=(*outside, *every)).with_trials(len(outside) + len(every))
+        return replace(self, first=(*outside, *every)).with_budget(len(outside) + len(every))
 
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
