@@ -96,7 +96,7 @@ def replicate_space(
     resources = {key: getattr(space.resources, key) for key in ("cpus_per_worker", "gpus_per_worker")}
     resources["workers"] = workers or max(int(flat["train.workers"]) for flat in flats)
     content = {
-        "about": f"The best settings of {space.name} again, with {seeds} seeds each",
+        "about": f"The best settings of {name.partition('.promotion')[0]} again, with {seeds} seeds each",
         "metric": space.metric,
         "mode": space.mode,
         "budget": budget,
