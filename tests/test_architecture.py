@@ -46,7 +46,7 @@ OWNERS = {
 """The rooms, folders or modules that may import each library."""
 
 LONGEST_FILE, LONGEST_FUNCTION, MOST_FILES = 400, 60, 15
-LARGEST_PACKAGE = {"lines": 30_580, "files": 184}
+LARGEST_PACKAGE = {"lines": 30_640, "files": 184}
 
 
 def place(path: Path) -> str:
