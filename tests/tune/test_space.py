@@ -10,7 +10,7 @@ import pytest
 from stemtune.config import Config
 from stemtune.errors import UserError
 from stemtune.tune.space.budget import Budget
-from stemtune.tune.space.describe import check
+from stemtune.tune.space.describe import check, describe_space
 from stemtune.tune.space.space import SearchSpace, load_space, samples, space_from_text
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +83,32 @@ def test_rungs_are_where_asha_decides() -> None:
         at = {epoch: budget.rung_reached({}, {"epoch": epoch}) for epoch in range(1, epochs)}
         first = [epoch for epoch in at if at[epoch] is not None and at[epoch] != at.get(epoch - 1)]
         assert first == wanted, "`check` and `compare` say what the scheduler does"
+
+
+STOPS = {
+    "the default": ("budget: {trials: 20, epochs: 9}", "after epoch 1, 3 ASHA lets 1 in 3 go on, by val/loss among"),
+    "epochs that are left": ("budget: {trials: 20, epochs: 9}", "some 47 of 180 epochs in all"),  # 1 + 2 / 3 + 6 / 9
+    "no rung": ("budget: {epochs: 1}", "ASHA stops none"),
+    "the sampler": ("budget: {trials: 20}\nsearch: {optim.lr: [0.1, 0.2]}", "0 given as `first`, 5 at random, 15 by"),
+    "a plateau": (
+        "budget: {epochs: 9, stop_by: val/within_5deg}",
+        "note: ASHA goes by val/within_5deg, which stays at chance for the first epochs",
+    ),
+    "losses of two units": (
+        "budget: {epochs: 9}\nsearch: {head.softness: [0.3, 0.5]}",
+        "note: ASHA goes by val/loss, but trials of another head.softness have losses of other units",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STOPS)
+def test_check_says_what_asha_and_the_sampler_do(case: str) -> None:
+    text, wanted = STOPS[case]
+    assert wanted in describe_space(space(text), "test")
+    notes = [line for line in describe_space(space(text), "test").splitlines() if "note: ASHA" in line]
+    assert len(notes) == ("note" in wanted)
+    apart = text.replace("9}", "9, within: [model.name, head.softness]}")
+    assert case == "a plateau" or "note: ASHA" not in describe_space(space(apart), "test")
 
 
 def test_a_budget_of_patterns() -> None:

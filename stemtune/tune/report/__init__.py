@@ -54,7 +54,7 @@ def compare_trials(names: Sequence[str] = ()) -> Comparison:
         "champion": sweep.tags.get("stemtune.champion", ""),
         "trials": [asdict(row) for row in ranked],
         "architectures": sides,
-        "importances": setting_importances(proposals, ranked, mode),
+        "importances": setting_importances(proposals, ranked, metric, mode),
         "pareto": {price: pareto(ranked, mode, price) for price in PRICES},
         "seeds": seeds(ranked),
         "rungs": rungs(sweep.params),

@@ -20,10 +20,7 @@ from stemtune.tune.formatting import architecture, better, judged_by, tested_fig
 from stemtune.tune.space.budget import Budget
 
 BASELINE = "matched"
-_WITHIN = 8  # trials of one architecture from which its own settings are compared
-
-FEWEST = 6  # trials below which nothing can be said
-FEWEST_FANOVA = 20  # trials below which PED-ANOVA stands in for fANOVA, whose forest needs more
+FEWEST = 20  # trials that learned, below which shares in the figure are noise
 _GOOD = 0.3  # share of the trials that PED-ANOVA takes as the good ones; its own 0.1 is one trial of ten
 Point = tuple[dict[str, Any], float]
 """What the sampler kept of a trial (its parameters and their distributions), and the trial's best figure."""
@@ -149,24 +146,39 @@ def architectures(ranked: list[Row], mode: str) -> list[dict[str, Any]]:
     )
 
 
-def setting_importances(proposals: Mapping[str, Any], ranked: list[Row], mode: str) -> list[dict[str, Any]]:
-    """Return the importances over all trials, and within each architecture that has enough of them."""
+def setting_importances(
+    proposals: Mapping[str, Any], ranked: list[Row], metric: str, mode: str
+) -> list[dict[str, Any]]:
+    """Return the importances over all trials, and within each architecture, where enough of them learned something."""
     groups = {"all trials": ranked}
     for row in ranked:
         groups.setdefault(row.architecture, []).append(row)
     found = []
     for name, group in groups.items():
-        if name != "all trials" and (len(group) < _WITHIN or len(group) == len(ranked)):
+        if name != "all trials" and (len(group) < FEWEST or len(group) == len(ranked)):
             continue
-        points = [(proposals[row.trial], row.best) for row in group if row.trial in proposals]
-        points = [point for point in points if not math.isnan(point[1])]
-        shares = by_method(points, mode)
-        few = f"too few trials: {len(points)} of the sampler's, {FEWEST} are needed"
-        method = next(iter(shares), few if len(points) < FEWEST else "the trials are too much alike to tell")
+        kept = [row for row in group if row.trial in proposals and not math.isnan(row.best)]
+        count, points = sum(learned(row, metric) for row in kept), [(proposals[row.trial], row.best) for row in kept]
+        shares = by_method(points, mode) if count >= FEWEST else {}
+        few = f"too few trials: {count} of the sampler's learned something, {FEWEST} are needed"
+        method = next(iter(shares), few if count < FEWEST else "the trials are too much alike to tell")
         best = shares.get(method, {})
         entry = {"among": name, "method": method, "trials": len(points), "importances": best, "by_method": shares}
         found.append(entry)
     return found
+
+
+def learned(row: Row, metric: str) -> bool:
+    """Whether a trial got clearly better after its first epoch: by more than the noise of a figure at chance.
+
+    That is a hundredth of a loss, a twentieth of all patterns, a tenth of another figure. A trial of one epoch that was
+    not stopped is taken to have learned.
+    """
+    if len(row.curve) < 2:
+        return row.status == "finished"
+    first = row.curve[0][1]
+    least = 0.05 if "within" in metric else abs(first) * (0.01 if "loss" in metric else 0.1)
+    return abs(row.best - first) > least
 
 
 def by_method(points: Sequence[Point], mode: str) -> dict[str, dict[str, float]]:
@@ -176,13 +188,12 @@ def by_method(points: Sequence[Point], mode: str) -> dict[str, dict[str, float]]
     Hutter, IJCAI 2023) what matters for being among the good trials. Only settings that all trials share take part;
     settings of one branch are compared among its own trials.
     """
-    if len(points) < FEWEST:
-        return {}
     kinds = common_distributions([proposal for proposal, _ in points])
     study = optuna_study([(proposal["params"], value) for proposal, value in points], kinds, mode)
-    evaluators: list[tuple[str, Any]] = [("PED-ANOVA", PedAnovaImportanceEvaluator(target_quantile=_GOOD))]
-    if len(points) >= FEWEST_FANOVA:
-        evaluators.insert(0, ("fANOVA", FanovaImportanceEvaluator(seed=0)))
+    evaluators: list[tuple[str, Any]] = [
+        ("fANOVA", FanovaImportanceEvaluator(seed=0)),
+        ("PED-ANOVA", PedAnovaImportanceEvaluator(target_quantile=_GOOD)),
+    ]
     shares: dict[str, dict[str, float]] = {}
     for method, evaluator in evaluators:
         try:
