@@ -150,7 +150,7 @@ class SearchSpace:
         return changed
 
     def with_budget(self, trials: int | None = None, hours: float | None = None) -> SearchSpace:
-        """Return the space with another number of trials or hours, as `--trials` and `--hours` do; None changes none."""
+        """Return the space with other trials or hours, as `--trials` and `--hours` do; None changes none."""
         budget = self.budget
         return replace(self, budget=replace(budget, trials=trials or budget.trials, hours=hours or budget.hours))
 
