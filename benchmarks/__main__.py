@@ -33,7 +33,7 @@ _SPEEDS = {
 }
 """What is measured under each name, and the function that does it."""
 
-NAMES = (*_SPEEDS, "accuracy", "label", "sweep", "curves")
+NAMES = (*_SPEEDS, "accuracy", "label", "sweep", "curves", "search")
 """What can be measured; those that are no speeds take minutes to hours and are run by name only."""
 
 
@@ -116,6 +116,13 @@ def _parser() -> Parser:
         "--seen", type=positive, default=2_000_000, metavar="N", help="patterns of each; default 2000000"
     )
     group.add_argument("--workers", type=positive, default=2, metavar="N", help="processes; default 2")
+    group = made.add_argument_group("search: a sweep's searcher and scheduler replayed on recorded learning curves")
+    group.add_argument("--table", metavar="FILE", default="search_table.jsonl.gz", help="default search_table.jsonl.gz")
+    group.add_argument("--replays", type=positive, default=100, metavar="N", help="searches of each way; default 100")
+    group.add_argument("--way", action="append", default=[], dest="ways", metavar="WAY", help="default all four")
+    group.add_argument("--record", metavar="SPACE", help="record the table instead, on --beams; resumes")
+    group.add_argument("--settings", type=positive, default=200, metavar="N", help="that are recorded; default 200")
+    group.add_argument("--seeds", type=positive, default=2, metavar="N", help="trainings of each; default 2")
     return made
 
 

@@ -52,16 +52,20 @@ NETWORKS: dict[str, dict[str, object]] = {
     "densenet": {
         "model.name": "densenet",
         "model.view": "polar",
-        "model.width": 16,
+        "model.width": 32,
         "model.depths": "2-4-6-4",
-        "optim.lr": 2e-3,
+        "head.softness": 0.8,
+        "optim.lr": 8e-3,
+        "optim.weight_decay": 1.4e-3,
+        "train.batch_size": 256,
     },
     "swin": {
         "model.name": "swin",
         "model.view": "polar",
         "model.width": 32,
         "model.depths": "2-2-2",
-        "optim.lr": 1e-3,
+        "head.softness": 0.75,
+        "optim.lr": 3e-3,
     },
     "polar": {"model.name": "polar", "model.start": "random", "model.width": 16, "optim.lr": 2e-3},
 }

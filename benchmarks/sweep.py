@@ -64,14 +64,17 @@ class Sweep(NamedTuple):
 
 def run(options: Options) -> benchmarks.Figures:
     """Run the sweeps that `options` ask for, print the figures and return them."""
-    print(f"sweep: {options.trials} trials of about {options.seconds} s on {options.slots} slots, Ray Train in each")
+    print(f"sweep: {options.trials} trials of about {options.seconds} s on {options.slots} slots")
     with tempfile.TemporaryDirectory(prefix="stemtune-bench-", ignore_cleanup_errors=True) as scratch:
         folder = Path(options.keep).absolute() if options.keep else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         warm = run_sweep(folder, "warm-up", options.slots, WARM_UP_EPOCHS, options.slots)
         epoch_s = statistics.median(metric(trial, "time/train_s") / WARM_UP_EPOCHS for trial in warm.trials)
         epochs = max(2, math.ceil(options.seconds / epoch_s))
-        figures = makespan(run_sweep(folder, "makespan", options.trials, epochs, options.slots), epochs, options.slots)
+        sweep = run_sweep(folder, "makespan", options.trials, epochs, options.slots)
+        figures = makespan(sweep, epochs, options.slots)
+        figures["the same as a plain function of Ray Tune, s"] = alone = plain(folder, "makespan")
+        figures["makespan / plain function"] = sweep.seconds / alone
     benchmarks.report(figures, options.json)
     return figures
 
@@ -107,6 +110,16 @@ def run_sweep(folder: Path, name: str, trials: int, epochs: int, slots: int) -> 
     found = client.search_runs([experiment.experiment_id], "tags.`stemtune.kind` = 'trial'", max_results=10_000)
     seconds = time.perf_counter() - began
     return Sweep(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, list(found))
+
+
+def plain(folder: Path, name: str) -> float:
+    """Return the seconds that the same trials take as a plain function of Ray Tune, without records."""
+    began = time.perf_counter()
+    peer = [sys.executable, "-m", "benchmarks.peers.plain_tune", str(folder / f"{name}.yaml"), str(folder / "plain")]
+    done = subprocess.run(peer, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"the plain function of Ray Tune failed: {done.stderr.strip()[-300:]}")
+    return time.perf_counter() - began
 
 
 def makespan(sweep: Sweep, epochs: int, slots: int) -> dict[str, object]:

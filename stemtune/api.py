@@ -238,10 +238,8 @@ def sweep(
         A YAML file, looked up in the working folder and then in the checkout.
     name
         Name of the sweep; the file's name by default.
-    settings
-        Settings to hold constant, by their dotted names.
-    trials
-        Number of trials, instead of the space's.
+    settings, trials
+        Settings to hold constant, by their dotted names; number of trials, instead of the space's.
     local
         A Ray of our own on this machine; False joins the cluster of RAY_ADDRESS.
     resume
@@ -256,13 +254,15 @@ def sweep(
     UserError
         For a space with mistakes, a name that is taken, or too few CPUs or GPUs.
     """
+    from stemtune.tune.run.replicates import replicated
     from stemtune.tune.run.sweep import resume_sweep, run_sweep
     from stemtune.tune.space.space import find_space, load_space
 
     if resume:
-        return resume_sweep(name or Path(space).stem, local=local, nodes=nodes)
+        return replicated(resume_sweep(name or Path(space).stem, local=local, nodes=nodes), local=local, nodes=nodes)
     loaded = load_space(find_space(str(space))).with_settings(settings or {})
-    return run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
+    outcome = run_sweep(loaded, name, local=local, trials=trials, nodes=nodes, study=study)
+    return replicated(outcome, local=local, nodes=nodes)
 
 
 def export(model: Place, out: Place, alternatives: int = 1) -> Path:
@@ -288,13 +288,13 @@ def export(model: Place, out: Place, alternatives: int = 1) -> Path:
     return export_model(resolve_model(str(model)), out, alternatives)
 
 
-def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, Any]:
+def compare(*names: str, out: Place | None = None) -> dict[str, Any]:
     """Return what a sweep found: trials, architectures, importances, Pareto front, seeds, cost.
 
     Parameters
     ----------
-    name
-        The sweep; by default the one that started last.
+    *names
+        The sweeps, of one metric; by default the one that started last.
     out
         A folder for the pictures, the figures as JSON and the page `compare.html`.
 
@@ -305,7 +305,7 @@ def compare(name: str | None = None, *, out: Place | None = None) -> dict[str, A
     """
     from stemtune.tune.report import compare_trials, write_comparison
 
-    found = compare_trials(name)
+    found = compare_trials(names)
     if out is not None:
         write_comparison(found, out)
     return found.figures

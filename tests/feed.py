@@ -64,6 +64,9 @@ def run(name: str, epochs: int, pause_s: float = 0.2, wait_s: float = 300.0) -> 
         thread.start()
     for thread in threads:
         thread.join()
+    # made-up models read no patterns, so that the last trial is crowned here and not by its figures
+    last = f"{name}-{TRIALS - 1:02d}"
+    watch.tracker.champion(last, str(train_folder(folder, last) / "checkpoint_000000" / "model"), {})
     outcome = _finish(watch, folder, sheet, False)
     if outcome.unsent:
         left = Tracker(folder, name, sheet["sweep_id"], address()).close(wait_s)

@@ -138,7 +138,7 @@ def test_a_wrong_benchmark_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != CHANGELOG], ids=name)
 def test_commands_within_a_sentence_exist(page: Path) -> None:
     """`stemtune WORD` in running text names a command; the changelog may name one that is gone."""
-    known = set(re.findall(r"^    (\w+) ", _parser().format_help(), flags=re.M)) | {"COMMAND"}
+    known = set(re.findall(r"^    (\w+)(?: |$)", _parser().format_help(), flags=re.M)) | {"COMMAND"}
     assert {"predict", "sweep"} <= known
     for word in re.findall(r"`stemtune ([a-z]\w*)", re.sub(FENCE, "", page.read_text())):
         assert word in known, f"{name(page)} names the command `stemtune {word}`"

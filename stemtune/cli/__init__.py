@@ -35,6 +35,8 @@ COMMANDS = (
     learning.sweep,
     learning.check,
     learning.compare,
+    learning.promote,
+    learning.champions,
     maps.predict,
     maps.watch,
     maps.serve,

@@ -57,22 +57,73 @@ def check(parser: Parser) -> Command:
 
 
 @command(
-    "leaderboard, architectures side by side, importances, what accuracy costs, spread over seeds",
+    "leaderboard, architectures side by side, importances, what accuracy costs, spread over seeds; of one sweep, or of"
+    " several of the same metric together",
     "stemtune compare first --out first          # pictures, compare.json and the page compare.html\n"
-    "  stemtune compare first --png first.png --json first.json",
+    "  stemtune compare first second third --best best.yaml",
 )
 def compare(parser: Parser) -> Command:
     def call(options: argparse.Namespace) -> None:
         from stemtune.tune.report import compare
 
-        print(compare(options.name, png=options.png, json=options.json, out=options.out))
+        print(compare(options.names, png=options.png, json=options.json, out=options.out, best=options.best))
         if options.out:
             print(f"page: {Path(options.out) / 'compare.html'}")
 
-    parser.option("name", "the sweep; default the newest", "NAME", nargs="?")
+    parser.option("names", "the sweeps; default the newest", "NAME", nargs="*")
     parser.option("--out", "a folder for all pictures, the figures and the page compare.html", "DIR")
     parser.option("--png", "draw learning curves and architectures into this file", "FILE")
     parser.option("--json", "write every figure into this file", "FILE")
+    parser.option("--best", "write the best settings into this file, for the next space", "FILE.yaml")
+    return call
+
+
+@command(
+    "trains the best settings of a finished sweep again with several seeds, and crowns the best of them if it beats"
+    " chance, matched and the present champion on the test split by more than chance; or takes a crown back",
+    "stemtune promote first --top 3 --seeds 3\n  stemtune promote --rollback",
+)
+def promote(parser: Parser) -> Command:
+    def call(options: argparse.Namespace) -> int:
+        if options.rollback:
+            from stemtune.tracking import roll_back
+
+            last, now = roll_back(options.name)
+            print(f"no longer champion: {last}\nchampion: {now or 'none'}")
+            return 0
+        if not options.name:
+            raise UserError("no sweep is named; give stemtune promote NAME, or --rollback")
+        from stemtune.tune.run.replicates import promote
+
+        how = {key: getattr(options, key) for key in ("top", "seeds", "epochs", "workers", "local", "nodes")}
+        return _report(promote(options.name, **how))
+
+    parser.option("name", "the sweep; with --rollback the newest champion's by default", "NAME", nargs="?")
+    parser.option("--top", "how many settings; default 3", "K", type=positive, default=3)
+    parser.option("--seeds", "how many seeds of each; default 3", "N", type=positive, default=3)
+    parser.option("--epochs", "epochs, instead of the sweep's", "N", type=positive)
+    parser.option("--workers", "data-parallel workers of a trial, instead of the sweep's", "N", type=positive)
+    parser.flag("--local", "a Ray of our own on this machine, whatever else runs")
+    parser.option("--nodes", "wait until N nodes of the cluster are there", "N", type=int, default=1)
+    parser.flag("--rollback", "take the crown back: the champion before reigns again")
+    return call
+
+
+@command("who reigned: sweep, trial, figures, crystal, since when; newest first", "stemtune champions")
+def champions(parser: Parser) -> Command:
+    def call(options: argparse.Namespace) -> None:
+        from stemtune.tracking import champions
+
+        crystals = set[str]()
+        for champion in champions():
+            crystal = champion.tags.get("stemtune.crystal", "")
+            first = champion.reigns and crystal not in crystals
+            crystals |= {crystal} if first else set()
+            word = "reigns" if first else "taken back" if champion.deposed else "succeeded"
+            print(f"{word:10s}  {champion}  {champion.address}")
+        if not crystals:
+            print("nobody reigns; stemtune sweep and stemtune promote crown champions")
+
     return call
 
 
@@ -136,7 +187,7 @@ def _start(options: argparse.Namespace) -> int:
 
     how = {name: getattr(options, name) for name in ("local", "trials", "hours", "nodes", "study")}
     try:
-        return _report(run_sweep(space, options.name, **how))
+        return _replicated(run_sweep(space, options.name, **how), options)
     except KeyboardInterrupt as stop:
         raise Interrupted(str(stop) or "interrupted before any trial began; start the sweep again") from None
 
@@ -164,7 +215,17 @@ def _resume(options: argparse.Namespace) -> int:
         return 0
     from stemtune.tune.run.sweep import resume_sweep
 
-    return _report(resume_sweep(name, **{one: getattr(options, one) for one in ("local", "trials", "hours", "nodes")}))
+    how = {one: getattr(options, one) for one in ("local", "trials", "hours", "nodes")}
+    return _replicated(resume_sweep(name, **how), options)
+
+
+def _replicated(outcome: SweepOutcome, options: argparse.Namespace) -> int:
+    """Report a sweep, and then its best settings with several seeds if its space asks for that."""
+    from stemtune.tune.run.replicates import replicated
+
+    code = _report(outcome)
+    again = replicated(outcome, local=options.local, nodes=options.nodes)
+    return code if again is outcome else _report(again)
 
 
 def _report(outcome: SweepOutcome) -> int:
@@ -173,7 +234,7 @@ def _report(outcome: SweepOutcome) -> int:
     from stemtune.tune.formatting import format_metric
     from stemtune.tune.run.trial_state import table
 
-    print(table(outcome.trials, outcome.metric, outcome.mode))
+    print("\n".join([table(outcome.trials, outcome.metric, outcome.mode), *outcome.verdict]))
     if outcome.champion and outcome.model:
         print(
             f"champion: trial {outcome.champion.number} ({outcome.champion.label}) with {outcome.metric}"

@@ -20,6 +20,7 @@ class DataConfig:
     cif: str = text("", "CIF of the phase for data.source simulate; empty means LiNiO2")
     patterns_per_epoch: int = integer(8192, "fresh patterns in one epoch of data.source simulate and beams", "[1, inf)")
     validation_patterns: int = integer(1024, "validation patterns of data.source simulate and beams", "[1, inf)")
+    seed: int = integer(0, "seed of the validation and test patterns of data.source simulate and beams", "[0, inf)")
     validation_store: str = text(
         "", "validate on all labels of this store, a scan with known truth for instance; empty: data.store's own"
     )
@@ -187,7 +188,7 @@ class TrainConfig:
     precision: str = text("auto", "number format of the forward pass", ("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = flag(True, "memory layout that convolutions prefer")
     compile: bool = flag(False, "compile model and loss (torch.compile): minutes at the start, faster steps after it")
-    seed: int = integer(0, "seed of weights, order, simulation and augmentation", "[0, inf)")
+    seed: int = integer(0, "seed of weights, order, training patterns and augmentation", "[0, inf)")
 
 
 @dataclass(frozen=True)

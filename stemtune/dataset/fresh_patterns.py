@@ -31,8 +31,8 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator, reach_of
 from stemtune.errors import UserError
 
-_TRAINING, _VALIDATION = 1, 2  # keep the random numbers of training and validation apart
-HELD_OUT = 0.05  # share of the orientations of a store of beams that are validated on and never trained on
+_TRAINING, _VALIDATION, _TEST = 1, 2, 3  # keep the random numbers of training, validation and test apart
+HELD_OUT = 0.05  # share of the orientations of a store of beams that are validated and tested on, never trained on
 _TOLERANCE = 1e-5  # relative difference of numbers that were stored as float32
 
 
@@ -191,8 +191,8 @@ def _within(values: npt.NDArray[np.float32], span: Span) -> npt.NDArray[np.bool_
 class FreshLoader:
     """Batches of a source that makes patterns when they are asked for.
 
-    An epoch has `patterns` over all ranks: in `training` fresh ones every time, else the same, made once and kept. The
-    rest is as in `StoreLoader`; the device is the source's.
+    An epoch has `patterns` over all ranks: in `training` fresh ones every time, else the same, made once and kept,
+    those of validation or of the `test`. The rest is as in `StoreLoader`; the device is the source's.
     """
 
     def __init__(
@@ -205,11 +205,13 @@ class FreshLoader:
         rank: int = 0,
         world: int = 1,
         training: bool = True,
+        test: bool = False,
         portion: Portion | None = None,
     ) -> None:
         self.source, self.patterns, self.batch_size = source, patterns, batch_size
         self.geometry, self.phase, self.source_sha256 = source.geometry, source.phase, source.source_sha256
         self.seed, self.rank, self.world, self.training = seed, rank, world, training
+        self._kind = _TRAINING if training else _TEST if test else _VALIDATION
         self.portion = portion or Portion.of(batch_size * world, rank, world)
         self._kept: list[Batch] = []
 
@@ -236,6 +238,5 @@ class FreshLoader:
         count = self.portion.size if self.training else min(self.batch_size, self.patterns - block * self.batch_size)
         if not count:
             return Batch(torch.zeros(0, self.geometry.size, self.geometry.size), torch.zeros(0, 4))
-        kind = _TRAINING if self.training else _VALIDATION
-        seed = batch_seed(self.seed, kind, epoch * self.training, block)
+        seed = batch_seed(self.seed, self._kind, epoch * self.training, block)
         return self.source.draw(count, torch.Generator(self.source.device).manual_seed(seed), self.training)

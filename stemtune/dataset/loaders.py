@@ -24,12 +24,23 @@ from stemtune.dataset.augment import augment
 from stemtune.dataset.batches import Batch, Loader, Portion, batch_seed
 from stemtune.dataset.beam_store import BeamStore
 from stemtune.dataset.fresh_patterns import BeamPatterns, FreshLoader, PatternSource, SimulatedPatterns
-from stemtune.dataset.selection import Rows, confident_rows, phase_of, rows_of_crystal, same_crystal, split_rows
+from stemtune.dataset.selection import (
+    Rows,
+    confident_rows,
+    held_out_rows,
+    phase_of,
+    rows_of_crystal,
+    same_crystal,
+    split_rows,
+)
 from stemtune.dataset.store import Store
 from stemtune.diffraction.bloch import simulator_for
 from stemtune.diffraction.detector import Resampling
 from stemtune.diffraction.geometry import Geometry
 from stemtune.errors import UserError
+
+_TEST_PATTERNS = (1024, 8192)
+"""How many patterns a model is tested on: at least as many fresh ones, and no more of a store."""
 
 
 class ResampledLoader:
@@ -235,6 +246,28 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
     return MixedLoader(main, _further(config, main, other, augmented)) if other.step else main, validating
 
 
+def test_loader(config: Config, device: torch.device) -> tuple[Loader, npt.NDArray[np.integer[Any]]]:
+    """Return the loader of patterns that neither training nor validation has seen, and the group (n,) of each pattern.
+
+    They are the test split of `data.store`, of a large one a part; fresh patterns where the source makes them: of a
+    store of beams those of orientations that are never trained on. Patterns of one group (a grain) are much alike. A
+    `UserError` says that there are none.
+    """
+    size = config.train.batch_size
+    if config.data.source != "store":
+        source = _simulated(config, device) if config.data.source == "simulate" else _from_beams(config, device)
+        count = max(_TEST_PATTERNS[0], config.data.validation_patterns)
+        fresh = FreshLoader(source, count, size, seed=config.data.seed, training=False, test=True)
+        return fresh, np.arange(count)
+    store = Store.open(config.data.store)
+    number, phase = phase_of(store)
+    rows = held_out_rows(store, store.labelled & (store.phase == number), config.data)
+    if len(rows) > _TEST_PATTERNS[1]:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _TEST_PATTERNS[1], replace=False))
+    loader = StoreLoader(store, rows, size, phase, training=False, shuffled=False, device=device)
+    return loader, store.group[rows]
+
+
 def _further(config: Config, main: StoreLoader, portion: Portion, augmented: dict[str, Any]) -> Loader:
     """Return the loader of the share `data.mix`: another store, or patterns simulated at the store's calibration."""
     steps, each = main.batches_per_epoch, main.batch_size
@@ -283,6 +316,7 @@ def _fresh(config: Config, source: PatternSource, rank: int, world: int, device:
     if config.data.validation_store:
         judged = {"training": False, "shuffled": False, "device": device, **own}
         return main, _validation_store(config, main, each, judged)
+    own["seed"] = config.data.seed
     return main, FreshLoader(source, config.data.validation_patterns, each, training=False, **own)
 
 

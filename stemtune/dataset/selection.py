@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +40,8 @@ def split_rows(
         if verbose:
             near = "neighbours in the scan stand on both sides, so validation flatters the model"
             print(f"warning: `data.split` is random: {near}", file=sys.stderr)
-        rows = np.random.default_rng(0).permutation(np.flatnonzero(learnable))
-        ends = [math.ceil(share * len(rows)) for share in _RANDOM_SHARES]
-        train, validation = np.sort(rows[: ends[0]]), np.sort(rows[ends[0] : ends[1]])
+        rows = np.flatnonzero(learnable)
+        train, validation, _ = _random_parts(learnable)
         if not len(validation):
             raise UserError(f"'{store.path}' has {len(rows)} labelled patterns, too few for a validation split")
         return train, validation
@@ -53,6 +53,20 @@ def split_rows(
             " validation or test; lower it, or use a store with larger groups"
         )
     return kept, validation
+
+
+def _random_parts(learnable: npt.NDArray[np.bool_]) -> list[Rows]:
+    """Return the rows of training, validation and test of a random split."""
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(learnable))
+    return [np.sort(part) for part in np.split(rows, [math.ceil(share * len(rows)) for share in _RANDOM_SHARES])]
+
+
+def held_out_rows(store: Store, learnable: npt.NDArray[np.bool_], data: DataConfig) -> Rows:
+    """Return the rows of `store` that are neither trained nor validated on; a `UserError` says that there are none."""
+    rows = _random_parts(learnable)[2] if data.split == "random" else _rows_of_split(store, learnable, 2)
+    if not len(rows):
+        raise UserError(f"'{store.path}' has {learnable.sum()} labelled patterns, too few for a test split")
+    return rows
 
 
 def guarded(store: Store, held: npt.NDArray[np.bool_], guard: int) -> npt.NDArray[np.bool_]:
@@ -136,6 +150,16 @@ def rows_of_crystal(store: Store, phase: Phase, setting: str) -> Rows:
             f"`{setting}` is '{store.path}', whose labels are orientations of {found.name}, not of {phase.name}"
         )
     return np.flatnonzero(store.labelled & (store.phase == number))
+
+
+def check_crystal(phases: Sequence[Phase], store: Store) -> None:
+    """Refuse the champion, of one of the `phases`, for a store that is said to hold other crystals only."""
+    if store.phases and not any(same_crystal(phase, known) for phase in phases for known in store.phases):
+        raise UserError(
+            f"the champion reads {phases[0].name}, but '{store.path}' holds"
+            f" {', '.join(phase.name for phase in store.phases)}; give a model of that crystal, the champion of another"
+            " sweep for instance (stemtune champions lists them)"
+        )
 
 
 def same_crystal(one: Phase, other: Phase) -> bool:

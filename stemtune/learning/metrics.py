@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, distributed
 
@@ -48,25 +49,37 @@ def pseudo_symmetric(candidate: Tensor, truth: Tensor, phase: Phase) -> Tensor:
     return near
 
 
+Angles = npt.NDArray[np.float64]
+
+ERRORS: dict[str, Callable[[Angles, Angles], float]] = {
+    "disorientation_median_deg": lambda strict, beam180: float(np.median(strict)),
+    "disorientation_mean_deg": lambda strict, beam180: float(strict.mean()),
+    "within_2deg": lambda strict, beam180: float((strict <= 2.0).mean()),
+    "within_5deg": lambda strict, beam180: float((strict <= DIFFERENT_DEG).mean()),
+    "disorientation_median_deg_beam180": lambda strict, beam180: float(np.median(beam180)),
+    "within_5deg_beam180": lambda strict, beam180: float((beam180 <= DIFFERENT_DEG).mean()),
+}
+"""Figures of the disorientations (N,) in degrees, strict and modulo the beam-180 ambiguity."""
+
+
+def errors_deg(scores: Tensor) -> tuple[Angles, Angles]:
+    """Return the disorientations that `score_patterns` found; no candidate (NaN) counts as 180 degrees wrong."""
+    strict, beam180 = scores[:2].double().nan_to_num(nan=180.0).numpy()
+    return strict, beam180
+
+
 def summarise(scores: Tensor) -> dict[str, float]:
     """Return the `val/` figures of `stemtune.config.METRICS` from the columns that `score_patterns` returns.
 
-    No candidate (NaN) counts as 180 degrees wrong. Pseudo-symmetric confusions are counted among the candidates that
-    are more than 5 degrees wrong. The expected calibration error (`val/ece`) is that of calibrated confidences, each
-    half of the patterns calibrated by the other.
+    Pseudo-symmetric confusions are counted among the candidates that are more than 5 degrees wrong. The expected
+    calibration error (`val/ece`) is that of calibrated confidences, each half of the patterns calibrated by the other.
     """
-    angles = scores[:2].double().nan_to_num(nan=180.0)
-    strict, beam180 = angles.unbind(0)
-    pseudo, wrong = scores[2] > 0.5, strict > DIFFERENT_DEG
+    strict, beam180 = errors_deg(scores)
+    pseudo, wrong = (scores[2] > 0.5).numpy(), strict > DIFFERENT_DEG
     return {
-        "val/disorientation_median_deg": float(np.median(strict.numpy())),
-        "val/disorientation_mean_deg": float(strict.mean()),
-        "val/within_2deg": float((strict <= 2.0).double().mean()),
-        "val/within_5deg": float((strict <= DIFFERENT_DEG).double().mean()),
-        "val/disorientation_median_deg_beam180": float(np.median(beam180.numpy())),
-        "val/within_5deg_beam180": float((beam180 <= DIFFERENT_DEG).double().mean()),
+        **{f"val/{name}": figure(strict, beam180) for name, figure in ERRORS.items()},
         "val/pseudo_symmetry_fraction": float((pseudo & wrong).sum()) / max(1, int(wrong.sum())),
-        "val/ece": cross_validated_error(scores[4].numpy(), (strict <= DIFFERENT_DEG).numpy()),
+        "val/ece": cross_validated_error(scores[4].numpy(), strict <= DIFFERENT_DEG),
         "val/loss": float(scores[3].double().mean().nan_to_num(nan=1e6).clamp(max=1e6)),
     }
 

@@ -18,6 +18,7 @@ from stemtune.analysis.evaluation.evaluate import compare
 from stemtune.analysis.evaluation.ground_truth import map_of_labels
 from stemtune.analysis.grain_analysis import analyse
 from stemtune.config import CleanConfig, GrainsConfig
+from stemtune.dataset.selection import check_crystal
 from stemtune.indexing.overlap import with_overlaps
 from stemtune.indexing.phase_choice import check_distinct
 from stemtune.indexing.predict import EarlierPredictions, name_of, opened, predict_map
@@ -83,6 +84,8 @@ def predict(
         "model_runs": list(runs),  # an alias may name another run tomorrow
     }
     with whole_folder(target) as part, opened(source, target.parent, **calibration) as store:
+        if "champion" in addresses:
+            check_crystal([model.phase for model in models], store)
         truth = map_of_labels(store) if store.labelled.any() else None  # before the work, so that bad labels cost none
         how: dict[str, Any] = {"alternatives": alternatives, "device": device, "refine": refine, "spread": spread}
         predicted = predict_map(store, models, batch, folders=folders, earlier=earlier, facts=facts, **how)

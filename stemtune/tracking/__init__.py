@@ -10,23 +10,36 @@ from __future__ import annotations
 
 from stemtune.tracking.client import Address, address, check_server, code_version
 from stemtune.tracking.query import SweepRecord, TrialRecord, newest_sweep, read_sweep
-from stemtune.tracking.registry import ResolvedModel, log_files, resolve, resolve_model
+from stemtune.tracking.registry import (
+    Champion,
+    ResolvedModel,
+    champions,
+    log_files,
+    reigning,
+    resolve,
+    resolve_model,
+    roll_back,
+)
 from stemtune.tracking.writer import NullTracker, Tracker, resend
 
 __all__ = [
     "Address",
+    "Champion",
     "NullTracker",
     "ResolvedModel",
     "SweepRecord",
     "Tracker",
     "TrialRecord",
     "address",
+    "champions",
     "check_server",
     "code_version",
     "log_files",
     "newest_sweep",
     "read_sweep",
+    "reigning",
     "resend",
     "resolve",
     "resolve_model",
+    "roll_back",
 ]

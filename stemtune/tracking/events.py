@@ -15,8 +15,11 @@ KIND_TAG = "stemtune.kind"
 ID_TAG = "stemtune.sweep_id"
 STATUS_TAG = "stemtune.status"
 REASON_TAG = "stemtune.reason"
+NOTE_TAG = "stemtune.note"
 CHANGED = "stemtune.changed"
 CHAMPION = "champion"
+CROWNED = "stemtune.champion_time"  # of a model version: when, in milliseconds since 1970
+DEPOSED = "stemtune.deposed"  # of a model version: when its crown was taken back
 MODEL_FOLDER = "model"
 
 # A trial that ASHA stopped did what it should: a red cross would say that it failed. The tag tells the two apart.
@@ -214,6 +217,9 @@ class Sender:
         self._write(run, {**event, "tags": {**event["tags"], **outcome}})
         self._client.set_terminated(run, _STATUS[event["status"]], end_time=event["time"])
 
+    def _figures(self, event: dict[str, Any]) -> None:
+        self._write(self._child(event), event)
+
     def _lost(self, event: dict[str, Any]) -> None:
         run = self._runs.pop(event["trial"], None) or self._found(self._identity(event["trial"]))
         if run is not None:
@@ -246,6 +252,8 @@ class Sender:
         facts = {
             "architecture": tags.get("stemtune.architecture", ""),
             "metric": f"{tags.get('stemtune.champion_metric', '')} {tags.get('stemtune.champion_value', '')}".strip(),
+            "on the test split": tags.get("stemtune.champion_test", ""),
+            "crystal": tags.get("stemtune.crystal", ""),
             "trial": trial.info.run_name or event["trial"],
             "training store (SHA-256)": parent.get("stemtune.store_sha256", ""),
             "commit": parent.get("stemtune.commit", ""),
@@ -263,9 +271,10 @@ class Sender:
             self._client.create_registered_model(self._name, tags={SWEEP_TAG: self._name})
         name = self._name.replace("'", "")
         for version in self._client.search_model_versions(f"name = '{name}'"):
-            if version.run_id == run and version.tags.get("stemtune.champion_time") == str(event["time"]):
+            if version.run_id == run and version.tags.get(CROWNED) == str(event["time"]):
                 return str(version.version)
-        tags = {ID_TAG: self._sweep_id, "stemtune.champion_time": str(event["time"])}
+        named = {"stemtune.trial_name": self._client.get_run(run).info.run_name}
+        tags = {ID_TAG: self._sweep_id, CROWNED: str(event["time"]), **named, **event.get("tags", {})}
         return str(self._client.create_model_version(self._name, source, run_id=run, tags=tags).version)
 
 
@@ -276,6 +285,6 @@ def _loaded(name: str) -> str:
 def _family_card(name: str) -> str:
     """Return what stands above all versions of a sweep's model, in Markdown."""
     return (
-        f"Reads crystal orientations out of STEM diffraction patterns. The alias `{CHAMPION}` is the best trial of the"
-        f" newest sweep `{name}`; each version says which trial it is.\n\nLoad: `{_loaded(name)}`"
+        f"Reads crystal orientations out of STEM diffraction patterns. The alias `{CHAMPION}` is the trial that the"
+        f" newest sweep `{name}` crowned; each version says which trial it is.\n\nLoad: `{_loaded(name)}`"
     )

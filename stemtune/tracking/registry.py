@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,8 +16,8 @@ from urllib.parse import urlsplit
 
 from stemtune._files import shipped_models, shipped_or
 from stemtune.errors import UserError
-from stemtune.tracking.client import Address, ask, open_client, short_reason
-from stemtune.tracking.events import CHAMPION, ID_TAG
+from stemtune.tracking.client import Address, address, ask, open_client, short_reason
+from stemtune.tracking.events import CHAMPION, CROWNED, DEPOSED, ID_TAG
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,47 @@ class ResolvedModel:
     run: str | None = None
 
 
+@dataclass(frozen=True)
+class Champion:
+    """A model that a sweep has crowned."""
+
+    address: str  # models:/NAME/VERSION
+    sweep: str
+    since: float  # when it was crowned, in seconds since 1970
+    tags: dict[str, str]
+    reigns: bool  # whether its sweep's alias names it
+    deposed: bool  # whether its crown was taken back
+
+    def __str__(self) -> str:
+        tags = self.tags
+        tested = tags.get("stemtune.champion_test", "")
+        facts = (
+            f"{self.sweep}, trial {tags.get('stemtune.trial_name', 'unknown')}",
+            f"{tags.get('stemtune.champion_metric', '')} {tags.get('stemtune.champion_value', '')}".strip(),
+            f"test split {tested}" if tested else "never tested",
+            tags.get("stemtune.crystal", "crystal not recorded"),
+            time.strftime("since %Y-%m-%d %H:%M", time.localtime(self.since)),
+        )
+        return ", ".join(filter(None, facts))
+
+
 def resolve(spec: str) -> ResolvedModel:
     """Return the model that `spec` names, folder and run from one look at MLflow: an alias may move on meanwhile.
 
     `spec` is a model folder, an MLflow address (`models:/NAME@champion`, `runs:/ID/model`), the word `champion`, which
-    is the champion that a sweep selected last, or a model that ships with the package (`linio2`). A model that
-    has to be fetched from a server is removed again when the process ends. A `UserError` says that nothing of that
-    name is there, or that it holds no model.
+    is the champion that a sweep crowned last (a line on stderr says which), or a model that ships with the package
+    (`linio2`). A model that has to be fetched from a server is removed again when the process ends. A `UserError` says
+    that nothing of that name is there, or that it holds no model.
     """
     folder = shipped_or(spec)
     if spec.startswith(("models:/", "runs:/")):
         return _from_mlflow(spec, spec)
     if spec == CHAMPION and not folder.exists():
-        return _from_mlflow(_newest_champion(), spec)
+        champions = reigning()
+        if not champions:
+            raise UserError(f"no sweep has crowned a champion at {address().shown}; run `stemtune sweep` first")
+        print(f"champion: {champions[0]}", file=sys.stderr)
+        return _from_mlflow(champions[0].address, spec)
     if not folder.exists():
         raise UserError(
             f"there is no model '{spec}'; give a model folder, models:/NAME@champion, runs:/ID/model, champion or "
@@ -96,19 +126,41 @@ def _version(api: Any, where: Address, address: str) -> Any:
         ) from None
 
 
-def _newest_champion() -> str:
-    """Return the address of the version of the alias `champion` that is newest among all sweeps' models."""
+def champions() -> list[Champion]:
+    """Return every model that a sweep has crowned, the newest first."""
     api, where = open_client()
-    found: list[tuple[int, str]] = []
+    found = []
     for model in ask(api.search_registered_models, where):
-        number = dict(model.aliases).get(CHAMPION)
-        if number is not None:
-            version = ask(api.get_model_version, where, model.name, number)
+        alias = str(dict(model.aliases).get(CHAMPION))
+        for version in ask(api.search_model_versions, where, f"name = '{model.name}'"):
             if ID_TAG in version.tags:
-                found.append((int(version.creation_timestamp), f"models:/{model.name}/{number}"))
-    if not found:
-        raise UserError(f"no sweep has selected a champion at {where.shown}; run `stemtune sweep` first")
-    return max(found)[1]
+                since = float(version.tags.get(CROWNED, version.creation_timestamp)) / 1000
+                address, tags = f"models:/{model.name}/{version.version}", dict(version.tags)
+                named = str(version.version) == alias
+                found.append(Champion(address, model.name, since, tags, named, DEPOSED in tags))
+    return sorted(found, key=lambda champion: -champion.since)
+
+
+def reigning() -> list[Champion]:
+    """Return the champions that their sweeps' aliases name, the newest first; of a crystal the first one reigns."""
+    return [champion for champion in champions() if champion.reigns]
+
+
+def roll_back(sweep: str | None = None) -> tuple[Champion, Champion | None]:
+    """Take the crown from the champion of `sweep`, or from the newest; return it and the one that reigns now."""
+    api, where = open_client()
+    every = champions()
+    last = next((one for one in every if one.reigns and sweep in (None, one.sweep)), None)
+    if last is None:
+        raise UserError(f"no champion{f' of {sweep}' if sweep else ''} reigns at {where.shown}")
+    name, number = last.address.removeprefix("models:/").split("/")
+    ask(api.set_model_version_tag, where, name, number, DEPOSED, str(int(1000 * time.time())))
+    before = next((one for one in every if one.sweep == last.sweep and not one.deposed and one is not last), None)
+    if before is None:
+        ask(api.delete_registered_model_alias, where, name, CHAMPION)
+    else:
+        ask(api.set_registered_model_alias, where, name, CHAMPION, before.address.rpartition("/")[2])
+    return last, next(iter(reigning()), None)
 
 
 def log_files(run: str, folder: Path, names: Sequence[str], place: str) -> str:

@@ -89,6 +89,10 @@ class NullTracker:
         """End a trial: `status` is finished, stopped or failed, `reason` says why."""
         self._put("end", trial=trial, status=status, reason=reason, values=values, tags=tags)
 
+    def figures(self, trial: str, step: int, values: dict[str, float], tags: dict[str, str]) -> None:
+        """Keep figures of a trial that were measured after its end, and words about it."""
+        self._put("figures", trial=trial, step=step, values=values, tags=tags)
+
     def lost(self, trial: str) -> None:
         """Take back a trial that a crash took from the sweep's own memory, so that it never was."""
         self._put("lost", trial=trial)

@@ -19,6 +19,27 @@ def better(value: float, than: float, mode: str) -> bool:
     return value < than if mode == "min" else value > than
 
 
+def judged_by(metric: str) -> str:
+    """Return the figure of the test split that decides where `metric` decided on validation, without its `test/`.
+
+    Losses of different heads, sizes and times are no measure of how well a model reads: then it is the median.
+    """
+    kind, _, name = metric.partition("/")
+    readings = name.startswith(("disorientation_", "within_"))
+    return name if kind == "val" and readings else "disorientation_median_deg"
+
+
+def format_interval(metric: str, value: float, low: float, high: float) -> str:
+    """Write a figure with its interval."""
+    return f"{format_metric(metric, value)} ({format_metric(metric, low)} to {format_metric(metric, high)})"
+
+
+def tested_figure(figures: Mapping[str, float], judged: str) -> str:
+    """Return a figure of the test split with its interval, or a dash."""
+    values = [figures.get(f"test/{judged}{end}", math.nan) for end in ("", "_low", "_high")]
+    return "-" if math.isnan(values[0]) else format_interval(judged, *values)
+
+
 def architecture(knobs: Mapping[str, Any]) -> str:
     """Return a trial's architecture: `swin adjusted pretrained` for instance."""
     words = [str(knobs.get("model.name", "polar"))]

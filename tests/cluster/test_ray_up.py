@@ -135,7 +135,7 @@ def test_up_submit_exec_down(site: Site) -> None:
 
     done = site.submit("search_spaces/tiny.yaml", "--nodes", "3", "--name", "spread")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "champion: trial" in done.stdout
+    assert "on the test split: trial" in done.stdout
     from stemtune.tracking import read_sweep
 
     with pytest.MonkeyPatch.context() as patch:

@@ -51,8 +51,9 @@ SPACE: dict[str, Any] = {
 SEED = int(os.environ.get("STEMTUNE_FAULT_SEED", "1"))
 PATIENCE_S = float(os.environ.get("STEMTUNE_FAULT_PATIENCE_S", "1800"))
 
-WORKER, TRIAL_DRIVER = "ray::RayTrainWorker", "ray::ImplicitFunc"
-"""Titles of the processes that Ray starts: one worker of a trial, and the function that drives a trial."""
+WORKER, TRIAL = "ray::RayTrainWorker", "ray::ImplicitFunc"
+"""Titles of the processes that Ray starts: one of several workers of a trial; where one worker trains, or where several
+are driven from."""
 
 
 class Sweep:
@@ -140,7 +141,7 @@ class Sweep:
     def random_moment(self, kind: str) -> None:
         """Wait for some trials to end, and some seconds more; which and how many depends on the seed and the fault."""
         draw = random.Random(f"{kind} {SEED}")
-        trials, seconds = draw.randint(2, TRIALS // 2), draw.uniform(0.0, 15.0)
+        trials, seconds = draw.randint(2, TRIALS // 2), draw.uniform(0.0, 5.0)
         self.until(lambda: self.ended() >= trials)
         time.sleep(seconds)
         self.note(f"{kind}: {seconds:.1f} s after trial {trials} ended")
@@ -236,9 +237,11 @@ def check(sweep: Sweep, uri: str | None = None, failed: tuple[int, ...] = ()) ->
     _check_settings(sweep, trials)
     best = {number: min(curve.values()) for number, curve in curves.items() if curve}
     champion = min(best, key=lambda number: best[number])
-    assert parents[0].data.tags["stemtune.champion"] == trials[champion].data.tags["stemtune.trial"]
-    version = api.get_model_version_by_alias(sweep.name, "champion")
-    assert version.run_id == trials[champion].info.run_id
+    assert parents[0].data.metrics["best"] == best[champion]
+    if crowned := parents[0].data.tags.get("stemtune.champion"):  # trials this short learn little
+        assert crowned == trials[champion].data.tags["stemtune.trial"]
+        version = api.get_model_version_by_alias(sweep.name, "champion")
+        assert version.run_id == trials[champion].info.run_id
     _check_disk(sweep, trials, best)
     _check_study(sweep, trials, best)
     return {"champion": champion, METRIC: best[champion]}
@@ -330,7 +333,8 @@ def _check_study(sweep: Sweep, trials: dict[int, Any], best: dict[int, float]) -
     study = optuna.load_study(study_name=sweep.name, storage=storage)
     states = [trial.state.name for trial in study.get_trials()]
     assert not {"RUNNING", "WAITING"} & set(states), states
-    remembered = Counter(round(trial.value, 6) for trial in study.get_trials() if trial.state.name == "COMPLETE")
+    ended = [trial for trial in study.get_trials() if trial.state.name in ("COMPLETE", "PRUNED")]
+    remembered = Counter(round(min(trial.intermediate_values.values()), 6) for trial in ended)
     proposed = [number for number, run in trials.items() if "stemtune.optuna" in run.data.tags and number in best]
     wanted = Counter(round(best[number], 6) for number in proposed)
     again = sum(len(numbers) for key, numbers in study.user_attrs.items() if key.startswith("stemtune.again."))

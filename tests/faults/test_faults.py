@@ -22,7 +22,7 @@ from harness import (
     FIRST,
     SEED,
     SPACE,
-    TRIAL_DRIVER,
+    TRIAL,
     WORKER,
     Sweep,
     check,
@@ -48,19 +48,29 @@ def sweep(here: Path) -> Iterator[Sweep]:
     made.stop()
 
 
-@pytest.mark.parametrize("kind", [WORKER, TRIAL_DRIVER], ids=["a training worker", "a trial's driver"])
-def test_one_process_of_a_trial_dies(sweep: Sweep, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("workers", "kind"),
+    [(1, TRIAL), (2, WORKER), (2, TRIAL)],
+    ids=["the process of a trial", "one of its two workers", "the driver of its workers"],
+)
+def test_one_process_of_a_trial_dies(here: Path, workers: int, kind: str) -> None:
     """The trial goes on by itself from its last checkpoint."""
-    sweep.begin()
-    sweep.random_moment(kind)
-    victims = sweep.until(lambda: sweep.members(kind))
-    sweep.kill([random.Random(SEED).choice(victims)])
-    killed = time.time()
-    sweep.ends()
-    check(sweep)
-    begun_later = sorted(span for span in trained(sweep) if span[0] > killed)
-    side_by_side = [one for one, other in pairwise(begun_later) if other[0] < one[1]]
-    assert side_by_side, f"the place of the dead was not given back: {killed:.0f}, {begun_later}"
+    space = copy.deepcopy(SPACE)
+    space["resources"] |= {"workers": workers, "cpus_per_worker": 1 / workers}
+    sweep = Sweep(here, space)
+    try:
+        sweep.begin()
+        sweep.random_moment(kind)
+        victims = sweep.until(lambda: sweep.members(kind))
+        sweep.kill([random.Random(SEED).choice(victims)])
+        killed = time.time()
+        sweep.ends()
+        check(sweep)
+        begun_later = sorted(span for span in trained(sweep) if span[0] > killed)
+        side_by_side = [one for one, other in pairwise(begun_later) if other[0] < one[1]]
+        assert side_by_side, f"the place of the dead was not given back: {killed:.0f}, {begun_later}"
+    finally:
+        sweep.stop()
 
 
 def test_the_driver_dies(sweep: Sweep) -> None:

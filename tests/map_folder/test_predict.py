@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from laue_phases import crystal
 from matplotlib.image import imread
 from orix import io as orix_io
 from sample_maps import MICROSCOPE
@@ -25,6 +26,7 @@ from stemtune.crystal.rotations import multiply
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import disorientation_deg
 from stemtune.crystal_map.io import read_map_h5
+from stemtune.dataset.schema import set_attribute
 from stemtune.dataset.simulate import simulate_polycrystal
 from stemtune.dataset.store import Store, StoreWriter
 from stemtune.diffraction.detector import Resampling
@@ -337,3 +339,16 @@ def test_a_model_folder_with_a_missing_file(
     with pytest.raises(UserError, match=r"model\.json"):
         predict(scan, tmp_path / "model", tmp_path / "map")
     assert not (tmp_path / "map").exists()
+
+
+def test_the_champion_of_another_crystal_is_refused(scan: Path, model: OrientationModel, tmp_path: Path) -> None:
+    other = tmp_path / "other.h5"
+    other.write_bytes(scan.read_bytes())
+    with h5py.File(other, "r+") as file:
+        set_attribute(file, "phases_cif", [crystal("m-3m", "FeNi").cif])
+    with pytest.raises(
+        UserError, match=r"the champion reads .*LiNiO2.*, but '.*other\.h5' holds FeNi; give a model of"
+    ):
+        predict(other, tmp_path, tmp_path / "out", addresses=["champion"])
+    assert not (tmp_path / "out").exists()
+    predict(scan, tmp_path, tmp_path / "out", addresses=["champion"])

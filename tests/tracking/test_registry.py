@@ -16,11 +16,14 @@ from stemtune.errors import UserError
 from stemtune.tracking import (
     Tracker,
     address,
+    champions,
     code_version,
     log_files,
     read_sweep,
+    reigning,
     resolve,
     resolve_model,
+    roll_back,
 )
 from stemtune.tracking.client import client
 
@@ -38,6 +41,47 @@ def test_the_champion_has_a_card_in_the_registry(prepared: Path) -> None:
     card = api.get_model_version_by_alias("alpha", "champion").description
     for words in ("cnn adjusted", "val/loss 0.3", "000 cnn", "5a5a", "c0ffee", how):
         assert words in card
+
+
+def crown(here: Path, sweep: str, trial: str, **tags: str) -> None:
+    tracker = Tracker(here / sweep / trial, sweep, f"id of {sweep}", address())
+    tell(tracker, trials=2)
+    told = {"stemtune.champion_metric": "val/loss", "stemtune.champion_value": "0.3", **tags}
+    tracker.champion(trial, str(model_folder(here / f"{sweep} {trial}")), told)
+    assert tracker.close() == 0
+
+
+def test_who_reigned_and_who_reigns_after_a_rollback(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crystal = {"stemtune.crystal": "LiNiO2 (space group 166)", "stemtune.champion_test": "3.10° (2.90° to 3.40°)"}
+    crown(prepared, "old", "t0", **crystal)
+    crown(prepared, "new", "t0")
+    crown(prepared, "new", "t1", **crystal)
+    assert [(one.address, one.reigns) for one in champions()] == [
+        ("models:/new/2", True),
+        ("models:/new/1", False),
+        ("models:/old/1", True),
+    ]
+    weights = "model.safetensors"
+    assert (resolve_model("champion") / weights).read_bytes() == b"weights of new t1"
+    told = capsys.readouterr().err
+    for words in (
+        "new, trial 001 cnn",
+        "val/loss 0.3",
+        "3.10° (2.90° to 3.40°)",
+        "LiNiO2 (space group 166)",
+        "since 20",
+    ):
+        assert words in told
+    for expected in ("new t0", "old t0"):
+        roll_back()
+        assert (resolve_model("champion") / weights).read_bytes() == f"weights of {expected}".encode()
+    assert [one.deposed for one in champions()] == [True, True, False]
+    with pytest.raises(UserError, match="no champion of new reigns"):
+        roll_back("new")
+    assert roll_back("old")[1] is None
+    assert not reigning()
+    with pytest.raises(UserError, match="no sweep has crowned a champion"):
+        resolve_model("champion")
 
 
 def test_a_report_is_kept_with_the_run_of_the_model(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +139,7 @@ def test_unknown_names_are_suggested(prepared: Path) -> None:
     assert tracker.close() == 0
     with pytest.raises(UserError, match="no sweep called 'alpah'.*did you mean 'alpha'"):
         read_sweep("alpah")
-    with pytest.raises(UserError, match="no sweep has selected a champion"):
+    with pytest.raises(UserError, match="no sweep has crowned a champion"):
         resolve_model("champion")
     with pytest.raises(UserError, match="no model 'models:/beta@champion'"):
         resolve_model("models:/beta@champion")

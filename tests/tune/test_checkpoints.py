@@ -91,13 +91,18 @@ def test_a_run_goes_on_from_the_newest_sound_checkpoint(tmp_path: Path, name: st
 
 def test_a_corrupt_checkpoint_is_no_champion(tmp_path: Path) -> None:
     run = run_of(tmp_path, 5.0, 2.0, 3.0)
-    assert best_checkpoint(tmp_path, "abc", "val/loss", "min") == (2.0, run / "checkpoint_2" / "model")
-    assert best_checkpoint(tmp_path, "abc", "val/loss", "max") == (3.0, run / "checkpoint_3" / "model")
+
+    def best(mode: str, trial: str = "abc") -> tuple[float, Path] | None:
+        found = best_checkpoint(tmp_path, trial, "val/loss", mode)
+        return (found.metrics["val/loss"], found.folder) if found else None
+
+    assert best("min") == (2.0, run / "checkpoint_2")
+    assert best("max") == (3.0, run / "checkpoint_3")
     hurt(run / "checkpoint_2")
-    assert best_checkpoint(tmp_path, "abc", "val/loss", "min") == (3.0, run / "checkpoint_3" / "model")
+    assert best("min") == (3.0, run / "checkpoint_3")
     hurt(run / "checkpoint_3")
-    assert best_checkpoint(tmp_path, "abc", "val/loss", "min") is None
-    assert best_checkpoint(tmp_path, "none", "val/loss", "min") is None
+    assert best("min") is None
+    assert best("min", "none") is None
 
 
 def test_half_done_work_is_cleared_away(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.distributions import distribution_to_json
 
+from stemtune.errors import UserError
 from stemtune.tracking import Tracker, address
 from stemtune.tune.formatting import format_metric
 from stemtune.tune.report import compare
@@ -119,6 +120,55 @@ def test_compare_in_words_picture_and_json(sweep: Path) -> None:
     assert picture[..., :3].std() > 0.05
 
 
+def beta(here: Path, metric: str = "val/disorientation_median_deg") -> None:
+    tracker = Tracker(here / "sweep of beta", "beta", "id2", address())
+    tracker.sweep({"metric": metric, "mode": "min", "searched": "optim.lr, model.width, train.seed"}, {}, "")
+    params = {"model.name": "cnn", "optim.lr": 0.004, "model.width": 24, "train.seed": 2}
+    tracker.trial("b0", "000 cnn", params, {"stemtune.number": "0", "stemtune.architecture": "cnn"})
+    for epoch, value in enumerate((2.0, 1.0), 1):
+        tracker.metrics("b0", epoch, {metric: value})
+    tracker.end("b0", "finished", "", {"best": 2.0, "best_epoch": 1.0}, {})  # of the second epoch no weights are left
+    name = "test/disorientation_median_deg"
+    tracker.figures("b0", 2, {name: 2.5, f"{name}_low": 2.2, f"{name}_high": 2.9}, {"stemtune.note": "a note"})
+    assert tracker.close() == 0
+
+
+def test_several_sweeps_stand_in_one_leaderboard(sweep: Path) -> None:
+    beta(sweep)
+    board = [line.split() for line in compare(["alpha", "beta"], json="both.json").splitlines()]
+    assert [row[1:3] for row in board if row[:1] in (["1"], ["2"], ["3"])] == [
+        ["beta", "0"],
+        ["alpha", "2"],
+        ["alpha", "0"],
+    ]
+    found = json.loads((sweep / "both.json").read_text())
+    assert (found["sweep"], len(found["trials"])) == ("alpha, beta", 6)
+    best = found["trials"][0]
+    assert (best["best"], best["best_epoch"], best["note"]) == (2.0, 1, "a note")  # of the weights that are kept
+    assert best["test"] == "2.50° (2.20° to 2.90°)"
+
+
+def test_sweeps_of_two_metrics_are_not_mixed(sweep: Path) -> None:
+    beta(sweep, "val/loss")
+    with pytest.raises(UserError, match=r"different metrics cannot be compared \(alpha: .*; beta: val/loss \(min\)\)"):
+        compare(["alpha", "beta"])
+
+
+def test_the_best_settings_go_into_the_next_space(sweep: Path) -> None:
+    from stemtune.tune.space.space import space_from_text
+
+    beta(sweep)
+    compare(["beta"], best="best.yaml")
+    text = (sweep / "best.yaml").read_text()
+    assert text.startswith("# beta, trial 0 (cnn): val/disorientation_median_deg 2.00°, 2.50° (2.20° to 2.90°) on the")
+    under = "\n".join(f"  {line}" for line in text.splitlines())
+    assert space_from_text(f"fixed:\n{under}\n", "next").fixed == {"optim.lr": 0.004, "model.width": 24}
+    first = (
+        f"search: {{optim.lr: {{log: [1e-4, 1e-2]}}, model.width: [8, 24]}}\nfirst:\n  -\n{under.replace('  ', '    ')}"
+    )
+    assert space_from_text(first, "next").first == ({"optim.lr": 0.004, "model.width": 24},)
+
+
 def test_more_is_better_when_the_metric_says_so(sweep: Path) -> None:
     from stemtune.tracking import read_sweep
 
@@ -170,7 +220,8 @@ def test_seeds_spread_over_trials_that_are_alike_otherwise() -> None:
 def test_rungs_are_where_asha_decides() -> None:
     budget = {"budget.grace_epochs": "2", "budget.reduction": "3"}
     assert rungs({**budget, "budget.epochs": "30"}) == [2, 6, 18]
-    assert rungs({**budget, "train.epochs": "6"}) == [2]
+    assert rungs({**budget, "train.epochs": "6"}) == [2]  # the last epoch decides nothing
+    assert rungs({**budget, "train.epochs": "6", "design": "grid"}) == []
     assert rungs({}) == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from stemtune.tune.run.searcher import (
     STUDY,
     SWEEP,
     Limiter,
-    Proposals,
     StudySearch,
     find_study,
     open_storage,
     repair_journal,
 )
-from stemtune.tune.run.trial_state import driver_state, drop_driver_state
+from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace, space_from_text
 
 TEXT = """\
@@ -92,50 +90,6 @@ def test_seeded_samplers_agree(space: SearchSpace, tmp_path: Path) -> None:
     assert one[2] != one[3]
 
 
-def test_a_copied_study_goes_on_where_it_lies_now(space: SearchSpace, tmp_path: Path) -> None:
-    """The pickles name the folder of the original, which the copy must neither write to nor need."""
-    old, new = tmp_path / "old" / "sweep", tmp_path / "new" / "sweep"
-    old.mkdir(parents=True)
-    search = StudySearch(space, old, {"folder": str(old)}, 3, "id1")
-    at_the_start = pickle.dumps(search)
-    search.suggest("a")
-    search.on_trial_result("a", result(4.0, 1))
-    search.save(str(old / "searcher.pkl"))
-    shutil.copytree(old, new)
-    before = (old / STUDY).read_bytes()
-    try:
-        state = driver_state("id1")
-        state.folder, state.space = new, space.with_budget(trials=5)
-        again = pickle.loads(at_the_start)
-        again.restore(str(new / "searcher.pkl"))
-        again.on_trial_complete("a", result(3.0, 2))
-        assert again.suggest("b")["sweep"]["folder"] == str(new)
-        assert (old / STUDY).read_bytes() == before
-        assert [trial.state for trial in trials_on_disk(new)] == [TrialState.COMPLETE, TrialState.RUNNING]
-        shutil.rmtree(old)
-        again = pickle.loads(at_the_start)
-        again.restore(str(new / "searcher.pkl"))
-        assert again.suggest("c")["sweep"]["folder"] == str(new) and not old.exists()
-    finally:
-        drop_driver_state("id1")
-
-
-def test_a_finished_search_goes_on_when_it_may_try_more(space: SearchSpace, tmp_path: Path) -> None:
-    def proposals() -> Proposals:
-        return Proposals(Limiter(StudySearch(space, tmp_path, {}, 3, "id2"), 1))
-
-    ended = {"counter": 2, "total_samples": 2, "finished": True, "experiment": None}
-    try:
-        search = proposals()
-        search.set_state(ended)
-        assert search.is_finished()  # as many as there were to be
-        driver_state("id2").space = space.with_budget(trials=3)
-        search.set_state(ended)
-        assert not search.is_finished() and search.total_samples == 3
-    finally:
-        drop_driver_state("id2")
-
-
 def test_restore_mends_what_the_snapshot_missed(space: SearchSpace, tmp_path: Path) -> None:
     search = made(space, tmp_path)
     at_the_start = pickle.dumps(search)  # as Tune keeps it
@@ -163,6 +117,36 @@ def test_failed_trials_teach_nothing(space: SearchSpace, tmp_path: Path) -> None
     search.on_trial_result("a", result(1.0, 1))
     search.on_trial_complete("a", error=True)
     assert trials_on_disk(tmp_path)[0].state == TrialState.FAIL
+
+
+def test_a_stopped_trial_is_pruned_with_the_figure_of_its_last_rung(
+    space: SearchSpace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = made(space, tmp_path)
+    monkeypatch.setattr(driver_state(""), "pruned", {"a"})  # as the scheduler notes it
+    for name, values in (("a", (7.0, 3.0, 4.0)), ("b", (6.0, 5.0))):
+        search.suggest(name)
+        for epoch, value in enumerate(values[:-1], 1):
+            search.on_trial_result(name, result(value, epoch))
+        search.on_trial_complete(name, result(values[-1], len(values)))  # Tune tells the last report of a stop so
+    one, two = trials_on_disk(tmp_path)
+    assert (one.state, one.value, one.intermediate_values) == (TrialState.PRUNED, 4.0, {1: 7.0, 2: 3.0, 3: 4.0})
+    assert (two.state, two.value) == (TrialState.COMPLETE, 5.0)
+
+
+def test_the_sampler_learns_within_the_budget(tmp_path: Path) -> None:
+    """Of 12 trials three are drawn at random; the fourth goes by them, where another sampler of the seed would not."""
+    text = "metric: val/loss\nbudget: {trials: %d}\nsearch:\n  optim.lr: {log: [1.0e-5, 1.0e-1]}"
+    drawn = []
+    for count in (12, 40):
+        (folder := tmp_path / str(count)).mkdir()
+        search = made(space_from_text(text % count, "test"), folder)
+        rates = []
+        for number in range(4):
+            rates.append(search.suggest(f"t{number}")["knobs"]["optim.lr"])
+            search.on_trial_complete(f"t{number}", result(float(number), 1))
+        drawn.append(rates)
+    assert drawn[0][:3] == drawn[1][:3] and drawn[0][3] != drawn[1][3]
 
 
 def test_a_baseline_runs_outside_the_study(tmp_path: Path) -> None:
@@ -273,7 +257,7 @@ def test_who_comes_back_ends_only_its_own_lost_trials(tmp_path: Path) -> None:
     one.suggest("lost")
     two = sharing(tmp_path, "beta")
     two.suggest("b")
-    two._ot_study.ask()  # what a third driver has just asked for, and not marked yet
+    two._study.ask()  # what a third driver has just asked for, and not marked yet
     again = pickle.loads(at_the_start)
     again.restore(str(snapshot))
     states = {number: trial.state for number, trial in enumerate(trials_on_disk(tmp_path / "alpha"))}

@@ -9,6 +9,7 @@ import pytest
 
 from stemtune.config import Config
 from stemtune.errors import UserError
+from stemtune.tune.space.budget import Budget
 from stemtune.tune.space.describe import check
 from stemtune.tune.space.space import SearchSpace, load_space, samples, space_from_text
 
@@ -65,6 +66,31 @@ def test_the_five_forms() -> None:
             assert config.model.depth == 3
             assert "model.kernel_size" not in flat
     assert min(float(flat["optim.lr"]) for flat in drawn) < 1e-4  # logarithmic, not uniform
+
+
+def test_rungs_are_where_asha_decides() -> None:
+    """Each is the one before times the reduction, rounded up to whole epochs, and the last epoch is none."""
+    rungs = {
+        (1, 3.0, 9): [1, 3],
+        (1, 3.0, 10): [1, 3, 9],
+        (2, 3.0, 30): [2, 6, 18],
+        (1, 2.5, 20): [1, 3, 7, 16],
+        (4, 2.0, 4): [],
+    }
+    for (grace, reduction, epochs), wanted in rungs.items():
+        budget = Budget(grace_epochs=grace, reduction=reduction)
+        assert budget.rungs(epochs) == wanted
+        at = {epoch: budget.rung_reached({}, {"epoch": epoch}) for epoch in range(1, epochs)}
+        first = [epoch for epoch in at if at[epoch] is not None and at[epoch] != at.get(epoch - 1)]
+        assert first == wanted, "`check` and `compare` say what the scheduler does"
+
+
+def test_a_budget_of_patterns() -> None:
+    text = "budget: {patterns: 100000, within: [head.name]}\nfixed: {data.source: simulate}\n"
+    read = space(text + "search: {data.patterns_per_epoch: [10000, 25000]}")
+    assert read.extremes[2] == 10 and read.budget.within == ("head.name",)
+    epochs = {flat["data.patterns_per_epoch"]: read.settings(flat)["train.epochs"] for flat in samples(read, 20)}
+    assert epochs == {10_000: 10, 25_000: 4}
 
 
 def test_a_key_of_two_branches_has_two_names() -> None:
@@ -141,6 +167,20 @@ MISTAKES = {
     "no trials": ("budget: {trials: 0}", "`budget.trials` is 0, but must be at least 1"),
     "no reduction": ("budget: {reduction: 1}", "`budget.reduction` is 1, but must be more than 1"),
     "long grace": ("budget: {epochs: 3, grace_epochs: 4}", "`budget.grace_epochs` is 4, but must be at most the 3"),
+    "stop by the size": (
+        "budget: {stop_by: model/parameters}",
+        "`budget.stop_by` is 'model/parameters', which does not say how well a trial learns",
+    ),
+    "stop by a typo": ("budget: {stop_by: val/los}", "did you mean 'val/loss'?"),
+    "within a typo": ("budget: {within: model.nam}", "did you mean 'model.name'?"),
+    "two graces": (
+        "budget: {grace_epochs: 2, grace_patterns: 4000}",
+        "`budget.grace_epochs` is given, and so is `budget.grace_patterns`; keep one of the two",
+    ),
+    "patterns of a store": (
+        "budget: {patterns: 4000}",
+        "`budget.patterns` counts fresh patterns, but `data.source` is store",
+    ),
     "epochs twice": (
         "budget: {epochs: 3}\nfixed: {train.epochs: 4}",
         "`train.epochs` is given, and so is `budget.epochs`",
@@ -287,3 +327,58 @@ def test_several_metrics_are_weighed_against_each_other() -> None:
             space(wrong)
     with pytest.raises(UserError, match="no trial reports the metric 'val/los'; did you mean 'val/loss'"):
         space("metric: [val/ece, val/los]")
+
+
+def test_a_full_grid_is_noticed_and_runs_once() -> None:
+    text = "budget: {trials: 20}\nsearch: {train.batch_size: [32, 64], model.kernel_size: [3, 5, 7]}\n"
+    found = space(text + "first: [{model.kernel_size: 7}]").enumerated()
+    assert (found.budget.trials, len({tuple(point.items()) for point in found.enqueued()})) == (6, 6)
+    assert [point["model.kernel_size"] for point in found.first[:2]] == [7, 7]  # what was to be first is
+
+
+def test_branches_and_baselines_of_a_full_grid() -> None:
+    text = "search:\n  model.name:\n    one_of:\n      cnn: {model.kernel_size: [3, 5]}\n      polar: {}\n"
+    planned = "first: [{model.name: matched}, {model.name: cnn, model.kernel_size: 5}]\n"
+    found = space(f"budget: {{trials: 9}}\n{text}{planned}").enumerated()
+    assert [*found.baselines(), *found.enqueued()] == [
+        {"model.name": "matched"},
+        {"model.name": "cnn", "model.kernel_size": 5},
+        {"model.name": "cnn", "model.kernel_size": 3},
+        {"model.name": "polar"},
+    ]
+    assert found.budget.trials == 4 == found.enumerated().budget.trials  # when a sweep is resumed
+    few = space(f"budget: {{trials: 3}}\n{text}{planned}")
+    assert few.enumerated() is few  # the matched filter takes one of the three
+    wide = space("budget: {trials: 99}\nsearch: {optim.lr: {log: [1e-4, 1e-2]}}")
+    assert wide.enumerated() is wide
+
+
+def test_seeds_are_replicates() -> None:
+    asked = space("replicates: {seeds: 2, of_best: 4}\nsearch: {optim.lr: {log: [1e-4, 1e-2]}}").replicates
+    assert asked is not None and (asked.seeds, asked.of_best) == (2, 4)
+    assert space("search: {optim.lr: {log: [1e-4, 1e-2]}}").replicates is None
+    with pytest.raises(UserError, match="`train.seed` is given, and `replicates` gives every seed"):
+        space("replicates: {seeds: 2}\nsearch: {train.seed: [0, 1]}")
+    with pytest.raises(UserError, match="replicates has no setting called 'seed'; did you mean 'seeds'"):
+        space("replicates: {seed: 2}")
+
+
+def test_the_space_of_a_promotion() -> None:
+    """Each of the settings with each seed, completely, whatever branch a setting came from."""
+    from stemtune.tune.run.replicates import replicate_space
+
+    old = space("metric: val/within_5deg\nresources: {cpus_per_worker: 2}\nsearch: {optim.lr: {log: [1e-4, 1e-2]}}")
+    settings = [
+        {"model.name": "cnn", "model.width": 8, "optim.lr": 1e-5, "train.epochs": 3, "simulate.thickness": "20:80"},
+        {"model.name": "circular", "optim.lr": 2e-3, "train.epochs": 3, "simulate.thickness": "20:80", "train.seed": 7},
+    ]
+    again = replicate_space(old, settings, 2, None, 2, "again")
+    assert (again.metric, again.mode, again.budget.trials, again.budget.epochs) == ("val/within_5deg", "max", 4, 3)
+    assert (again.resources.workers, again.resources.cpus_per_worker) == (2, 2)
+    assert again.fixed == {"simulate.thickness": "20:80"}
+    every = [Config.from_flat(again.settings({**again.fixed, **point})).to_flat() for point in again.enqueued()]
+    for number, flat in enumerate(every):
+        given = {**settings[number // 2], "train.seed": number % 2, "train.workers": 2}
+        assert flat == Config.from_flat(given).to_flat()
+    longer = replicate_space(old, settings, 2, 9, None, "longer")
+    assert (longer.budget.epochs, longer.budget.grace_epochs, longer.resources.workers) == (9, 9, 1)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 
 from stemtune._files import refuse_readable
 from stemtune.errors import UserError
-from stemtune.tune.cluster import ENVIRONMENT
+from stemtune.tune.cluster import ENVIRONMENT, ray_internals
 from stemtune.tune.cluster.node_check import workers_that_fit
 from stemtune.tune.space.space import SearchSpace
 
@@ -63,7 +62,7 @@ def connect(local: bool = False, address: str | None = None) -> dict[str, float]
     if ray.is_initialized() and _joined and not _is_wanted(local, address):
         ray.shutdown()  # which ends a Ray of our own
         if _joined["ours"]:
-            ray_constants.ENABLE_RAY_CLUSTER = True
+            ray_internals.clusters_again()
     if not ray.is_initialized():
         _joined.clear()
         where = None if local else running(address)
@@ -103,11 +102,9 @@ def _join(where: str, options: dict[str, Any]) -> None:
 def _start(options: dict[str, Any]) -> None:
     """Start a Ray of our own, which listens on the loopback address.
 
-    The address is Ray's own rule where a cluster is not wanted: it reads the variable when it is imported. Its
-    processes take variable and token from our environment as they start; afterwards it is as it was.
+    Its processes take variable and token from our environment as they start; afterwards it is as it was.
     """
-    changed = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
-    ray_constants.ENABLE_RAY_CLUSTER = False
+    changed = ray_internals.loopback_only()
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not token_file().exists():
         changed["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or _TOKEN
     before = {name: os.environ[name] for name in changed if name in os.environ}
@@ -163,10 +160,7 @@ def running(given: str | None = None) -> str | None:
         if not given.rpartition(":")[2].isdigit() or ":" not in given:
             raise UserError(f"{name} is '{given}', but must be the head node's HOST:PORT")
         return given
-    from ray._private.services import canonicalize_bootstrap_address
-
-    where = canonicalize_bootstrap_address(None)
-    return str(where) if where else None
+    return ray_internals.running_here()
 
 
 def check_address(where: str) -> None:
@@ -191,15 +185,8 @@ def check_address(where: str) -> None:
 
 def _accepts_token(where: str) -> bool:
     """Whether the Ray at `where` takes the token that we show, if any."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.exceptions import AuthenticationError
-
-    try:
-        with _silent_stderr():
-            GcsClient(address=where)
-    except AuthenticationError:
-        return False
-    return True
+    with _silent_stderr():
+        return ray_internals.accepts_token(where)
 
 
 @contextlib.contextmanager
@@ -221,14 +208,12 @@ def use_token() -> bool:
     Ray does so by itself only for a cluster that it found by itself. It leaves the file readable for everybody, which
     is changed here, or refused.
     """
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
     file = token_file()
     if file.exists() and not os.environ.get("RAY_AUTH_TOKEN"):
         with contextlib.suppress(OSError):
             file.chmod(0o600)
         refuse_readable(file, "the token of Ray")
-    return bool(maybe_enable_token_auth_if_token_available(warn_if_disabled=False))
+    return ray_internals.show_token()
 
 
 def token_file() -> Path:

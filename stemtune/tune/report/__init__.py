@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stemtune._files import whole_file, writable_folder
-from stemtune.tracking.query import read_sweep, tagged_json
+from stemtune.config import Config
+from stemtune.errors import UserError
+from stemtune.tracking.query import SweepRecord, read_sweep, tagged_json
+from stemtune.tune.formatting import format_metric
 from stemtune.tune.report.charts import CHARTS, PRICES, colours, overview, save
 from stemtune.tune.report.leaderboard import (
     Comparison,
@@ -25,11 +31,15 @@ from stemtune.tune.report.leaderboard import (
 from stemtune.tune.report.output import format_comparison, page
 
 
-def compare_trials(name: str | None = None) -> Comparison:
-    """Return what the sweep `name`, or the one that started last, found."""
-    sweep = read_sweep(name)
-    metric, mode = sweep.params["metric"], sweep.params["mode"]
-    sweep = read_sweep(sweep.name, curves=(metric,))
+def compare_trials(names: Sequence[str] = ()) -> Comparison:
+    """Return what the sweeps `names`, or the one that started last, found; several have one metric and mode."""
+    found = [read_sweep(name) for name in names] or [read_sweep()]
+    goals = {(sweep.params["metric"], sweep.params["mode"]) for sweep in found}
+    if len(goals) > 1:
+        told = "; ".join(f"{sweep.name}: {sweep.params['metric']} ({sweep.params['mode']})" for sweep in found)
+        raise UserError(f"sweeps of different metrics cannot be compared ({told}); compare them one by one")
+    ((metric, mode),) = goals
+    sweep = joined([read_sweep(sweep.name, curves=(metric,)) for sweep in found])
     ranked = rows(sweep, metric, mode)
     sides = architectures(ranked, mode)
     drawn = {trial.trial: tagged_json(trial.tags, "stemtune.optuna") for trial in sweep.trials}
@@ -54,21 +64,56 @@ def compare_trials(name: str | None = None) -> Comparison:
     return Comparison(sweep, metric, mode, ranked, figures, shades, proposals)
 
 
+def joined(sweeps: Sequence[SweepRecord]) -> SweepRecord:
+    """Return the trials of several sweeps as those of one, which has the first one's parameters."""
+    first, *others = sweeps
+    if not others:
+        return first
+    total = {key: sum(sweep.last.get(key, 0.0) for sweep in sweeps) for key in ("time/wall_s", "time/device_s")}
+    return replace(
+        first,
+        name=", ".join(sweep.name for sweep in sweeps),
+        status=", ".join(dict.fromkeys(sweep.status for sweep in sweeps)),
+        last=total,
+        tags={key: value for key, value in first.tags.items() if all(one.tags.get(key) == value for one in others)},
+        trials=[trial for sweep in sweeps for trial in sweep.trials],
+    )
+
+
+def best_settings(found: Comparison) -> str:
+    """Return as YAML what the best trial's settings are among those that were searched, its seed aside."""
+    best = next((row for row in found.ranked if not math.isnan(row.best)), None)
+    if best is None:
+        raise UserError(f"no trial of {found.sweep.name} reports {found.metric}, so that there are no best settings")
+    trial = next(trial for trial in found.sweep.trials if trial.run_id == best.run_id)
+    searched = [name for name in found.sweep.params.get("searched", "").split(", ") if name in trial.params]
+    drawn = {name.split("@")[0] for name in best.searched} or set(searched)
+    chosen = [name for name in searched if name in {*drawn, "model.name"} - {"train.seed"}]
+    typed = Config.from_flat({name: trial.params[name] for name in chosen}).to_flat()
+    told = format_metric(found.metric, best.best) + (f", {best.test} on the test split" if best.test else "")
+    head = f"# {found.sweep.name}, trial {best.name} ({best.architecture}): {found.metric} {told}"
+    use = "# For the next search space: under `fixed:`, or as one entry of `first:`."
+    return "\n".join([head, use, yaml.safe_dump({name: typed[name] for name in chosen}, sort_keys=False)])
+
+
 def compare(
-    name: str | None = None,
+    names: Sequence[str] = (),
     png: str | Path | None = None,
     json: str | Path | None = None,
     out: str | Path | None = None,
+    best: str | Path | None = None,
 ) -> str:
-    """Return a sweep's comparison (`compare_trials`) as text.
+    """Return the comparison of sweeps (`compare_trials`) as text.
 
-    With `png` the learning curves and the architectures are drawn into that file, with `json` every figure is written;
-    `out` is a folder for all pictures, the figures and the page `compare.html`.
+    With `png` the learning curves and the architectures are drawn into that file, with `json` every figure is written,
+    with `best` the best trial's settings as YAML; `out` is a folder for all pictures, the figures and the page
+    `compare.html`.
     """
-    found = compare_trials(name)
-    if json is not None:
-        with whole_file(json) as part:
-            part.write_text(as_json(found))
+    found = compare_trials(names)
+    for file, text in ((json, as_json), (best, best_settings)):
+        if file is not None:
+            with whole_file(file) as part:
+                part.write_text(text(found))
     if png is not None:
         save(overview(found), Path(png))
     if out is not None:

@@ -7,15 +7,17 @@ import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator, get_param_importances
 
+from stemtune.tracking.events import ID_TAG, NOTE_TAG, SWEEP_TAG
 from stemtune.tracking.query import SweepRecord, TrialRecord, tagged_json
-from stemtune.tune.formatting import architecture, better
+from stemtune.tune.formatting import architecture, better, judged_by, tested_figure
+from stemtune.tune.space.budget import Budget
 
 BASELINE = "matched"
 _WITHIN = 8  # trials of one architecture from which its own settings are compared
@@ -50,6 +52,14 @@ class Row:
     alike: str  # what it has in common with the trials that differ from it in the seed only
     searched: dict[str, Any]
     curve: list[tuple[int, float]]  # (epoch, value) of the metric
+    sweep: str = ""  # its sweep, where several are compared
+    test: str = ""  # what it read of the test split, with the interval, where it was tested
+    note: str = ""  # that it learned nothing
+
+    @property
+    def name(self) -> str:
+        """What the trial is called in tables."""
+        return f"{self.sweep} {self.number}".strip()
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,9 @@ class Comparison:
 def rows(sweep: SweepRecord, metric: str, mode: str) -> list[Row]:
     """Return the sweep's trials, best first; those without a figure come last."""
     made = [_row(trial, metric, mode) for trial in sweep.trials]
+    if len({trial.tags.get(ID_TAG) for trial in sweep.trials}) > 1:
+        named = {trial.run_id: trial.tags[SWEEP_TAG] for trial in sweep.trials}
+        made = [replace(row, sweep=named[row.run_id]) for row in made]
     return sorted(made, key=lambda row: (math.isnan(row.best), row.best if mode == "min" else -row.best, row.number))
 
 
@@ -83,6 +96,9 @@ def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
         if math.isnan(best) or better(value, best, mode):
             best, best_epoch = value, epoch
     kept = tagged_json(trial.tags, "stemtune.optuna") or {}
+    if "best" in trial.last:  # of the epoch whose weights are kept
+        best, best_epoch = trial.last["best"], int(trial.last.get("best_epoch", best_epoch))
+    tested = tested_figure(trial.last, judged_by(metric))
     return Row(
         number=int(trial.tags.get("stemtune.number", 0)),
         trial=trial.trial,
@@ -103,6 +119,8 @@ def _row(trial: TrialRecord, metric: str, mode: str) -> Row:
         alike=json.dumps({key: value for key, value in sorted(trial.params.items()) if key != "train.seed"}),
         searched=kept.get("params", {}),
         curve=curve,
+        test="" if tested == "-" else tested,
+        note=trial.tags.get(NOTE_TAG, ""),
     )
 
 
@@ -204,9 +222,9 @@ def common_distributions(proposals: Sequence[Mapping[str, Any]]) -> dict[str, Ba
     return {name: json_to_distribution(text) for name, text in kinds.items() if name not in mixed}
 
 
-def pareto(ranked: list[Row], mode: str, price: str) -> list[int]:
-    """Return the numbers of the trials on `front`."""
-    return [row.number for row in front(ranked, mode, price)]
+def pareto(ranked: list[Row], mode: str, price: str) -> list[int | str]:
+    """Return the numbers of the trials on `front`, with their sweeps where there are several."""
+    return [row.name if row.sweep else row.number for row in front(ranked, mode, price)]
 
 
 def front(ranked: list[Row], mode: str, price: str) -> list[Row]:
@@ -245,16 +263,14 @@ def seeds(ranked: list[Row]) -> list[dict[str, Any]]:
 
 def rungs(params: dict[str, Any]) -> list[int]:
     """Return the epochs after which ASHA decided, from the parameters of the sweep's run."""
+    if {"budget.grace_patterns", "budget.grace_device_s"} & set(params) or params.get("design") == "grid":
+        return []
     try:
-        grace, reduction = float(params["budget.grace_epochs"]), float(params["budget.reduction"])
-        epochs = float(params.get("budget.epochs") or params.get("train.epochs") or 0)
+        grace, reduction = int(params["budget.grace_epochs"]), float(params["budget.reduction"])
+        epochs = int(params.get("budget.epochs") or params.get("train.epochs") or 0)
     except (KeyError, ValueError):
         return []
-    found, at = [], grace
-    while at < epochs:
-        found.append(int(at))
-        at *= reduction
-    return found
+    return Budget(grace_epochs=grace, reduction=reduction).rungs(epochs)
 
 
 def cost(sweep: SweepRecord, ranked: list[Row]) -> dict[str, float]:

@@ -48,18 +48,23 @@ def format_comparison(found: Comparison) -> str:
 
 
 def _board(ranked: list[Row], metric: str) -> list[str]:
-    table = [("", "trial", "model", metric.removeprefix("val/"), "epoch", "epochs", "status", "settings")]
+    tested = any(row.test for row in ranked)
+    head = ("", "trial", "model", metric.removeprefix("val/"), "epoch", *(["test split"] if tested else []))
+    table = [(*head, "epochs", "status", "settings")]
     for place, row in enumerate(ranked[:_SHOWN], 1):
         status = STATUS_WORDS.get(row.status, row.status)
         table.append(
             (
                 "-" if math.isnan(row.best) else str(place),
-                str(row.number),
+                row.name,
                 row.architecture + (" (baseline)" if row.architecture == BASELINE else ""),
                 format_metric(metric, row.best),
                 str(row.best_epoch),
+                *([row.test or "-"] if tested else []),
                 str(row.epochs),
-                f"{status}: {row.reason[:60]}" if row.status == "failed" else status,
+                f"{status}: {row.reason[:60]}"
+                if row.status == "failed"
+                else "; ".join(filter(None, [status, row.note])),
                 searched_settings(row.searched),
             )
         )

@@ -80,6 +80,7 @@ class SweepCallback(Callback):  # type: ignore[misc]
         params = {f"budget.{key}": value for key, value in vars(space.budget).items()}
         params |= {f"resources.{key}": value for key, value in vars(space.resources).items() if key != "workers_given"}
         params = {key: value for key, value in params.items() if value is not None}
+        params["budget.within"] = ", ".join(space.budget.within)
         params |= {"metric": space.metric, "mode": space.mode, "design": space.design, **space.fixed}
         params["searched"] = ", ".join(space.searched)
         if space.also:
@@ -221,16 +222,19 @@ class SweepCallback(Callback):  # type: ignore[misc]
         return now - self._started.get(trial_id, now)
 
     def _free_dead(self, trial_id: str) -> None:
-        from stemtune.tune.run.ray_trainer import free_groups
+        from stemtune.tune.cluster.ray_internals import free_groups
 
         self._groups.pop(trial_id, None)
         with contextlib.suppress(Exception):  # Ray itself may be gone
             free_groups(train_folder(self.folder, trial_id).name)
 
     def _free(self, trial_id: str) -> None:
-        """Give the workers' resources back: nobody else does when a trial is stopped from outside."""
+        """Give the resources of several workers back: nobody else does when a trial is stopped from outside.
+
+        Those of one worker are Tune's, which keeps them for the next trial.
+        """
         group = self._groups.pop(trial_id, "")
-        if not group:
+        if not group or self.trials[trial_id].knobs["train.workers"] == 1:
             return
         with contextlib.suppress(Exception):
             remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(group)))

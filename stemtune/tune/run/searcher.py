@@ -10,30 +10,32 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import os
+import pickle
 import warnings
 import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
 from optuna.distributions import distribution_to_json
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import ConcurrencyLimiter, Searcher, SearchGenerator
-from ray.tune.search.optuna import OptunaSearch
 
 from stemtune._files import whole_file
 from stemtune.config import Scalar
 from stemtune.errors import UserError, masked
 from stemtune.tune.run.trial import EARLIER
 from stemtune.tune.run.trial_state import driver_state, unpacked
+from stemtune.tune.space.forms import Dice
 from stemtune.tune.space.space import SearchSpace
 
 STUDY = "study.journal"
@@ -44,7 +46,7 @@ SPACE, AGAIN = "stemtune.space", "stemtune.again"
 """User attributes of a study: what it searches; with a sweep's id, which trials that planned anew after a crash."""
 
 _LOCK = 0x5354454D  # number of the database's lock, any that nobody else uses
-_REPEATS = 8  # proposals of settings that ran already before one is accepted
+_REPEATS = 8  # proposals of settings that ran already before one is accepted; the later half at random
 _YOUNG = timedelta(seconds=60)  # a trial that carries no sweep's id yet may be one that another driver just asked for
 
 
@@ -73,19 +75,19 @@ class Proposals(SearchGenerator):  # type: ignore[misc]
         super().set_state({**state, "total_samples": total, "finished": False})
 
 
-class StudySearch(OptunaSearch):  # type: ignore[misc]
-    """Proposes trials from a `SearchSpace`.
+class StudySearch(Searcher):  # type: ignore[misc]
+    """Proposes trials from a `SearchSpace` by Optuna.
 
-    Ray's class forgets what happened between Tune's last snapshot and a crash, while the study on disk knows it:
-    reporting to a trial that has ended raises, and trials that Tune never wrote down stay running for ever. This
-    class takes both as they are. It also runs the space's baselines, which no sampler proposes, and tells the study
-    the best figure of a trial instead of its last.
+    After a crash the study on disk knows what happened since Tune's last snapshot, where a trial may run that has
+    ended, or one be missing that the study takes for running; this class takes both as they are, which Ray's own
+    `OptunaSearch` does not. It also runs the space's baselines, which no sampler proposes, tells the study the best
+    figure of a trial instead of its last, and that trials which the scheduler stopped were pruned.
 
     The study lies in the sweep's `folder`, or is the one that other sweeps share (`study`, see `find_study`), where
     `sweep_id` marks this sweep's trials. `settings` are what every trial gets besides its own.
     """
 
-    _ot_study: Any
+    _study: Any
 
     def __init__(
         self,
@@ -97,12 +99,17 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         study: str = "",
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if study:  # of two drivers with one seed both would draw the same
                 seed = (seed + zlib.crc32(folder.name.encode())) % 2**32
-            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed,
+                n_startup_trials=space.budget.startup,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
         self.space = space
         self.settings = settings
         self.study = study
@@ -116,26 +123,28 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._numbers: dict[str, int] = {}
         self._seen: set[str] = set()
         self._again: set[str] = set()
-        super().__init__(
-            space=space.suggest,
-            metric=[metric for metric, _ in space.objectives] if space.also else space.metric,
-            mode=[mode for _, mode in space.objectives] if space.also else space.mode,
-            points_to_evaluate=[] if joined else space.enqueued(),
-            sampler=sampler,
+        self._trials: dict[str, Any] = {}
+        self._study: Any = optuna.create_study(
             study_name=place.name,
             storage=storage,
+            sampler=sampler,
+            directions=["minimize" if mode == "min" else "maximize" for _, mode in space.objectives],
+            load_if_exists=True,
         )
+        super().__init__(metric=space.metric, mode=space.mode)
         if joined:
             self._give_up_lost()
         else:
-            self._ot_study.set_user_attr(SPACE, search_digest(space))
+            self._study.set_user_attr(SPACE, search_digest(space))
+            for point in space.enqueued():
+                self._study.enqueue_trial(point)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Return the settings of the next trial, or that there is none when the sweep's time is over."""
         if driver_state(self.sweep_id).time_over:
             return FINISHED
         self._numbers.setdefault(trial_id, len(self._numbers))
-        if self._baselines and trial_id not in self._ot_trials:
+        if self._baselines and trial_id not in self._trials:
             flat, optuna_part = self._baselines.pop(0), None
         else:
             flat, optuna_part = self._proposed(trial_id)
@@ -145,7 +154,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
 
     def _proposed(self, trial_id: str) -> tuple[dict[str, Scalar], dict[str, Any]]:
         for attempt in range(_REPEATS):
-            trial = self._ot_study.ask()
+            if attempt >= _REPEATS // 2:  # the sampler insists on what it knows already
+                drawn = self.space.suggest(Dice(len(self._seen) * _REPEATS + attempt))
+                self._study.enqueue_trial(self.space.registered_point(drawn))
+            trial = self._study.ask()
             trial.set_user_attr(SWEEP, self.sweep_id)
             flat = self.space.suggest(trial)
             settings = _fingerprint(self.space.settings(flat))
@@ -155,15 +167,15 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             if attempt == _REPEATS - 1 or not (settings in self._seen or self._elsewhere(settings)):
                 break
             # It ran already; a failed one teaches the sampler nothing.
-            self._ot_study.tell(trial, state=TrialState.FAIL)
-        self._ot_trials[trial_id] = trial
+            self._study.tell(trial, state=TrialState.FAIL)
+        self._trials[trial_id] = trial
         trial.set_user_attr(SETTINGS, settings)
         distributions = {name: json.loads(distribution_to_json(kind)) for name, kind in trial.distributions.items()}
         return flat, {"params": dict(trial.params), "distributions": distributions}
 
     def _elsewhere(self, settings: str) -> bool:
         """Whether the study knows a trial of these settings, another sweep's perhaps."""
-        known = self._ot_study.get_trials(deepcopy=False)
+        known = self._study.get_trials(deepcopy=False)
         return any(trial.user_attrs.get(SETTINGS) == settings for trial in known if trial.state != TrialState.FAIL)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -173,10 +185,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             self._best[trial_id] = min(best, value) if self.space.mode == "min" else max(best, value)
             if trial_id not in self._others or self._best[trial_id] != best:
                 self._others[trial_id] = [float(report[metric]) for metric, _ in self.space.also]
-            trial = self._ot_trials.get(trial_id)
-            if trial is None or self.space.also or self._ended(trial):
+            trial = self._trials.get(trial_id)
+            if trial is None or self.space.also:
                 continue  # with several objectives a study takes no reports, only the end
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), contextlib.suppress(UpdateFinishedTrialError):
                 warnings.simplefilter("ignore")  # an epoch that is told again after a restart
                 trial.report(value, int(report.get("epoch", result["training_iteration"])))
 
@@ -184,22 +196,25 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """Tell the study that a trial ended, and with which figure."""
         if result and self.space.metric in result and not error:
             self.on_trial_result(trial_id, result)
-        trial = self._ot_trials.get(trial_id)
-        self._completed_trials.add(trial_id)
-        if trial is None or self._ended(trial):
+        trial = self._trials.get(trial_id)
+        if trial is None:
             return
         value = self._best.get(trial_id)
+        tell = partial(self._study.tell, trial, skip_if_finished=True)  # what a crash took from Tune, the study knows
         if error or value is None or not math.isfinite(value):
-            self._ot_study.tell(trial, state=TrialState.FAIL)
+            tell(state=TrialState.FAIL)
+        elif trial_id in driver_state(self.sweep_id).pruned and not self.space.also:
+            tell(state=TrialState.PRUNED)  # with its last report, that of the rung
         else:
-            self._ot_study.tell(trial, [value, *self._others.get(trial_id, [])], state=TrialState.COMPLETE)
+            tell(values=[value, *self._others.get(trial_id, [])], state=TrialState.COMPLETE)
 
-    def _ended(self, trial: Any) -> bool:
-        return bool(self._ot_study._storage.get_trial(trial._trial_id).state.is_finished())
+    def save(self, checkpoint_path: str) -> None:
+        """Write the searcher's state into the file `checkpoint_path`."""
+        Path(checkpoint_path).write_bytes(pickle.dumps(self.__dict__))
 
     def restore(self, checkpoint_path: str) -> None:
         """Take up the searcher's state from before a crash, and end the study's trials that Tune never knew."""
-        super().restore(checkpoint_path)
+        self.__dict__.update(pickle.loads(Path(checkpoint_path).read_bytes()))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         now = driver_state(self.sweep_id)
         if now.folder is not None and now.space is not None:
@@ -210,10 +225,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         """Go on in `folder`, which may be another than the one that the pickled study names."""
         self.space, self.settings = space, {**self.settings, "folder": str(folder)}
         storage = open_storage(find_study(self.study, folder, space))
-        old = self._ot_study
-        self._ot_study = optuna.load_study(study_name=old.study_name, storage=storage, sampler=old.sampler)
-        for trial in self._ot_trials.values():
-            trial.study, trial.storage = self._ot_study, storage
+        old = self._study
+        self._study = optuna.load_study(study_name=old.study_name, storage=storage, sampler=old.sampler)
+        for trial in self._trials.values():
+            trial.study, trial.storage = self._study, storage
 
     def _give_up_lost(self) -> None:
         """Plan anew what this sweep began and Tune, after a crash, does not know, whether it ended or not.
@@ -222,10 +237,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         is true. That they were planned again is written down: another crash must not plan them a third time.
         """
         # What Tune knows, and what an earlier crash of this sweep has planned anew already.
-        known = {trial.number for trial in self._ot_trials.values()}
+        known = {trial.number for trial in self._trials.values()}
         mark = f"{AGAIN}.{self.sweep_id}"
-        again = set(self._ot_study.user_attrs.get(mark, []))
-        trials = self._ot_study.get_trials(deepcopy=False)
+        again = set(self._study.user_attrs.get(mark, []))
+        trials = self._study.get_trials(deepcopy=False)
         going_on = {trial.user_attrs.get(SETTINGS) for trial in trials if trial.number in known}
         for trial in trials:
             if trial.number in known or not self._ours(trial):
@@ -233,7 +248,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             # A trial of ours that Tune has lost: end it if it still runs, and leave it if it never began.
             settings = trial.user_attrs.get(SETTINGS)
             if trial.state == TrialState.RUNNING:
-                self._ot_study.tell(trial.number, state=TrialState.FAIL)
+                self._study.tell(trial.number, state=TrialState.FAIL)
             elif trial.state == TrialState.WAITING or not settings:
                 continue  # planned, or proposed twice and never begun
             # Plan its settings once more, unless that was done: then only let them pass as no repetition.
@@ -243,11 +258,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
                 continue
             planned = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             if planned:
-                self._ot_study.enqueue_trial(planned)  # what was lost is run again, whoever proposed it
+                self._study.enqueue_trial(planned)  # what was lost is run again, whoever proposed it
             if settings:
                 self._again.add(settings)
                 again.add(trial.number)
-        self._ot_study.set_user_attr(mark, sorted(again))
+        self._study.set_user_attr(mark, sorted(again))
 
     def _ours(self, trial: FrozenTrial) -> bool:
         if SWEEP in trial.user_attrs:

@@ -7,10 +7,12 @@ journal of what MLflow is to know, and each trial's checkpoints. With it an inte
 from __future__ import annotations
 
 import errno
+import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from stemtune._progress import say
 from stemtune.config import Config
 from stemtune.errors import Interrupted, UserError, masked
 from stemtune.tracking import NullTracker, Tracker, address, check_server, log_files, resend
-from stemtune.tune.run.checkpoints import check_resumable
+from stemtune.tracking.events import NOTE_TAG
+from stemtune.tune.run.checkpoints import StoredCheckpoint, check_resumable
 from stemtune.tune.run.manifest import (
     absolute,
     check_name_free,
@@ -34,8 +37,16 @@ from stemtune.tune.run.manifest import (
     sweeps_folder,
     write_manifest,
 )
+from stemtune.tune.run.promotion import NOBODY, Verdict, judge, note_nothing_learned
 from stemtune.tune.run.trial import NO_SPACE
-from stemtune.tune.run.trial_state import TrialState, driver_state, drop_driver_state, recorded_trials, select_champion
+from stemtune.tune.run.trial_state import (
+    TrialState,
+    driver_state,
+    drop_driver_state,
+    kept_checkpoints,
+    recorded_trials,
+)
+from stemtune.tune.space.budget import Replicates
 from stemtune.tune.space.space import SearchSpace
 
 COMPARISON = "comparison"
@@ -52,10 +63,12 @@ class SweepOutcome:
     mode: str  # whether less ("min") or more ("max") of the metric is better
     status: str  # finished, or interrupted
     trials: list[TrialState]  # every trial, in the order of proposal
-    champion: TrialState | None  # the best trial; None when no trial left a model
-    value: float  # the champion's figure
-    model: Path | None  # the champion's model folder
+    champion: TrialState | None  # the trial that was crowned; None when none was
+    value: float  # the figure of that trial, else of the best one
+    model: Path | None  # its model folder; None when no trial left a model
     unsent: int = 0  # records that wait for the tracking server
+    verdict: tuple[str, ...] = ()  # what the test split said, and why nobody was crowned
+    replicates: Replicates | None = None  # what `replicates.promote` is to train next
 
 
 def run_sweep(
@@ -79,7 +92,7 @@ def run_sweep(
     name = checked_name(name or space.name)
     folder = sweeps_folder() / name
     check_name_free(folder)
-    space = absolute(space.with_budget(trials=trials, hours=hours), Path.cwd())
+    space = absolute(space.with_budget(trials=trials, hours=hours), Path.cwd()).enumerated()
     manifest = new_manifest(space, name) | ({"study": study} if study else {})
     store_hash, at_once = _prepare(space, folder, manifest, tracked, local, nodes)
     with single_driver(folder):
@@ -111,7 +124,7 @@ def resume_sweep(
         space = absolute(space_from_manifest(found), Path(found.get("home", ".")))
         states = recorded_trials(folder, space.metric, space.mode)
         manifest, before = extended(found, states, trials, hours), manifest
-        space = absolute(space_from_manifest(manifest), Path(manifest.get("home", ".")))
+        space = absolute(space_from_manifest(manifest), Path(manifest.get("home", "."))).enumerated()
         nothing_left = len(states) >= space.budget.trials or (trials is None and hours is None)
         if manifest["status"] == "finished" and nothing_left and all(state.status != "failed" for state in states):
             _take_over(folder, manifest, before)
@@ -136,8 +149,28 @@ def _send_rest(
     """Send what the tracking server missed of a finished sweep, and return how it ended: nothing is left to run."""
     records_id = str(manifest.get("records_id") or manifest["sweep_id"])
     tracker = Tracker(folder, folder.name, records_id, address()) if tracked else NullTracker()
-    best = select_champion(folder, states, space.metric, space.mode)
-    return SweepOutcome(folder.name, folder, space.metric, space.mode, "finished", states, *best, tracker.close())
+    kept = kept_checkpoints(folder, states, space.metric, space.mode)
+    crowned = [state for state in states if state.trial == manifest.get("champion")]
+    outcome = _outcome(space, folder, "finished", states, kept, next(iter(crowned), None), tracker.close())
+    return replace(outcome, replicates=None)
+
+
+def _outcome(
+    space: SearchSpace,
+    folder: Path,
+    status: str,
+    states: list[TrialState],
+    kept: Mapping[str, StoredCheckpoint],
+    champion: TrialState | None,
+    unsent: int,
+    verdict: tuple[str, ...] = (),
+) -> SweepOutcome:
+    """Return how a sweep ended: with its champion's model, else with that of its best trial."""
+    having = [state for state in states if state.trial in kept]
+    shown = champion or min(having, key=lambda state: state.best * (1 if space.mode == "min" else -1), default=None)
+    value, model = (shown.best, kept[shown.trial].folder / "model") if shown else (math.nan, None)
+    named = (folder.name, folder, space.metric, space.mode, status, states)
+    return SweepOutcome(*named, champion, value, model, unsent, verdict, space.replicates)
 
 
 def _prepare(
@@ -242,34 +275,60 @@ def _run(
 
 
 def _finish(callback: Any, folder: Path, manifest: dict[str, Any], interrupted: bool) -> SweepOutcome:
-    """Select the champion, tell MLflow, and say how to go on after an interrupt."""
+    """Tell MLflow how the trials ended, and have the best of a sweep that was not interrupted judged."""
     callback.snapshot()
     space, states = callback.space, sorted(callback.trials.values(), key=lambda state: int(state.number))
     ended = [state for state in states if state.status in ("finished", "stopped", "failed")]
     interrupted = interrupted or (len(ended) < space.budget.trials and not callback.over_time)
     callback.catch_up()
-    champion, value, model = select_champion(folder, states, space.metric, space.mode)
+    kept = kept_checkpoints(folder, states, space.metric, space.mode)
+    note_nothing_learned(states, kept)
     for state in states:
         if state.status == "running":
             state.status = "interrupted"
             callback.tracker.end(state.trial, "interrupted", "the sweep was interrupted", {}, {})
-    if champion and model:
-        tags = {"stemtune.champion_metric": space.metric, "stemtune.champion_value": f"{value:.6g}"}
-        callback.tracker.champion(champion.trial, str(model.relative_to(folder)), tags)
+    verdict = NOBODY
+    if not interrupted:
+        verdict, interrupted = _judged(callback, folder, states, kept)
+    champion = verdict.champion
     status = "interrupted" if interrupted else "finished"
     totals = {
         "time/wall_s": time.time() - float(manifest["started"]),
         "time/device_s": sum(state.device_s for state in states),
         "trials": float(len(ended)),
     }
-    callback.tracker.done(status, totals | ({} if champion is None else {"best": value}), {})
+    outcome = _outcome(space, folder, status, states, kept, champion, 0, verdict.lines)
+    if outcome.model is not None:
+        totals["best"] = _outcome(space, folder, status, states, kept, None, 0).value
+    callback.tracker.done(status, totals, {})
     callback.progress.close(not interrupted)
     unsent = callback.tracker.close(10.0 if interrupted else 60.0)
     # First: what follows needs a server and is no part of the sweep.
-    write_manifest(folder, {**manifest, "status": status})
-    if callback.tracked and champion and not unsent and not interrupted:
+    write_manifest(folder, {**manifest, "status": status, "champion": champion.trial if champion else None})
+    if callback.tracked and outcome.model and not unsent and not interrupted:
         _keep_comparison(callback.name, folder)
-    return SweepOutcome(callback.name, folder, space.metric, space.mode, status, states, champion, value, model, unsent)
+    return replace(outcome, unsent=unsent)
+
+
+def _judged(
+    callback: Any, folder: Path, states: list[TrialState], kept: Mapping[str, StoredCheckpoint]
+) -> tuple[Verdict, bool]:
+    """Judge a sweep's best trials, keep what came out with their records, and return it; Ctrl-C ends the judging."""
+    again = Verdict(None, ("nobody is crowned yet: the best settings run again with several seeds",), {})
+    try:
+        asked = callback.space.replicates is None
+        verdict = judge(callback.space, folder, states, kept, callback.tracked) if asked else again
+    except KeyboardInterrupt:
+        return NOBODY, True
+    for state in states:
+        if state.test or state.note:
+            callback.tracker.figures(state.trial, state.epoch, state.test, {NOTE_TAG: state.note})
+    if verdict.champion is not None:
+        tags = {"stemtune.champion_metric": callback.space.metric, **verdict.tags}
+        tags["stemtune.champion_value"] = f"{verdict.champion.best:.6g}"
+        trial = verdict.champion.trial
+        callback.tracker.champion(trial, str((kept[trial].folder / "model").relative_to(folder)), tags)
+    return verdict, False
 
 
 def _keep_comparison(name: str, folder: Path) -> None:
@@ -277,7 +336,7 @@ def _keep_comparison(name: str, folder: Path) -> None:
     from stemtune.tune.report import compare_trials, write_comparison
 
     try:
-        found = compare_trials(name)
+        found = compare_trials([name])
         write_comparison(found, folder / COMPARISON)
         log_files(found.sweep.run_id, folder / COMPARISON, ["*"], COMPARISON)
     except Exception as problem:  # MLflow and matplotlib fail in ways of their own

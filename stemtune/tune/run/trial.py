@@ -1,19 +1,22 @@
-"""One trial: a Ray Train run of one or more data-parallel workers, driven from inside Ray Tune.
+"""One trial: training inside Ray Tune's own process, or as a Ray Train run of several data-parallel workers.
 
-`run_trial` is what Tune starts for each trial; it takes no CPU itself and launches a `TorchTrainer` whose workers
-run `train_worker`. Both stand here, never in `__main__`, so that they travel by name and a sweep can be restored.
-Ray, torch and the training code are imported inside the functions: start-up is most of a short trial.
+`run_trial` is what Tune starts for each trial. One worker trains right there, in a process that Tune keeps for the next
+trial; several are a `TorchTrainer` whose workers run `train_worker`. All stand here, never in `__main__`, so that they
+travel by name and a sweep can be restored. Ray, torch and the training code are imported inside the functions: start-up
+is most of a short trial.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import math
 import os
 import tempfile
 import time
 import traceback
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,14 +84,12 @@ def passed_on() -> dict[str, str]:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """Run one trial to its end, passing every report up to Tune (the driver function of Ray Tune)."""
+    """Run one trial to its end (the function of Ray Tune)."""
     started = Clock.now()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from ray import train, tune
+    from ray import tune
 
-    from stemtune.tune.run.ray_trainer import QuietTrainer, ToTune
-    from stemtune.tune.run.rendezvous import RendezvousConfig
     from stemtune.tune.run.trial_state import packed
 
     sweep, knobs = config["sweep"], config["knobs"]
@@ -100,20 +101,49 @@ def run_trial(config: dict[str, Any]) -> None:
         tune.report(packed({**through[0].metrics, EARLIER: through[0].history}, sweep["objectives"]))
         return
     remove_partial(folder)
-    most, least = int(knobs["train.workers"]), sweep.get("workers_least")
-    elastic = least is not None and least < most
+    if int(knobs["train.workers"]) == 1:
+        _train_here({"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started})
+    else:
+        _train_on_workers(knobs, sweep, folder, started)
+
+
+def _train_here(config: dict[str, Any]) -> None:
+    """Train with one worker, in this process of Tune's."""
+    os.environ.update(config["sweep"]["environment"])
+    began = Clock.now()
+    import torch
+
+    gpu = bool(config["sweep"]["gpus_per_worker"])
+    gc.collect()  # what the trial before has left
+    if gpu:
+        torch.cuda.empty_cache()
+    _train(
+        config,
+        TuneReporter(config, 1, began),
+        newest_intact(Path(config["folder"])),
+        device=torch.device("cuda" if gpu else "cpu"),
+    )
+
+
+def _train_on_workers(knobs: dict[str, Any], sweep: dict[str, Any], folder: Path, started: Clock) -> None:
+    """Train with several workers of Ray Train, passing every report up to Tune."""
+    from ray import train
+
+    from stemtune.tune.cluster.ray_internals import trainer_class
+    from stemtune.tune.run.workers import RendezvousConfig, ToTune
+
+    most = int(knobs["train.workers"])
+    least = int(sweep.get("workers_least") or most)
+    elastic = least < most
     os.environ[START_WAIT] = ELASTIC_START_S if elastic else ENVIRONMENT[START_WAIT]
-    resources = {"CPU": float(sweep["cpus_per_worker"])}
-    if sweep["gpus_per_worker"]:
-        resources["GPU"] = float(sweep["gpus_per_worker"])
-    trainer = QuietTrainer(
+    trainer = trainer_class()(
         train_worker,
         train_loop_config={"knobs": knobs, "sweep": sweep, "folder": str(folder), "started": started},
         torch_config=RendezvousConfig(backend="nccl" if sweep["gpus_per_worker"] else "gloo"),
         scaling_config=train.ScalingConfig(
-            num_workers=(int(least), most) if elastic else most,
+            num_workers=(least, most) if elastic else most,
             use_gpu=bool(sweep["gpus_per_worker"]),
-            resources_per_worker=resources,
+            resources_per_worker=worker_resources(sweep),
         ),
         run_config=train.RunConfig(
             name=folder.name,
@@ -130,8 +160,14 @@ def run_trial(config: dict[str, Any]) -> None:
     trainer.fit()
 
 
+def worker_resources(sweep: dict[str, Any]) -> dict[str, float]:
+    """Return what each worker of a trial asks of Ray."""
+    each = {"CPU": float(sweep["cpus_per_worker"]), "GPU": float(sweep["gpus_per_worker"])}
+    return {kind: need for kind, need in each.items() if need}
+
+
 def train_worker(config: dict[str, Any]) -> None:
-    """Train in one data-parallel worker and report after every epoch (the loop of Ray Train)."""
+    """Train in one of several data-parallel workers (the loop of Ray Train)."""
     began = Clock.now()
     import ray.train
     import torch
@@ -140,14 +176,30 @@ def train_worker(config: dict[str, Any]) -> None:
     folder = Path(config["folder"])
     _raise_noted(folder)
     context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    _train(config, Reporter(config, world, began), _resumed(folder), get_device(), rank, world)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _train(
+    config: dict[str, Any],
+    reporter: Reporter,
+    start: tuple[StoredCheckpoint | None, list[str]],
+    device: Any,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Train from the checkpoint that is there, and report after every epoch."""
+    import torch
+
+    folder, (resume, faults) = Path(config["folder"]), start
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, round(config["sweep"]["cpus_per_worker"])))
     from stemtune.config import Config
     from stemtune.learning.fit import fit
     from stemtune.learning.trainer import Diverged
 
-    reporter = Reporter(config, context.get_world_size(), began)
-    resume, faults = _resumed(folder)
     reporter.resume(resume.history if resume else [], faults)
     with tempfile.TemporaryDirectory(prefix="stemtune-") as scratch:
         try:
@@ -157,9 +209,9 @@ def train_worker(config: dict[str, Any]) -> None:
                 reporter.report,
                 Path(scratch),
                 resume=None if resume is None else resume.folder,
-                rank=context.get_world_rank(),
-                world=context.get_world_size(),
-                device=get_device(),
+                rank=rank,
+                world=world,
+                device=device,
                 objective=(config["sweep"]["metric"], config["sweep"]["mode"]),
             )
         except Diverged as problem:  # it has reported figures worse than any other trial's
@@ -185,6 +237,7 @@ class Reporter:
         self._began, self._start_s = began, began.since(config["started"])
         self._folder = Path(config["folder"])
         self._metric, self._mode = config["sweep"]["metric"], config["sweep"]["mode"]
+        self._objectives = config["sweep"]["objectives"]
         self._spent = 0.0  # device seconds of the time before a restart
         self._first_s = 0.0
         self._train_began, self._reporting_s, self._trained_s = began, 0.0, 0.0
@@ -246,6 +299,21 @@ class Reporter:
         return ray.train.Checkpoint.from_directory(
             store(Path(checkpoint.path), self._folder, name, self._metric, self._mode)
         )
+
+
+class TuneReporter(Reporter):
+    """Passes the reports of a trial of one worker to Tune, in whose process it trains."""
+
+    def _send_to_ray(self, values: dict[str, Any], folder: Path | None) -> None:
+        from ray import tune
+
+        from stemtune.tune.run.trial_state import packed
+
+        if folder is not None:
+            name = f"checkpoint_{values['epoch']:06d}_{uuid.uuid4().hex[:8]}"
+            store(folder, self._folder, name, self._metric, self._mode)
+        values = {**values, "placement_group": _placement_group()}
+        tune.report(packed(values, self._objectives))  # it returns when Tune goes on, or ends the thread
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:

@@ -16,9 +16,19 @@ from typing import Any
 from stemtune._files import damage
 from stemtune._progress import Progress, duration, say
 from stemtune.config import METRICS, Config, Scalar
+from stemtune.tracking.events import NOTE_TAG
 from stemtune.tracking.writer import journal_events
-from stemtune.tune.formatting import STATUS_WORDS, architecture, better, format_metric, format_settings, format_table
-from stemtune.tune.run.checkpoints import ranked, stored_checkpoints, train_folder
+from stemtune.tune.formatting import (
+    STATUS_WORDS,
+    architecture,
+    better,
+    format_metric,
+    format_settings,
+    format_table,
+    judged_by,
+    tested_figure,
+)
+from stemtune.tune.run.checkpoints import StoredCheckpoint, ranked, stored_checkpoints, train_folder
 from stemtune.tune.space.space import SearchSpace
 
 FIGURES = "figures"
@@ -38,6 +48,7 @@ class DriverState:
     at_once: int = 0  # how many trials the cluster has room for; 0 leaves it to the sampler's own limit
     restored: bool = True  # false until Tune took up its snapshot: where it fails to, it begins anew in silence
     time_over: bool = False  # whether the sweep's time has run out
+    pruned: set[str] = field(default_factory=set)  # the trials that the scheduler has stopped
     callback: Any = None  # the `SweepCallback` in use: a restored sweep makes another one
 
 
@@ -73,6 +84,8 @@ class TrialState:
     values: dict[str, float] = field(default_factory=dict)  # the figures of the last report
     best_values: dict[str, float] = field(default_factory=dict)  # those of the best one
     nodes: tuple[str, ...] = ()  # names of the nodes where its workers run
+    test: dict[str, float] = field(default_factory=dict)  # its figures on the test split, where it was tested
+    note: str = ""  # that it learned nothing
 
     @property
     def label(self) -> str:
@@ -165,7 +178,10 @@ class SweepProgress:
 
 def table(trials: Iterable[TrialState], metric: str, mode: str) -> str:
     """Return the trials as a table, best first."""
-    rows = [("", "trial", "model", metric.removeprefix("val/"), "epoch", "epochs", "wall", "status")]
+    trials, judged = list(trials), judged_by(metric)
+    tested = any(state.test for state in trials)
+    head = ("", "trial", "model", metric.removeprefix("val/"), "epoch", *([f"test {judged}"] if tested else []))
+    rows = [(*head, "epochs", "wall", "status")]
     ranked = sorted(trials, key=lambda state: (not state.epoch, state.best if mode == "min" else -state.best))
     for place, state in enumerate(ranked, 1):
         rows.append(
@@ -175,9 +191,10 @@ def table(trials: Iterable[TrialState], metric: str, mode: str) -> str:
                 state.label,
                 format_metric(metric, state.best),
                 str(state.best_epoch),
+                *([tested_figure(state.test, judged)] if tested else []),
                 str(state.epoch),
                 f"{state.wall_s:.0f} s",
-                STATUS_WORDS[state.status] + _because(state),
+                STATUS_WORDS[state.status] + _because(state) + (f"; {state.note}" if state.note else ""),
             )
         )
     return format_table(rows)
@@ -204,28 +221,24 @@ def unpacked(result: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(result.get(FIGURES, "{}")), **result}
 
 
-def best_checkpoint(sweep_folder: Path, trial: str, metric: str, mode: str) -> tuple[float, Path] | None:
-    """Return the best figure among a trial's stored checkpoints, and that checkpoint's model folder.
+def best_checkpoint(sweep_folder: Path, trial: str, metric: str, mode: str) -> StoredCheckpoint | None:
+    """Return the best by the figure among a trial's stored checkpoints.
 
     The checkpoints themselves are asked, not the reports: after a crash they know of epochs that Tune does not. A
     corrupt one cannot win.
     """
-    for entry in ranked(stored_checkpoints(train_folder(sweep_folder, trial)), metric, mode):
-        if not damage(entry.folder):
-            return float(entry.metrics[metric]), entry.folder / "model"
-    return None
+    entries = ranked(stored_checkpoints(train_folder(sweep_folder, trial)), metric, mode)
+    return next((entry for entry in entries if not damage(entry.folder)), None)
 
 
-def select_champion(
-    folder: Path, states: Sequence[TrialState], metric: str, mode: str
-) -> tuple[TrialState | None, float, Path | None]:
-    """Return the best trial by its best stored checkpoint, with that figure and model folder."""
-    best: tuple[TrialState | None, float, Path | None] = (None, math.nan, None)
+def kept_checkpoints(folder: Path, states: Sequence[TrialState], metric: str, mode: str) -> dict[str, StoredCheckpoint]:
+    """Return each trial's best stored checkpoint, and have its figure told: of a better epoch there are no weights."""
+    kept = {}
     for state in states:
-        found = best_checkpoint(folder, state.trial, metric, mode)
-        if found and (best[0] is None or better(found[0], best[1], mode)):
-            best = (state, *found)
-    return best
+        if found := best_checkpoint(folder, state.trial, metric, mode):
+            kept[state.trial] = found
+            state.best, state.best_epoch = float(found.metrics[metric]), found.epoch
+    return kept
 
 
 def recorded_trials(sweep_folder: Path, metric: str, mode: str) -> list[TrialState]:
@@ -242,6 +255,8 @@ def recorded_trials(sweep_folder: Path, metric: str, mode: str) -> list[TrialSta
             states[trial].wall_s = event["values"].get("time/wall_s", 0.0)
         elif event["kind"] == "end" and trial in states:
             states[trial].status, states[trial].reason = event["status"], event["reason"]
+        elif event["kind"] == "figures" and trial in states:
+            states[trial].test, states[trial].note = event["values"], event["tags"].get(NOTE_TAG, "")
     return sorted(states.values(), key=lambda state: state.number)
 
 

@@ -10,51 +10,19 @@ from typing import Any
 
 from ray import tune
 from ray.tune import Stopper
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler
 
 from stemtune.tune.cluster.connect import HEAD, QUIET
 from stemtune.tune.run.callback import SweepCallback
 from stemtune.tune.run.checkpoints import SNAPSHOTS, restore_snapshot
 from stemtune.tune.run.manifest import DRIVER, MANIFEST
-from stemtune.tune.run.searcher import STUDY, UNTRAINED, Limiter, Proposals, StudySearch, repair_journal
-from stemtune.tune.run.trial import FAILURE, passed_on, run_trial
-from stemtune.tune.run.trial_state import driver_state, history
+from stemtune.tune.run.scheduler import SuccessiveHalving
+from stemtune.tune.run.searcher import STUDY, Limiter, Proposals, StudySearch, repair_journal
+from stemtune.tune.run.trial import FAILURE, passed_on, run_trial, worker_resources
+from stemtune.tune.run.trial_state import driver_state
 from stemtune.tune.space.space import SearchSpace
 
 _LARGE = 500  # trials, above which a snapshot takes a noticeable part of 5 s
-
-
-class LearnersASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA (Li et al., MLSys 2020) that leaves models without training out of its rungs.
-
-    Such a model shows its final figure where a network shows its first epoch. In the lowest rung it would have every
-    network stopped that is not at once as good.
-    """
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if _learns(trial):
-            super().on_trial_add(tune_controller, trial)
-            # What a trial reached before a restart goes into the rungs, which Tune does not keep.
-            folder, rungs = trial.config.get("sweep", {}).get("folder"), self._trial_info[trial.trial_id]
-            for report in history(folder, trial.trial_id) if folder else ():
-                rungs.on_result(trial, report["epoch"], self._metric_op * report[self._metric])
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if not _learns(trial):
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if _learns(trial):
-            super().on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        if _learns(trial):
-            super().on_trial_remove(tune_controller, trial)
-
-
-def _learns(trial: Any) -> bool:
-    return trial.config.get("knobs", {}).get("model.name") not in UNTRAINED
 
 
 class TimeBudget(Stopper):  # type: ignore[misc]
@@ -86,8 +54,14 @@ class TimeBudget(Stopper):  # type: ignore[misc]
 
 
 def driver() -> Any:
-    """Return the function that Tune starts per trial; it takes no CPU, its workers do."""
-    return tune.with_resources(run_trial, tune.PlacementGroupFactory([{HEAD: 0.001}]))
+    """Return the function that Tune starts per trial, with what it needs."""
+    return tune.with_resources(run_trial, _resources)
+
+
+def _resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what the process of a trial takes: its one worker's share, or next to nothing where workers are others."""
+    alone = config.get("knobs", {}).get("train.workers") == 1
+    return tune.PlacementGroupFactory([worker_resources(config["sweep"]) if alone else {HEAD: 0.001}])
 
 
 def trial_name(trial: Any) -> str:
@@ -115,7 +89,6 @@ def new_tuner(
 
     `study` is the study to share with other sweeps, if any.
     """
-    _, _, epochs = space.extremes
     _set_snapshot_interval(space.budget.trials)
     driver_state(callback.sweep_id).at_once = at_once
     settings = {
@@ -137,16 +110,9 @@ def new_tuner(
             search_alg=Proposals(
                 Limiter(StudySearch(space, folder, settings, int(seed), callback.sweep_id, study), at_once)
             ),
-            scheduler=FIFOScheduler()
-            if space.design == "grid"
-            else LearnersASHA(
-                time_attr="epoch",
-                max_t=epochs + 1,  # one more, or the last epoch would count as a stop
-                grace_period=space.budget.grace_epochs,
-                reduction_factor=space.budget.reduction,
-            ),
+            scheduler=FIFOScheduler() if space.design == "grid" else SuccessiveHalving(space.budget, callback.sweep_id),
             num_samples=space.budget.trials,
-            reuse_actors=True,  # the next trial's driver is a process that has imported everything
+            reuse_actors=True,  # the next trial starts in a process that has imported everything
             trial_name_creator=trial_name,
             trial_dirname_creator=trial_name,
         ),

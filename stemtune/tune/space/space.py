@@ -1,7 +1,8 @@
 """A search space: one YAML file that asks one question.
 
-The blocks are `about`, `metric`, `mode`, `design`, `budget`, `resources`, `fixed`, `search` and `first`; every mistake
-that can be seen without training is caught when the file is loaded, as one line that names the place and the remedy.
+The blocks are `about`, `metric`, `mode`, `design`, `budget`, `resources`, `fixed`, `search`, `first` and `replicates`;
+every mistake that can be seen without training is caught when the file is loaded, as one line that names the place and
+the remedy.
 """
 
 from __future__ import annotations
@@ -14,25 +15,32 @@ from typing import Any
 
 from stemtune.config import METRICS, Config, Scalar
 from stemtune.errors import UserError, did_you_mean
+from stemtune.tune.space.budget import (
+    Budget,
+    Replicates,
+    Resources,
+    metric_mode,
+    read_budget,
+    read_replicates,
+    read_resources,
+    setting_of,
+)
 from stemtune.tune.space.forms import (
     Branch,
-    Budget,
     Choice,
     Constant,
     Dice,
     Draw,
     Form,
     Range,
-    Resources,
     checked,
     combinations,
-    read_budget,
+    combinations_count,
     read_form,
-    read_resources,
 )
 from stemtune.tune.space.yaml_loader import read_yaml, read_yaml_text
 
-BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first")
+BLOCKS = ("about", "metric", "mode", "design", "budget", "resources", "fixed", "search", "first", "replicates")
 DESIGNS = ("sampler", "grid")
 _SAMPLES = 200  # configurations that are drawn at load to find mistakes that need several knobs at once
 
@@ -51,11 +59,12 @@ class SearchSpace:
     search: Mapping[str, Form]  # forms by dotted knob name
     first: tuple[Mapping[str, Scalar], ...] = ()  # trials to run before the sampler starts, as (partial) settings
     # further metrics with their modes: the sampler looks for the trials that no other beats in all of them, while
-    # ASHA and the champion go by `metric` alone
+    # the champion goes by `metric` alone
     also: tuple[tuple[str, str], ...] = ()
     # "sampler": Optuna proposes; "grid": every combination of the listed values runs once, in the order written, and
     # ASHA stops none
     design: str = "sampler"
+    replicates: Replicates | None = None  # the best settings again with several seeds, after the search
     text: str = field(default="", repr=False, compare=False)  # the file as it was written
 
     @property
@@ -99,7 +108,7 @@ class SearchSpace:
 
     def enqueued(self) -> list[dict[str, Scalar]]:
         """Return the `first` trials that lie in the space, under the sampler's names."""
-        return [self._registered_point(point) for point in self.first if self._inside(point)]
+        return [self.registered_point(point) for point in self.first if self._inside(point)]
 
     def baselines(self) -> list[dict[str, Scalar]]:
         """Return the complete settings of the `first` trials whose branch is not searched, `matched` for instance."""
@@ -111,7 +120,7 @@ class SearchSpace:
             for key, form in self.search.items()
         )
 
-    def _registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    def registered_point(self, point: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Name the values as the sampler does; Optuna takes what is missing from the sampler."""
         named: dict[str, Scalar] = {}
         for key, form, branch in walk(self.search):
@@ -138,7 +147,7 @@ class SearchSpace:
         budget, resources = self.budget, self.resources
         if "train.epochs" in values:
             epochs = int(values["train.epochs"])
-            budget = replace(budget, epochs=None, grace_epochs=min(budget.grace_epochs, epochs))
+            budget = replace(budget, epochs=None, patterns=None, grace_epochs=min(budget.grace_epochs, epochs))
         if "train.workers" in values:
             resources = replace(resources, workers_given=False)
         if self.design == "grid":
@@ -150,23 +159,40 @@ class SearchSpace:
         return changed
 
     def with_budget(self, trials: int | None = None, hours: float | None = None) -> SearchSpace:
-        """Return the space with other trials or hours, as `--trials` and `--hours` do; None changes none."""
+        """Return the space with other `--trials` or `--hours`; None leaves them."""
         budget = self.budget
         return replace(self, budget=replace(budget, trials=trials or budget.trials, hours=hours or budget.hours))
+
+    def enumerated(self) -> SearchSpace:
+        """Return the space with every combination planned where the trials suffice: a sampler would repeat some."""
+        outside = [point for point in self.first if not self._inside(point)]
+        if self.design == "grid" or combinations_count(self.search) > self.budget.trials - len(outside):
+            return self
+        wanted = [point for point in self.first if self._inside(point)]
+        every = sorted(combinations(self.search), key=lambda at: not any(one.items() <= at.items() for one in wanted))
+        return replace(self, first=(*outside, *every)).with_budget(len(outside) + len(every))
 
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Return a trial's settings completed by what budget and resources say: epochs and workers."""
         whole = dict(flat)
         if self.budget.epochs is not None:
             whole["train.epochs"] = self.budget.epochs
+        elif self.budget.patterns is not None:
+            whole["train.epochs"] = self._epochs_of(int(setting_of(whole, "data.patterns_per_epoch")))
         whole.setdefault("train.workers", self.resources.workers)
         return whole
+
+    def _epochs_of(self, patterns_per_epoch: int) -> int:
+        return max(1, round((self.budget.patterns or 0) / patterns_per_epoch))
 
     @cached_property
     def extremes(self) -> tuple[int, int, int]:
         """Return the fewest and most workers of a trial and the most epochs."""
         workers = set(_values("train.workers", self)) or {self.resources.workers}
         epochs = {self.budget.epochs} if self.budget.epochs else set(_values("train.epochs", self))
+        if self.budget.patterns:
+            sizes = _values("data.patterns_per_epoch", self) or [float(setting_of({}, "data.patterns_per_epoch"))]
+            epochs = {self._epochs_of(int(size)) for size in sizes}
         longest = max((int(value) for value in epochs if value), default=Config().train.epochs)
         return int(min(workers)), int(max(workers)), longest
 
@@ -253,6 +279,7 @@ def _built(name: str, content: Mapping[Any, Any], text: str) -> SearchSpace:
         first=tuple(_points(content.get("first") or [])),
         also=tuple(also),
         design=design,
+        replicates=read_replicates(_block(content, "replicates")) if content.get("replicates") else None,
         text=text,
     )
     if design == "grid":
@@ -268,7 +295,7 @@ def _objectives(content: Mapping[Any, Any]) -> list[tuple[str, str]]:
     metrics = written if isinstance(written, list) else [written]
     modes = content.get("mode")
     if modes is None:
-        modes = ["max" if "within" in str(metric) or "samples" in str(metric) else "min" for metric in metrics]
+        modes = [metric_mode(str(metric)) for metric in metrics]
     modes = modes if isinstance(modes, list) else [modes]
     for metric in metrics:
         if metric not in METRICS:
@@ -308,8 +335,7 @@ def _check_whole(space: SearchSpace) -> None:
     for number, point in enumerate(space.first, 1):
         _check_point(space, point, f"first, trial {number}")
     _, most, longest = space.extremes
-    least = space.resources.workers_least
-    if least is not None and least > most:
+    if (least := space.resources.workers_least) and least > most:
         raise UserError(f"`resources.workers_least` is {least}, but a trial has {most} worker(s) at most; lower it")
     if space.budget.grace_epochs > longest:
         raise UserError(
@@ -317,6 +343,12 @@ def _check_whole(space: SearchSpace) -> None:
         )
     for flat in [*samples(space, _SAMPLES), *space.baselines()]:
         config = Config.from_flat(space.settings(flat))
+        for name in ("patterns", "grace_patterns"):
+            if getattr(space.budget, name) and config.data.source == "store":
+                raise UserError(
+                    f"`budget.{name}` counts fresh patterns, but `data.source` is store, whose epochs are as long as"
+                    " its training part; give epochs"
+                )
         if config.train.batch_size % config.train.workers:
             raise UserError(
                 f"`train.batch_size` {config.train.batch_size} does not divide among {config.train.workers}"
@@ -332,8 +364,11 @@ def _check_keys(space: SearchSpace) -> None:
         if branch and (key in space.search or key in outer):
             raise UserError(f"`{key}` is searched in the branch '{branch[-1][1]}' and above it; keep one of the two")
     keys = {key for key, _, _ in walk(space.search)} | set(space.fixed)
-    if "train.epochs" in keys and space.budget.epochs is not None:
-        raise UserError("`train.epochs` is given, and so is `budget.epochs`; keep one of the two")
+    if "train.seed" in keys and space.replicates is not None:
+        raise UserError("`train.seed` is given, and `replicates` gives every seed; leave it out")
+    for name in ("epochs", "patterns"):
+        if "train.epochs" in keys and getattr(space.budget, name) is not None:
+            raise UserError(f"`train.epochs` is given, and so is `budget.{name}`; keep one of the two")
     if "train.workers" in keys and space.resources.workers_given:
         raise UserError("`train.workers` is given, and so is `resources.workers`; keep one of the two")
 

@@ -1,33 +1,51 @@
-"""The rendezvous of a trial's workers: at the address of a node that Ray itself uses, and nowhere else.
+"""How the workers of a trial meet, and how their reports reach Tune.
 
-Torch opens a port for it of rank 0 on every address of its machine, without a token. Here it is opened on
-the node's own address alone, which is 127.0.0.1 for a Ray of our own, and not at all for one worker.
+They meet at the address of a node that Ray itself uses, and nowhere else: torch opens a port of rank 0 for it on every
+address of its machine, without a token. Here it is opened on the node's own address alone, which is 127.0.0.1 for a Ray
+of our own, and not at all for one worker.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray import tune
+from ray.train import UserCallback
+from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+
+from stemtune.tune.run.trial_state import packed
+
+
+class ToTune(UserCallback):  # type: ignore[misc]
+    """Passes every report of a run to Tune, from the process in which both live; `metrics` are what Tune goes by."""
+
+    def __init__(self, metrics: Sequence[str]) -> None:
+        self._metrics = metrics
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Report what rank 0 reported; return when Tune has taken it, or end the thread if Tune stops the trial."""
+        tune.report(packed(metrics[0], self._metrics))
 
 
 class RendezvousConfig(TorchConfig):  # type: ignore[misc]
     """How workers find each other: at an address of rank 0's node that Ray itself uses."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Backend]:
         return _RendezvousBackend
 
 
-class _RendezvousBackend(_TorchBackend):  # type: ignore[misc]
+class _RendezvousBackend(Backend):  # type: ignore[misc]
+    share_cuda_visible_devices = True  # as NCCL wants it between GPUs of one node
+
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_set_torch_distributed_env_vars)
         world = len(worker_group)
         if world == 1:
             return
