@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from test_sweep import TINY, script
 
 from stemtune import sweep
+from stemtune.errors import UserError
 from stemtune.tracking import Address, Tracker
-from stemtune.tune.run.manifest import new_manifest, single_driver, write_manifest
+from stemtune.tune.run.manifest import (
+    absolute,
+    extended,
+    located,
+    new_manifest,
+    read_manifest,
+    single_driver,
+    space_from_manifest,
+    write_manifest,
+)
+from stemtune.tune.run.trial_state import TrialState
 from stemtune.tune.space.space import space_from_text
 
 SIMULATED = TINY.replace("data.store: small.h5", "data.source: simulate, data.patterns_per_epoch: 64")
@@ -80,3 +92,41 @@ def test_a_sweep_has_one_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(second.stderr.splitlines()) == 1
     with single_driver(folder):
         pass  # the first one is gone
+
+
+def test_a_moved_sweep_finds_its_files_and_a_copy_its_own_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("STEMTUNE_SWEEPS", raising=False)
+    old, new = tmp_path / "a", tmp_path / "b"
+    folder = old / "sweeps" / "first"
+    folder.mkdir(parents=True)
+    (old / "small.h5").touch()
+    monkeypatch.chdir(old)
+    space = absolute(space_from_text(TINY, "tiny"), old)
+    write_manifest(folder, new_manifest(space, "first"))
+    assert located(folder, read_manifest(folder)) == read_manifest(folder)
+    shutil.copytree(old, new)
+    monkeypatch.chdir(new)
+    copy = new / "sweeps" / "first"
+    found = located(copy, read_manifest(copy))
+    assert found["folder"] == str(copy) and "records_id" not in found  # the copy's own mlflow.db
+    assert found["fixed"]["data.store"] == str(old / "small.h5")  # what is still there is the same store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert located(copy, read_manifest(copy))["records_id"] != found["sweep_id"]
+    shutil.rmtree(old)
+    found = located(copy, read_manifest(copy))
+    assert found["fixed"]["data.store"] == str(new / "small.h5") and "records_id" not in found  # it was moved
+    assert located(copy, found) == found
+
+
+def test_a_sweep_is_extended_but_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = new_manifest(space_from_text(SIMULATED, "tiny"), "tiny")
+    states = [TrialState(name, number, {}) for number, name in enumerate("abc")]
+    more = space_from_manifest(extended(manifest, states, 5, 0.5)).budget
+    assert (more.trials, more.hours, more.epochs) == (5, 0.5, 2)
+    assert extended(manifest, states, None, None) == manifest
+    with pytest.raises(UserError, match="--trials is 2, but 3 trials of 'tiny' have begun"):
+        extended(manifest, states, 2, None)

@@ -17,6 +17,7 @@ from stemtune.tune.run.scheduler import SuccessiveHalving
 from stemtune.tune.run.trial_state import FIGURES, driver_state, drop_driver_state
 from stemtune.tune.run.tuner import TimeBudget
 from stemtune.tune.space.budget import Budget
+from stemtune.tune.space.space import space_from_text
 
 CONTINUE, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP
 
@@ -142,7 +143,9 @@ def test_the_time_of_a_sweep_is_not_that_of_the_clock(monkeypatch: pytest.Monkey
     now = [100.0]
     monkeypatch.setattr(tuner.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(tuner.time, "time", lambda: now[0] * 1e6)
-    budget = TimeBudget(1.0)
+    space = space_from_text("budget: {hours: 1}\nsearch: {optim.lr: [0.1, 0.2]}", "test")
+    driver_state("").space = space
+    budget = TimeBudget()
     result = {"epoch": 1}
     budget.stop_all()
     now[0] += 3000.0
@@ -155,4 +158,7 @@ def test_the_time_of_a_sweep_is_not_that_of_the_clock(monkeypatch: pytest.Monkey
     now[0] += 700.0
     assert not budget.stop_all()  # which would end trials without telling anyone
     assert budget("trial", result) and driver_state("").time_over
+    driver_state("").space = space.with_budget(hours=1.5)  # a resume grants more
+    budget.stop_all()
+    assert not budget("trial", result)
     drop_driver_state("")

@@ -36,7 +36,8 @@ class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Put what the trial reached before a restart into the rungs, which Tune does not keep."""
-        if folder := trial.config.get("sweep", {}).get("folder"):
+        # The sweep's folder may have been moved since the trial began.
+        if folder := driver_state(self._sweep).folder or trial.config.get("sweep", {}).get("folder"):
             for report in history(folder, trial.trial_id):
                 self._enter(trial, report)
 

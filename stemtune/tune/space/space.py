@@ -169,8 +169,7 @@ class SearchSpace:
         if self.design == "grid" or combinations_count(self.search) > self.budget.trials - len(outside):
             return self
         wanted = [point for point in self.first if self._inside(point)]
-        every = combinations(self.search)
-        every.sort(key=lambda point: not any(one.items() <= point.items() for one in wanted))
+        every = sorted(combinations(self.search), key=lambda at: not any(one.items() <= at.items() for one in wanted))
         return replace(self, first=(*outside, *every)).with_budget(len(outside) + len(every))
 
     def settings(self, flat: Mapping[str, Scalar]) -> dict[str, Scalar]:
