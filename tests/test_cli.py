@@ -102,8 +102,9 @@ except BaseException:
     pass
 """
 COMMAND = """
-import sys, time
+import signal, sys, time
 from stemtune import cli
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, which the tests may run under, has it ignored
 def run(argv):
     import swallows
     try:

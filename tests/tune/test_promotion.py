@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from stemtune._files import seal
+from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.tune.formatting import judged_by
 from stemtune.tune.run.checkpoints import StoredCheckpoint, annotate, train_folder
 from stemtune.tune.run.promotion import Standing, decide, note_nothing_learned, settings_groups
+from stemtune.tune.run.replicates import replicate_space
 from stemtune.tune.run.trial_state import TrialState, kept_checkpoints, table
+from stemtune.tune.space.space import space_from_text
 
 MEDIAN = "val/disorientation_median_deg"
 JUDGED = "disorientation_median_deg"
@@ -129,3 +132,23 @@ def test_the_table_shows_the_test_split() -> None:
     lines = table([one, state(1, best=4.0)], MEDIAN, "min").splitlines()
     assert f"test {JUDGED}" in lines[0]
     assert "3.50° (3.10° to 4.00°)" in lines[2]
+
+
+def test_the_space_of_a_promotion() -> None:
+    """Each of the settings with each seed, completely, whatever branch a setting came from."""
+    text = "metric: val/within_5deg\nresources: {cpus_per_worker: 2}\nsearch: {optim.lr: {log: [1e-4, 1e-2]}}"
+    old = space_from_text(text, "old")
+    settings = [
+        {"model.name": "cnn", "model.width": 8, "optim.lr": 1e-5, "train.epochs": 3, "simulate.thickness": "20:80"},
+        {"model.name": "circular", "optim.lr": 2e-3, "train.epochs": 3, "simulate.thickness": "20:80", "train.seed": 7},
+    ]
+    again = replicate_space(old, settings, 2, None, 2, "again")
+    assert (again.metric, again.mode, again.budget.trials, again.budget.epochs) == ("val/within_5deg", "max", 4, 3)
+    assert (again.resources.workers, again.resources.cpus_per_worker) == (2, 2)
+    assert again.fixed == {"simulate.thickness": "20:80"}
+    every = [Config.from_flat(again.settings({**again.fixed, **point})).to_flat() for point in again.enqueued()]
+    for number, flat in enumerate(every):
+        given = {**settings[number // 2], "train.seed": number % 2, "train.workers": 2}
+        assert flat == Config.from_flat(given).to_flat()
+    longer = replicate_space(old, settings, 2, 9, None, "longer")
+    assert (longer.budget.epochs, longer.budget.grace_epochs, longer.resources.workers) == (9, 9, 1)

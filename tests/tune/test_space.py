@@ -387,24 +387,3 @@ def test_seeds_are_replicates() -> None:
         space("replicates: {seeds: 2}\nsearch: {train.seed: [0, 1]}")
     with pytest.raises(UserError, match="replicates has no setting called 'seed'; did you mean 'seeds'"):
         space("replicates: {seed: 2}")
-
-
-def test_the_space_of_a_promotion() -> None:
-    """Each of the settings with each seed, completely, whatever branch a setting came from."""
-    from stemtune.tune.run.replicates import replicate_space
-
-    old = space("metric: val/within_5deg\nresources: {cpus_per_worker: 2}\nsearch: {optim.lr: {log: [1e-4, 1e-2]}}")
-    settings = [
-        {"model.name": "cnn", "model.width": 8, "optim.lr": 1e-5, "train.epochs": 3, "simulate.thickness": "20:80"},
-        {"model.name": "circular", "optim.lr": 2e-3, "train.epochs": 3, "simulate.thickness": "20:80", "train.seed": 7},
-    ]
-    again = replicate_space(old, settings, 2, None, 2, "again")
-    assert (again.metric, again.mode, again.budget.trials, again.budget.epochs) == ("val/within_5deg", "max", 4, 3)
-    assert (again.resources.workers, again.resources.cpus_per_worker) == (2, 2)
-    assert again.fixed == {"simulate.thickness": "20:80"}
-    every = [Config.from_flat(again.settings({**again.fixed, **point})).to_flat() for point in again.enqueued()]
-    for number, flat in enumerate(every):
-        given = {**settings[number // 2], "train.seed": number % 2, "train.workers": 2}
-        assert flat == Config.from_flat(given).to_flat()
-    longer = replicate_space(old, settings, 2, 9, None, "longer")
-    assert (longer.budget.epochs, longer.budget.grace_epochs, longer.resources.workers) == (9, 9, 1)

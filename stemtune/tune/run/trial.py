@@ -119,7 +119,7 @@ def _train_here(config: dict[str, Any]) -> None:
         torch.cuda.empty_cache()
     _train(
         config,
-        TuneReporter(config, 1, began),
+        TuneReporter(config, began),
         newest_intact(Path(config["folder"])),
         device=torch.device("cuda" if gpu else "cpu"),
     )
@@ -237,7 +237,6 @@ class Reporter:
         self._began, self._start_s = began, began.since(config["started"])
         self._folder = Path(config["folder"])
         self._metric, self._mode = config["sweep"]["metric"], config["sweep"]["mode"]
-        self._objectives = config["sweep"]["objectives"]
         self._spent = 0.0  # device seconds of the time before a restart
         self._first_s = 0.0
         self._train_began, self._reporting_s, self._trained_s = began, 0.0, 0.0
@@ -303,6 +302,10 @@ class Reporter:
 
 class TuneReporter(Reporter):
     """Passes the reports of a trial of one worker to Tune, in whose process it trains."""
+
+    def __init__(self, config: dict[str, Any], began: Clock) -> None:
+        super().__init__(config, 1, began)
+        self._objectives = config["sweep"]["objectives"]
 
     def _send_to_ray(self, values: dict[str, Any], folder: Path | None) -> None:
         from ray import tune
