@@ -218,7 +218,7 @@ def beams(folder: Path, *, orientations: int = 256, seconds: float = 4.0) -> dic
     direct = KinematicSimulator(linio2(), drawn.geometry, simulate)
 
     def from_beams() -> int:
-        return len(drawn.draw(512, generator, training=True).patterns)
+        return len(drawn.draw(512, generator, "training").patterns)
 
     def directly() -> int:
         return len(direct.patterns(random_orientations(512, generator), generator))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,9 @@ from stemtune.diffraction.geometry import Geometry
 from stemtune.diffraction.kinematic import KinematicSimulator, reach_of
 from stemtune.errors import UserError
 
-_TRAINING, _VALIDATION, _TEST = 1, 2, 3  # keep the random numbers of training, validation and test apart
-HELD_OUT = 0.05  # share of the orientations of a store of beams that are validated and tested on, never trained on
+Part = Literal["training", "validation", "test"]
+_STREAM: dict[Part, int] = {"training": 1, "validation": 2, "test": 3}  # keep their random numbers apart
+HELD_OUT = 0.05  # share of the orientations of a store of beams that are never trained on: half validation, half test
 _TOLERANCE = 1e-5  # relative difference of numbers that were stored as float32
 
 
@@ -44,8 +45,8 @@ class PatternSource(Protocol):
     device: torch.device
     source_sha256: str
 
-    def draw(self, count: int, generator: torch.Generator, training: bool) -> Batch:
-        """Return `count` patterns of random orientations, those of training apart from those of validation."""
+    def draw(self, count: int, generator: torch.Generator, part: Part) -> Batch:
+        """Return `count` patterns of random orientations; where they are stored, no orientation is in two parts."""
 
 
 class SimulatedPatterns:
@@ -60,7 +61,7 @@ class SimulatedPatterns:
         self.simulator, self.geometry, self.phase = simulator, simulator.geometry, simulator.phase
         self.device = simulator.device
 
-    def draw(self, count: int, generator: torch.Generator, training: bool) -> Batch:
+    def draw(self, count: int, generator: torch.Generator, part: Part) -> Batch:
         """Return `count` patterns of random orientations."""
         orientation = random_orientations(count, generator)
         simulate = self.simulator.simulate
@@ -73,7 +74,8 @@ class BeamPatterns(Detector):
 
     Each shows one of the stored orientations at one of its thicknesses and tilts, turned about the beam by any angle
     and, if the crystal has a centre of symmetry, perhaps mirrored: both are exact. Everything else is drawn from
-    `simulate.*` as in a simulation. The last orientations, a share of `HELD_OUT`, are for validation.
+    `simulate.*` as in a simulation. The last orientations, a share of `HELD_OUT`, are for
+    validation and for test, apart.
 
     A `UserError` says that the store does not hold what the settings ask for.
     """
@@ -83,13 +85,17 @@ class BeamPatterns(Detector):
         self.store, self.phase, self.source_sha256 = store, store.phase, store.sha256
         self._check_settings()
         self.g = (torch.from_numpy(store.hkl).double() @ store.phase.reciprocal_matrix).float().to(self.device)
-        held = max(1, round(HELD_OUT * store.n))
-        if store.n < 2:
-            raise UserError(f"'{store.path}' holds {store.n} orientation, too few to train and to validate on")
-        every = self._allowed()
-        parts = {True: every[: store.n - held], False: every[store.n - held :]}
-        self._cells = {training: np.flatnonzero(part) for training, part in parts.items()}
-        self._before = {True: 0, False: (store.n - held) * every[0].size}
+        held = max(2, round(HELD_OUT * store.n))
+        if store.n < 3:
+            raise UserError(f"'{store.path}' holds {store.n} orientation(s), too few to train, validate and test on")
+        allowed, tested = self._allowed(), held // 2
+        row = np.arange(store.n)[:, None, None]
+        parts: dict[Part, npt.NDArray[np.bool_]] = {
+            "training": row < store.n - held,
+            "validation": (row >= store.n - held) & (row < store.n - tested),
+            "test": row >= store.n - tested,
+        }
+        self._cells = {name: np.flatnonzero(allowed & rows) for name, rows in parts.items()}
         if not all(len(cells) for cells in self._cells.values()):
             raise UserError(
                 f"'{store.path}' has no orientation with a thickness and tilts that `simulate.thickness`, `.precession`"
@@ -125,12 +131,12 @@ class BeamPatterns(Detector):
         )
         return tilts[:, :, None] & _within(store.thickness_nm, simulate.thickness)[:, None, :]
 
-    def draw(self, count: int, generator: torch.Generator, training: bool) -> Batch:
-        """Return `count` patterns of the orientations that are trained on, or of the others."""
+    def draw(self, count: int, generator: torch.Generator, part: Part) -> Batch:
+        """Return `count` patterns of the orientations of a part."""
         # Orientation, tilt group and thickness, and how the pattern is turned.
-        cells, (groups, thicknesses) = self._cells[training], self.store.intensity.shape[1:]
+        cells, (groups, thicknesses) = self._cells[part], self.store.intensity.shape[1:]
         drawn = torch.randint(len(cells), (count,), generator=generator, device=generator.device).cpu().numpy()
-        cell = cells[drawn] + self._before[training]
+        cell = cells[drawn]
         row, group, thickness = cell // (groups * thicknesses), cell // thicknesses % groups, cell % thicknesses
         turn = 360 * torch.rand(count, generator=generator, device=generator.device).cpu()
         mirrored = torch.rand(count, generator=generator, device=generator.device).cpu() < 0.5
@@ -191,8 +197,8 @@ def _within(values: npt.NDArray[np.float32], span: Span) -> npt.NDArray[np.bool_
 class FreshLoader:
     """Batches of a source that makes patterns when they are asked for.
 
-    An epoch has `patterns` over all ranks: in `training` fresh ones every time, else the same, made once and kept,
-    those of validation or of the `test`. The rest is as in `StoreLoader`; the device is the source's.
+    An epoch has `patterns` over all ranks: of the `part` for training fresh ones every time, else the same, made once
+    and kept. The rest is as in `StoreLoader`; the device is the source's.
     """
 
     def __init__(
@@ -204,14 +210,12 @@ class FreshLoader:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
-        training: bool = True,
-        test: bool = False,
+        part: Part = "training",
         portion: Portion | None = None,
     ) -> None:
         self.source, self.patterns, self.batch_size = source, patterns, batch_size
         self.geometry, self.phase, self.source_sha256 = source.geometry, source.phase, source.source_sha256
-        self.seed, self.rank, self.world, self.training = seed, rank, world, training
-        self._kind = _TRAINING if training else _TEST if test else _VALIDATION
+        self.seed, self.rank, self.world, self.part, self.training = seed, rank, world, part, part == "training"
         self.portion = portion or Portion.of(batch_size * world, rank, world)
         self._kept: list[Batch] = []
 
@@ -238,5 +242,5 @@ class FreshLoader:
         count = self.portion.size if self.training else min(self.batch_size, self.patterns - block * self.batch_size)
         if not count:
             return Batch(torch.zeros(0, self.geometry.size, self.geometry.size), torch.zeros(0, 4))
-        seed = batch_seed(self.seed, self._kind, epoch * self.training, block)
-        return self.source.draw(count, torch.Generator(self.source.device).manual_seed(seed), self.training)
+        seed = batch_seed(self.seed, _STREAM[self.part], epoch * self.training, block)
+        return self.source.draw(count, torch.Generator(self.source.device).manual_seed(seed), self.part)

@@ -246,18 +246,18 @@ def loaders(config: Config, rank: int = 0, world: int = 1, device: torch.device 
     return MixedLoader(main, _further(config, main, other, augmented)) if other.step else main, validating
 
 
-def test_loader(config: Config, device: torch.device) -> tuple[Loader, npt.NDArray[np.integer[Any]]]:
+def held_out_loader(config: Config, device: torch.device) -> tuple[Loader, npt.NDArray[np.integer[Any]]]:
     """Return the loader of patterns that neither training nor validation has seen, and the group (n,) of each pattern.
 
     They are the test split of `data.store`, of a large one a part; fresh patterns where the source makes them: of a
-    store of beams those of orientations that are never trained on. Patterns of one group (a grain) are much alike. A
-    `UserError` says that there are none.
+    store of beams those of orientations that are neither trained nor validated on. Patterns of one group (a grain) are
+    much alike. A `UserError` says that there are none.
     """
     size = config.train.batch_size
     if config.data.source != "store":
         source = _simulated(config, device) if config.data.source == "simulate" else _from_beams(config, device)
         count = max(_TEST_PATTERNS[0], config.data.validation_patterns)
-        fresh = FreshLoader(source, count, size, seed=config.data.seed, training=False, test=True)
+        fresh = FreshLoader(source, count, size, seed=config.data.seed, part="test")
         return fresh, np.arange(count)
     store = Store.open(config.data.store)
     number, phase = phase_of(store)
@@ -317,7 +317,7 @@ def _fresh(config: Config, source: PatternSource, rank: int, world: int, device:
         judged = {"training": False, "shuffled": False, "device": device, **own}
         return main, _validation_store(config, main, each, judged)
     own["seed"] = config.data.seed
-    return main, FreshLoader(source, config.data.validation_patterns, each, training=False, **own)
+    return main, FreshLoader(source, config.data.validation_patterns, each, part="validation", **own)
 
 
 def _check_middle(store: Store, augmentation: str) -> None:

@@ -18,7 +18,7 @@ import torch
 from stemtune.config import Config
 from stemtune.crystal.sampling import random_orientations
 from stemtune.crystal.symmetry import Symmetry, disorientation_deg
-from stemtune.dataset.loaders import resampled_to, test_loader
+from stemtune.dataset.loaders import held_out_loader, resampled_to
 from stemtune.errors import UserError
 from stemtune.learning.checkpoint import load_model, read_description
 from stemtune.learning.fit import default_device
@@ -89,7 +89,7 @@ def score_held_out(folders: Sequence[Path | None], rival: Path | None, metric: s
     """
     first = next(folder for folder in folders if folder is not None)
     config, device = Config.from_flat(read_description(first)["config"]), default_device()
-    loader, groups = test_loader(config, device)
+    loader, groups = held_out_loader(config, device)
     for _ in loader.epoch(0):  # fresh patterns are made once, and files read, before anything is timed
         pass
     samples = list(resamples(groups))

@@ -132,8 +132,9 @@ def _move_artifacts(where: Address) -> None:
         columns = [column for column in _ARTIFACT_COLUMNS if column[0] in tables]
         roots = set()
         for (location,) in database.execute("SELECT artifact_location FROM experiments") if columns else ():
-            root, found, _ = str(location).rpartition(f"/{artifacts.name}/")
-            if found and root.startswith("file://"):
+            root, found, name = str(location).rpartition(f"/{artifacts.name}/")
+            # Of an experiment that was never beside this file the artifacts are where they always were.
+            if found and root.startswith("file://") and (artifacts / unquote(name)).is_dir():
                 roots.add(f"{root}/{artifacts.name}")
         for root in roots - {artifacts.as_uri()}:
             old = Path(unquote(urlsplit(root).path))

@@ -21,7 +21,7 @@ from stemtune.crystal.sampling import random_orientations
 from stemtune.dataset import beam_store
 from stemtune.dataset.beam_store import BeamStore, simulate_beams
 from stemtune.dataset.fresh_patterns import BeamPatterns
-from stemtune.dataset.loaders import loaders
+from stemtune.dataset.loaders import held_out_loader, loaders
 from stemtune.dataset.store import Store
 from stemtune.diffraction.bloch import BlochSimulator
 from stemtune.diffraction.conditions import draw_conditions
@@ -104,7 +104,7 @@ def test_turns_and_mirrors_are_exact(tmp_path):
     simulate = settings(**still)
     drawn = BeamPatterns(BeamStore.open(simulate_beams("linio2", tmp_path / "b.h5", 40, simulate, 1, 1)), simulate)
     simulator, generator = BlochSimulator(linio2(), drawn.geometry, simulate), torch.Generator().manual_seed(3)
-    batch = drawn.draw(30, generator, True)
+    batch = drawn.draw(30, generator, "training")
     exact = simulator.patterns(batch.orientation, generator, noise=False)
     apart = (batch.patterns - exact).abs().sum((1, 2)) / exact.sum((1, 2))
     assert apart.max() < 0.02
@@ -116,7 +116,7 @@ def test_equal_in_distribution_to_a_direct_simulation(store):
     generator = torch.Generator().manual_seed(7)
     drawn = BeamPatterns(store, simulate)
     simulator = BlochSimulator(linio2(), drawn.geometry, simulate)
-    ours = torch.cat([drawn.draw(512, generator, True).patterns for _ in range(3)])
+    ours = torch.cat([drawn.draw(512, generator, "training").patterns for _ in range(3)])
     theirs = simulator.patterns(random_orientations(384, generator), generator)
     line = torch.arange(32) - 15.5
     ring = torch.hypot(line[:, None], line).long().clamp_max(18)
@@ -138,11 +138,11 @@ def test_a_crystal_without_a_centre_is_not_mirrored(store, monkeypatch):
     drawn = BeamPatterns(store, settings())
     seen = []
     monkeypatch.setattr(drawn, "_patterns", lambda *given: seen.append(given[4]) or torch.zeros(len(given[0]), 32, 32))
-    drawn.draw(200, torch.Generator().manual_seed(0), True)
+    drawn.draw(200, torch.Generator().manual_seed(0), "training")
     assert 0.3 < torch.cat(seen).float().mean() < 0.7
     seen.clear()
     vars(drawn.phase)["is_centrosymmetric"] = False
-    drawn.draw(200, torch.Generator().manual_seed(0), True)
+    drawn.draw(200, torch.Generator().manual_seed(0), "training")
     del vars(drawn.phase)["is_centrosymmetric"]
     assert not torch.cat(seen).any()
 
@@ -158,10 +158,14 @@ def test_loaders(path, store):
     assert all(torch.equal(a.patterns, b.patterns) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0].patterns, later[0].patterns)
     assert sum(len(batch.orientation) for batch in validation.epoch(0)) == 40
-    # Held-out orientations, the last four, are those of validation, whatever the turn and the mirror.
-    held = torch.from_numpy(store.orientation[-4:]).float()
-    for batch, expected in ((next(iter(validation.epoch(0))), True), (first[0], False)):
-        assert near_beam(batch.orientation, held).all() == expected
+    # Of the held-out orientations, the last four, two are those of validation and two of the test, whatever the turn.
+    parts = {"validation": validation, "test": held_out_loader(config, torch.device("cpu"))[0], "training": train}
+    rows = {"validation": slice(-4, -2), "test": slice(-2, None), "training": slice(0, -4)}
+    for name, loader in parts.items():
+        drawn = next(iter(loader.epoch(0))).orientation
+        for other, place in rows.items():
+            inside = near_beam(drawn, torch.from_numpy(store.orientation[place]).float())
+            assert inside.all() if other == name else not inside.any(), (name, other)
 
 
 def near_beam(orientation, held):
@@ -173,7 +177,7 @@ def near_beam(orientation, held):
 
 def test_ranges_narrower_than_those_stored(store):
     drawn = BeamPatterns(store, settings(**{"simulate.thickness": "30:40"}))
-    cells = drawn._cells[True]
+    cells = drawn._cells["training"]
     row, thickness = cells // 6, cells % 3
     chosen = store.thickness_nm[row, thickness]
     assert chosen.min() >= 30 and chosen.max() <= 40 and len(cells) < 76 * 6

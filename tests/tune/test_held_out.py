@@ -12,7 +12,7 @@ from stemtune.config import Config
 from stemtune.crystal.phase import linio2
 from stemtune.crystal.symmetry import Symmetry
 from stemtune.dataset.loaders import StoreLoader, loaders
-from stemtune.dataset.loaders import test_loader as loader_of_test
+from stemtune.dataset.loaders import held_out_loader as loader_of_test
 from stemtune.dataset.simulate import simulate_store
 from stemtune.dataset.store import Store
 from stemtune.errors import UserError

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 
 def loopback_only() -> dict[str, str]:
@@ -20,16 +21,12 @@ def loopback_only() -> dict[str, str]:
     `ray.init` takes no such address: it replaces 127.0.0.1 by the machine's own. Ray's rule for machines that form no
     clusters is the constant, which its other processes read from the variable.
     """
-    from ray._private import ray_constants
-
     ray_constants.ENABLE_RAY_CLUSTER = False
     return {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 
 
 def clusters_again() -> None:
     """Take `loopback_only` back once the Ray that it was for is gone."""
-    from ray._private import ray_constants
-
     ray_constants.ENABLE_RAY_CLUSTER = True
 
 
